@@ -1,0 +1,49 @@
+"""Frozen records that JAX sees as pytrees.
+
+Every data type of the package is such a record: arrays are leaves (data that may change without
+recompilation), the fields named in `static` are part of the tree's structure (functions, names, sizes).
+Unflattening bypasses the constructor, so validation in `__post_init__` runs only for records a user makes.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar, dataclass_transform
+
+import jax
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, eq_default=False)
+def record(*, static: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
+    """Make a class a frozen dataclass and a pytree; the fields named in `static` are structure."""
+
+    def wrap(cls: type[T]) -> type[T]:
+        made = dataclasses.dataclass(frozen=True, eq=False, repr="__repr__" not in vars(cls))(cls)
+        names = [field.name for field in dataclasses.fields(made)]  # type: ignore[arg-type]
+        leaves = [name for name in names if name not in static]
+
+        def flatten_with_keys(obj: Any) -> tuple[list, tuple]:
+            children = [(jax.tree_util.GetAttrKey(name), getattr(obj, name)) for name in leaves]
+            return children, tuple(getattr(obj, name) for name in static)
+
+        def flatten(obj: Any) -> tuple[list, tuple]:
+            return [getattr(obj, name) for name in leaves], tuple(getattr(obj, name) for name in static)
+
+        def unflatten(structure: tuple, children: Any) -> Any:
+            obj = object.__new__(made)
+            for name, value in (*zip(leaves, children, strict=True), *zip(static, structure, strict=True)):
+                object.__setattr__(obj, name, value)
+            return obj
+
+        jax.tree_util.register_pytree_with_keys(made, flatten_with_keys, unflatten, flatten)
+        return made
+
+    return wrap
+
+
+@record(static=("value",))
+class Static:
+    """A value without leaves: JAX compares it by identity or equality and never traces it."""
+
+    value: Any

@@ -1,0 +1,99 @@
+"""Checks at the public boundary: which argument, expected, got, likely fix; before any work is done.
+
+Values are looked at only when they are concrete: under `jit`, `vmap` or `grad` shapes are still checked,
+numbers cannot be.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def is_concrete(value: Any) -> bool:
+    """True if no leaf of `value` is being traced."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
+
+
+def as_float(value: Any, name: str, shape: tuple[int | None, ...] | None = None, *, finite: bool = True) -> Any:
+    """Return `value` as a floating array of the given shape (None matches any length).
+
+    Lists of Python numbers become the default float type; arrays keep theirs.
+
+    Raises:
+        ValueError: for integer arrays, wrong shapes, NaN or inf (unless `finite=False`).
+    """
+    if not isinstance(value, jax.Array | np.ndarray):
+        try:
+            value = np.asarray(value, dtype=jnp.zeros(()).dtype)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"`{name}` is not numeric: expected an array, got {type(value).__name__}.") from error
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise ValueError(
+            f"`{name}` has dtype {value.dtype}; expected floating point. Write {name}=np.asarray({name}, float)."
+        )
+    if shape is not None:
+        check_shape(value, name, shape)
+    if finite and is_concrete(value) and not np.isfinite(value).all():
+        first = tuple(int(i) for i in np.argwhere(~np.isfinite(np.asarray(value)))[0])
+        raise ValueError(f"`{name}` holds NaN or inf, first at index {first}; expected finite numbers.")
+    return value
+
+
+def check_shape(value: Any, name: str, shape: tuple[int | None, ...]) -> None:
+    """Raise unless `value.shape` is `shape`, where None matches any length."""
+    got = tuple(np.shape(value))
+    if len(got) != len(shape) or any(want is not None and want != have for want, have in zip(shape, got, strict=True)):
+        wanted = "(" + ", ".join("any" if n is None else str(n) for n in shape) + ("," if len(shape) == 1 else "") + ")"
+        raise ValueError(f"`{name}` has shape {got}; expected {wanted}.")
+
+
+def check_like(value: Any, name: str, other: Any) -> None:
+    """Raise unless `value` has the shape of `other`, array by array."""
+    for got, want in zip(jax.tree.leaves(value), jax.tree.leaves(other), strict=True):
+        check_shape(got, name, np.shape(want))
+
+
+def check_tree(value: Any, name: str) -> Any:
+    """Check that every leaf of a pytree is a finite floating array; Python numbers become arrays."""
+
+    def leaf(path: tuple, item: Any) -> Any:
+        return as_float(item, name + jax.tree_util.keystr(path))
+
+    return jax.tree_util.tree_map_with_path(leaf, value)
+
+
+def as_weight(value: Any, name: str, shape: tuple[int | None, ...], *, definite: bool = False) -> Any:
+    """Return a symmetric positive (semi)definite matrix, or a stack of them along a leading axis.
+
+    Raises:
+        ValueError: if not symmetric, or with an eigenvalue below zero (`definite`: not above zero), with its size.
+    """
+    value = as_float(value, name)
+    if value.ndim != len(shape):
+        shape = (None,) + shape
+    check_shape(value, name, shape)
+    check_shape(value, name, shape[:-1] + (value.shape[-2],))
+    if not is_concrete(value) or value.shape[-1] == 0:
+        return value
+    matrix = np.asarray(value, dtype=float)
+    scale = max(np.abs(matrix).max(), 1e-300)
+    rounding = 1e-6 if value.dtype == np.float32 else 1e-9
+    skew = np.abs(matrix - np.swapaxes(matrix, -1, -2)).max()
+    if skew > rounding * scale:
+        raise ValueError(
+            f"`{name}` is not symmetric: |{name} - {name}'| reaches {skew:.3g}. Use ({name} + {name}.T) / 2."
+        )
+    lowest = np.linalg.eigvalsh(matrix)[..., 0]
+    worst = float(lowest.min())
+    where = f" at stage {int(np.argmin(lowest))}" if matrix.ndim == 3 else ""
+    if definite and worst <= 0:
+        raise ValueError(
+            f"`{name}` is not positive definite: its lowest eigenvalue{where} is {worst:.3g}; expected > 0."
+        )
+    if worst < -rounding * scale:
+        raise ValueError(
+            f"`{name}` is not positive semidefinite: its lowest eigenvalue{where} is {worst:.3g}; expected >= 0."
+        )
+    return value

@@ -1,0 +1,261 @@
+"""Costs as data: callables whose matrices, references and labels are leaves of the problem.
+
+Changing their numbers does not recompile, which a function that closes over arrays would. Any of them can be
+added up inside a user's own function, too.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optctl._record import record
+from optctl._validate import as_float, as_weight, is_concrete
+
+__all__ = [
+    "CrossEntropy",
+    "HiddenPenalty",
+    "Huber",
+    "Quadratic",
+    "SmoothL1",
+    "SquaredLoss",
+    "StudentT",
+    "TerminalQuadratic",
+    "Tracking",
+]
+
+
+def _at_stage(value: Any, t: Any, ndim: int) -> Any:
+    return value[t] if value.ndim > ndim else value
+
+
+@record()
+class Quadratic:
+    """Stage cost 1/2 [x; u]' [[Q, M], [M', R]] [x; u] + q'x + r'u; every term may have a leading axis N.
+
+    Args:
+        Q: (nx, nx) state weight, symmetric.
+        R: (nu, nu) input weight, symmetric.
+        M: (nx, nu) cross weight, None is zero.
+        q: (nx,) linear state weight, None is zero.
+        r: (nu,) linear input weight, None is zero.
+
+    Raises:
+        ValueError: for a weight that is not symmetric or has a negative eigenvalue.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optctl as oc
+        >>> cost = oc.costs.Quadratic(Q=[[2.0]], R=[[1.0]])
+        >>> print(cost(jnp.array([3.0]), jnp.array([2.0]), 0))
+        11.0
+    """
+
+    Q: Any
+    R: Any
+    M: Any = None
+    q: Any = None
+    r: Any = None
+
+    def __post_init__(self) -> None:
+        Q = as_weight(self.Q, "Q", (None, None))
+        R = as_weight(self.R, "R", (None, None))
+        nx, nu = Q.shape[-1], R.shape[-1]
+        shapes = {"Q": (nx, nx), "R": (nu, nu), "M": (nx, nu), "q": (nx,), "r": (nu,)}
+        for name, shape in shapes.items():
+            given = getattr(self, name)
+            value = jnp.zeros(shape, Q.dtype) if given is None else jnp.asarray(as_float(given, name))
+            if value.shape[-len(shape) :] != shape or value.ndim > len(shape) + 1:
+                raise ValueError(f"`{name}` has shape {value.shape}; expected {shape}, or (N, ...) per stage.")
+            object.__setattr__(self, name, value)
+
+    def __call__(self, x: Any, u: Any, t: Any) -> Any:
+        """Return the cost of stage t."""
+        Q, R, M = (_at_stage(m, t, 2) for m in (self.Q, self.R, self.M))
+        q, r = _at_stage(self.q, t, 1), _at_stage(self.r, t, 1)
+        return 0.5 * x @ (Q @ x) + x @ (M @ u) + 0.5 * u @ (R @ u) + q @ x + r @ u
+
+
+@record()
+class TerminalQuadratic:
+    """Terminal (or initial) cost 1/2 (x - x_ref)' Q (x - x_ref).
+
+    Args:
+        Q: (nx, nx) weight, symmetric, positive semidefinite.
+        x_ref: (nx,) reference; None is zero.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optctl as oc
+        >>> print(oc.costs.TerminalQuadratic(Q=[[4.0]], x_ref=[1.0])(jnp.array([3.0])))
+        8.0
+    """
+
+    Q: Any
+    x_ref: Any = None
+
+    def __post_init__(self) -> None:
+        Q = jnp.asarray(as_weight(self.Q, "Q", (None, None)))
+        if Q.ndim != 2:
+            raise ValueError(f"`Q` has shape {Q.shape}; expected (nx, nx).")
+        reference = jnp.zeros(Q.shape[0], Q.dtype) if self.x_ref is None else self.x_ref
+        object.__setattr__(self, "Q", Q)
+        object.__setattr__(self, "x_ref", jnp.asarray(as_float(reference, "x_ref", Q.shape[:1])))
+
+    def __call__(self, x: Any) -> Any:
+        """Return the cost of x."""
+        error = x - self.x_ref
+        return 0.5 * error @ (self.Q @ error)
+
+
+@record()
+class Tracking:
+    """Stage cost 1/2 (x - x_ref)' Q (x - x_ref) + 1/2 (u - u_ref)' R (u - u_ref).
+
+    Args:
+        Q: (nx, nx) state weight.
+        R: (nu, nu) input weight.
+        x_ref: (nx,) set point or (N, nx) trajectory; with N+1 rows the last is left to the terminal cost.
+        u_ref: (nu,) or (N, nu); None is zero.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optctl as oc
+        >>> cost = oc.costs.Tracking(Q=[[1.0]], R=[[0.0]], x_ref=[[0.0], [2.0]])
+        >>> print(cost(jnp.array([1.0]), jnp.zeros(1), 1))
+        0.5
+    """
+
+    Q: Any
+    R: Any
+    x_ref: Any
+    u_ref: Any = None
+
+    def __post_init__(self) -> None:
+        Q = jnp.asarray(as_weight(self.Q, "Q", (None, None)))
+        R = jnp.asarray(as_weight(self.R, "R", (None, None)))
+        nx, nu = Q.shape[-1], R.shape[-1]
+        u_ref = jnp.zeros(nu, R.dtype) if self.u_ref is None else self.u_ref
+        for name, value, n in (("x_ref", self.x_ref, nx), ("u_ref", u_ref, nu)):
+            value = as_float(value, name)
+            if value.ndim not in (1, 2) or value.shape[-1] != n:
+                raise ValueError(f"`{name}` has shape {value.shape}; expected ({n},) or (N, {n}).")
+            object.__setattr__(self, name, jnp.asarray(value))
+        object.__setattr__(self, "Q", Q)
+        object.__setattr__(self, "R", R)
+
+    def __call__(self, x: Any, u: Any, t: Any) -> Any:
+        """Return the cost of stage t."""
+        dx, du = x - _at_stage(self.x_ref, t, 1), u - _at_stage(self.u_ref, t, 1)
+        return 0.5 * dx @ (_at_stage(self.Q, t, 2) @ dx) + 0.5 * du @ (_at_stage(self.R, t, 2) @ du)
+
+
+@record()
+class SquaredLoss:
+    """rho(r) = r^2 / 2, elementwise: the loss of Gaussian residuals."""
+
+    def __call__(self, r: Any) -> Any:
+        """Return the loss of each residual."""
+        return 0.5 * r**2
+
+
+@record()
+class Huber:
+    """rho(r) = r^2/2 for |r| <= k, else k |r| - k^2/2: outliers pull with constant force.
+
+    Args:
+        k: threshold in standard deviations; 1.345 keeps 95 % efficiency on Gaussian data.
+
+    References:
+        Huber (1964), Robust estimation of a location parameter.
+    """
+
+    k: Any = 1.345
+
+    def __post_init__(self) -> None:
+        _check_positive(self.k, "k")
+
+    def __call__(self, r: Any) -> Any:
+        """Return the loss of each residual."""
+        a = jnp.abs(r)
+        inside = jnp.minimum(a, self.k)
+        return 0.5 * inside**2 + self.k * (a - inside)
+
+
+@record()
+class StudentT:
+    """rho(r) = (nu + 1)/2 log(1 + r^2/nu), the negative log density of Student's t up to a constant; not convex.
+
+    Args:
+        nu: degrees of freedom.
+
+    References:
+        Lange, Little and Taylor (1989), Robust statistical modeling using the t distribution.
+    """
+
+    nu: Any = 4.0
+
+    def __post_init__(self) -> None:
+        _check_positive(self.nu, "nu")
+
+    def __call__(self, r: Any) -> Any:
+        """Return the loss of each residual."""
+        return 0.5 * (self.nu + 1) * jnp.log1p(r**2 / self.nu)
+
+
+@record()
+class SmoothL1:
+    """rho(r) = sqrt(r^2 + eps^2) - eps: |r| with a round tip, twice differentiable.
+
+    Args:
+        eps: radius of the tip.
+    """
+
+    eps: Any = 1e-2
+
+    def __post_init__(self) -> None:
+        _check_positive(self.eps, "eps")
+
+    def __call__(self, r: Any) -> Any:
+        """Return the loss of each residual."""
+        return jnp.sqrt(r**2 + self.eps**2) - self.eps
+
+
+@record()
+class HiddenPenalty:
+    """Stage cost for `Layers`: weight/2 times the squared norm of the state, averaged over the batch.
+
+    Args:
+        weight: a number, or (N,) with one weight per layer's input; entry 0 weighs the network's input.
+    """
+
+    weight: Any
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weight", jnp.asarray(as_float(self.weight, "weight")))
+
+    def __call__(self, x: Any, u: Any, t: Any) -> Any:
+        """Return the penalty of layer t's input."""
+        return 0.5 * _at_stage(self.weight, t, 0) * jnp.mean(jnp.sum(x**2, axis=-1))
+
+
+@record()
+class CrossEntropy:
+    """Terminal cost for classification: mean softmax cross-entropy of logits (batch, classes) against labels.
+
+    Args:
+        labels: (batch,) class numbers, integers.
+    """
+
+    labels: Any
+
+    def __call__(self, x: Any) -> Any:
+        """Return the mean loss over the batch."""
+        picked = jnp.take_along_axis(jax.nn.log_softmax(x), jnp.asarray(self.labels)[..., None], axis=-1)
+        return -jnp.mean(picked)
+
+
+def _check_positive(value: Any, name: str) -> None:
+    if is_concrete(value) and not np.all(np.asarray(value) > 0):
+        raise ValueError(f"`{name}` is {value}; expected a positive number.")

@@ -1,0 +1,215 @@
+r"""From an ordinary differential equation dx/dt = f(x, u, t, params) to dynamics, u held constant over each step.
+
+    euler               x+ = x + h f(x)                                            order 1, explicit
+    midpoint            x+ = x + h f(x + h/2 f(x))                                 order 2, explicit
+    rk4                 the classical Runge-Kutta scheme                           order 4, explicit
+    implicit_midpoint   x+ = x + h f((x + x+)/2)                                   order 2, A-stable, symplectic
+    trapezoid           x+ = x + h/2 (f(x) + f(x+))                                order 2, A-stable
+    zoh                 exact for f = A x + B u + c:  exp(h [[A, B, c], [0, 0, 0]])
+
+The implicit schemes solve F(x+; x, u) = 0 by Newton's method. Their derivative is that of the implicit function,
+dF/dx+ dx+ = -dF, so nothing is differentiated through the Newton iterations and the costate recursion is exact for
+the numbers computed. A Newton iteration that does not converge returns NaN, which every solver reports.
+
+Reference: Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I and II (1993, 1996).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optctl._record import record
+from optctl._validate import as_float, is_concrete
+from optctl.dynamics.base import AbstractDynamics, Labels, as_state, check_sizes
+from optctl.dynamics.linear import LinearDynamics
+from optctl.dynamics.stage import StageFunction, stage_function
+
+NEWTON_ITERATIONS = 50
+
+
+def euler(f: Callable, x: Any, t: Any, h: Any) -> Any:
+    """One explicit Euler step."""
+    return x + h * f(x, t)
+
+
+def midpoint(f: Callable, x: Any, t: Any, h: Any) -> Any:
+    """One explicit midpoint step."""
+    return x + h * f(x + h / 2 * f(x, t), t + h / 2)
+
+
+def rk4(f: Callable, x: Any, t: Any, h: Any) -> Any:
+    """One step of the classical Runge-Kutta scheme."""
+    k1 = f(x, t)
+    k2 = f(x + h / 2 * k1, t + h / 2)
+    k3 = f(x + h / 2 * k2, t + h / 2)
+    k4 = f(x + h * k3, t + h)
+    return x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+
+
+def implicit_midpoint(f: Callable, x: Any, t: Any, h: Any) -> Any:
+    """One implicit midpoint step."""
+    return newton(lambda x_next: x_next - x - h * f((x + x_next) / 2, t + h / 2), x)
+
+
+def trapezoid(f: Callable, x: Any, t: Any, h: Any) -> Any:
+    """One step of the trapezoidal rule."""
+    return newton(lambda x_next: x_next - x - h / 2 * (f(x, t) + f(x_next, t + h)), x)
+
+
+def newton(F: Callable, guess: Any) -> Any:
+    """Return the root of F near `guess`, differentiable by the implicit function theorem; NaN if not found."""
+
+    def solve(F: Callable, guess: Any) -> Any:
+        tolerance = 100 * jnp.finfo(guess.dtype).eps
+
+        def step(carry: tuple) -> tuple:
+            x, _, k = carry
+            dx = jnp.linalg.solve(jax.jacfwd(F)(x), F(x))
+            return x - dx, jnp.max(jnp.abs(dx)) > tolerance * (1 + jnp.max(jnp.abs(x))), k + 1
+
+        x, moving, _ = jax.lax.while_loop(lambda c: c[1] & (c[2] < NEWTON_ITERATIONS), step, (guess, True, 0))
+        return jnp.where(moving, jnp.nan, x)
+
+    def tangent_solve(g: Callable, y: Any) -> Any:
+        return jnp.linalg.solve(jax.jacfwd(g)(jnp.zeros_like(y)), y)
+
+    return jax.lax.custom_root(F, guess, solve, tangent_solve)
+
+
+METHODS: dict[str, Callable] = {
+    "euler": euler,
+    "midpoint": midpoint,
+    "rk4": rk4,
+    "implicit_midpoint": implicit_midpoint,
+    "trapezoid": trapezoid,
+}
+
+
+@record(static=("method", "nx", "nu"))
+class Discretized(AbstractDynamics):
+    """An ODE stepped by a fixed scheme; made by `discretize`."""
+
+    ode: StageFunction
+    dt: Any
+    method: str = "rk4"
+    nx: int | None = None
+    nu: int | None = None
+
+    @property
+    def horizon(self) -> int | None:  # type: ignore[override]
+        """Number of stages if dt is given per stage."""
+        return self.dt.shape[0] if jnp.ndim(self.dt) else None
+
+    @property
+    def labels(self) -> Labels | None:
+        """Labels of the model, if it has them."""
+        return getattr(self.ode.call, "labels", None)
+
+    def step(self, x: Any, u: Any, t: Any, params: Any) -> Any:
+        """One step of the scheme; `t` is the stage index, the ODE sees seconds."""
+        if jnp.ndim(self.dt):
+            h, start = self.dt[t], jnp.cumsum(self.dt)[t] - self.dt[t]
+        else:
+            h, start = self.dt, t * self.dt
+        # A strongly typed step would turn float32 states into float64.
+        h, start = jnp.asarray(h, x.dtype), jnp.asarray(start, x.dtype)
+        if self.method == "zoh":
+            return _zero_order_hold(lambda x, u: self._rate(x, u, start, params), x, u, h)
+        return METHODS[self.method](lambda x, seconds: self._rate(x, u, seconds, params), x, start, h)
+
+    def _rate(self, x: Any, u: Any, seconds: Any, params: Any) -> Any:
+        return as_state(self.ode(x, u, seconds, params))
+
+
+def discretize(
+    ode: Callable, dt: Any, method: str = "rk4", *, nx: int | None = None, nu: int | None = None
+) -> Discretized | LinearDynamics:
+    """Turn an ODE into dynamics with inputs held constant over each step.
+
+    Args:
+        ode: `f(x, u)`, `f(x, u, t)` or `f(x, u, t, params)` returning dx/dt, shape (nx,), t in seconds;
+            or a model from `optctl.models`.
+        dt: step length in seconds, a number or (N,) for a mesh.
+        method: "euler", "midpoint", "rk4", "implicit_midpoint", "trapezoid", or "zoh", which is exact for models
+            linear in x and u (and constant in t).
+        nx: number of states; None takes the model's, or leaves it to the data.
+        nu: number of inputs; likewise ("zoh" needs both).
+
+    Returns:
+        Dynamics; with "zoh" and no parameters, `LinearDynamics`.
+
+    Raises:
+        ValueError: for an unknown method, dt not positive, or "zoh" on a model that is not linear.
+
+    Example:
+        >>> import optctl as oc
+        >>> oscillator = oc.discretize(lambda x, u: [x[1], u[0] - x[0]], dt=0.1, nx=2, nu=1)
+        >>> print(oscillator.rollout([1.0, 0.0], [[0.0]])[1].round(6))
+        [ 0.995004 -0.099833]
+
+    References:
+        Hairer, Norsett and Wanner (1993), Solving Ordinary Differential Equations I, section II.1.
+    """
+    if method not in (*METHODS, "zoh"):
+        raise ValueError(f"`method` is {method!r}; expected one of {[*METHODS, 'zoh']}.")
+    step = jnp.asarray(as_float(dt, "dt"))
+    if np.ndim(step) > 1 or (is_concrete(step) and (np.asarray(step) <= 0).any()):
+        raise ValueError(f"`dt` is {dt}; expected a positive step length in seconds, or (N,) of them.")
+    nx = getattr(ode, "nx", None) if nx is None else nx
+    nu = getattr(ode, "nu", None) if nu is None else nu
+    check_sizes(nx, nu)
+    dynamics = Discretized(stage_function(ode, "ode"), step, method, nx, nu)
+    if nx is not None and nu is not None and dynamics.ode.arity < 4:
+        dtype = jnp.zeros(()).dtype
+        got = jax.eval_shape(lambda x, u: dynamics._rate(x, u, jnp.zeros(()), None), jnp.zeros(nx), jnp.zeros(nu))
+        if getattr(got, "shape", None) != (nx,):
+            raise ValueError(f"`ode` returns shape {getattr(got, 'shape', type(got))}; expected ({nx},), dx/dt.")
+        if method == "zoh":
+            return _exact_linear(dynamics, nx, nu, dtype)
+    if method == "zoh" and (nx is None or nu is None):
+        raise ValueError("`nx` and `nu` are needed by method 'zoh'.")
+    return dynamics
+
+
+def _zero_order_hold(f: Callable, x: Any, u: Any, h: Any) -> Any:
+    """exp(h [[A, B, c], [0]]) [x; u; 1], the first nx rows; A, B, c are the Jacobians and f(0, 0)."""
+    zeros = jnp.zeros_like(x), jnp.zeros_like(u)
+    A, B = jax.jacfwd(f, argnums=(0, 1))(*zeros)
+    Ad, Bd, cd = _hold_matrices(A, B, f(*zeros), h)
+    return Ad @ x + Bd @ u + cd
+
+
+def _hold_matrices(A: Any, B: Any, c: Any, h: Any) -> tuple[Any, Any, Any]:
+    nx, nu = B.shape
+    block = jnp.zeros((nx + nu + 1, nx + nu + 1), A.dtype)
+    block = block.at[:nx].set(jnp.concatenate([A, B, c[:, None]], axis=1))
+    hold = jax.scipy.linalg.expm(h * block, max_squarings=48)
+    return hold[:nx, :nx], hold[:nx, nx:-1], hold[:nx, -1]
+
+
+def _exact_linear(dynamics: Discretized, nx: int, nu: int, dtype: Any) -> LinearDynamics:
+    """Check that the ODE is linear and constant in time, then hold it exactly."""
+
+    def f(x: Any, u: Any, seconds: Any = 0.0) -> Any:
+        return dynamics._rate(x, u, seconds, None)
+
+    zeros = jnp.zeros(nx, dtype), jnp.zeros(nu, dtype)
+    A, B = jax.jacfwd(f, argnums=(0, 1))(*zeros)
+    c = f(*zeros)
+    rng = np.random.default_rng(0)
+    x, u = jnp.asarray(rng.normal(size=nx), dtype), jnp.asarray(rng.normal(size=nu), dtype)
+    for seconds in (0.0, 1.0):
+        got, expected = f(x, u, seconds), A @ x + B @ u + c
+        gap = float(jnp.max(jnp.abs(got - expected)))
+        if is_concrete(gap) and gap > 1e-5 * (1 + float(jnp.max(jnp.abs(expected)))):
+            raise ValueError(
+                f"`ode` is not linear in x and u, or not constant in t: it departs from A x + B u + c by {gap:.3g};"
+                " method 'zoh' is for linear models, use 'rk4'."
+            )
+    hold = jax.jit(_hold_matrices)
+    if jnp.ndim(dynamics.dt):
+        return LinearDynamics(*jax.vmap(hold, (None, None, None, 0))(A, B, c, dynamics.dt))
+    return LinearDynamics(*hold(A, B, c, dynamics.dt))

@@ -1,0 +1,9 @@
+"""The quadratic model and its linear-time solution."""
+
+from optctl.lq.export import to_cvxpy
+from optctl.lq.lqr import lqr
+from optctl.lq.model import LQ, is_linear_quadratic
+from optctl.lq.riccati import LQSolution, covariances, solve
+from optctl.lq.steady import dare, dlqr
+
+__all__ = ["LQ", "LQSolution", "covariances", "dare", "dlqr", "is_linear_quadratic", "lqr", "solve", "to_cvxpy"]

@@ -1,0 +1,115 @@
+"""Export of a linear-quadratic problem, constraints included, to cvxpy: the independent oracle."""
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optctl.lq.model import LQ, PROBE_SCALES
+from optctl.problem import Problem
+
+if TYPE_CHECKING:
+    import cvxpy
+
+
+def to_cvxpy(problem: Problem) -> "cvxpy.Problem":
+    """Return the problem in cvxpy, with variables named "xs" (N+1, nx) and "us" (N, nu).
+
+    Args:
+        problem: linear dynamics, quadratic convex costs, bounds, and path and terminal constraints that are linear.
+
+    Returns:
+        A `cvxpy.Problem`; after `.solve()` read `.value` and `.var_dict["us"].value`.
+
+    Raises:
+        ImportError: without cvxpy, which the extra `optctl[cvxpy]` installs.
+        ValueError: if the dynamics or a constraint is not linear, or a cost not quadratic, naming which.
+
+    Example:
+        >>> import optctl as oc
+        >>> problem = oc.Problem(
+        ...     oc.LinearDynamics(A=[[1.0]], B=[[1.0]]),
+        ...     oc.costs.Quadratic(Q=[[1.0]], R=[[1.0]]),
+        ...     horizon=2,
+        ...     x0=[1.0],
+        ...     u_min=-0.25,
+        ... )
+        >>> print(round(oc.to_cvxpy(problem).solve(), 6))
+        0.8125
+    """
+    try:
+        import cvxpy as cp
+    except ImportError as error:
+        raise ImportError("to_cvxpy needs cvxpy; install it with: pip install 'optctl[cvxpy]'") from error
+    lq = jax.tree.map(lambda a: np.asarray(a, dtype=float), LQ.from_problem(problem))
+    N, nx, nu = lq.B.shape
+    xs, us = cp.Variable((N + 1, nx), name="xs"), cp.Variable((N, nu), name="us")
+    cost = lq.constant + 0.5 * cp.quad_form(xs[N], cp.psd_wrap(lq.Qf)) + lq.qf @ xs[N]
+    rules = []
+    for t in range(N):
+        z = cp.hstack([xs[t], us[t]])
+        H = np.block([[lq.Q[t], lq.M[t]], [lq.M[t].T, lq.R[t]]])
+        cost += 0.5 * cp.quad_form(z, cp.psd_wrap(H)) + lq.q[t] @ xs[t] + lq.r[t] @ us[t]
+        rules.append(xs[t + 1] == lq.A[t] @ xs[t] + lq.B[t] @ us[t] + lq.c[t])
+    if lq.x0 is None:
+        cost += 0.5 * cp.quad_form(xs[0], cp.psd_wrap(lq.Q0)) + lq.q0 @ xs[0]
+        rules += _bounds(problem, "x0", xs[0])
+    else:
+        rules.append(xs[0] == lq.x0)
+    rules += _bounds(problem, "u", us)
+    rules += _bounds(problem, "x", xs[1:] if lq.x0 is not None else xs, skip_first=lq.x0 is not None)
+    rules += _path_constraints(problem, xs, us) + _terminal_constraints(problem, xs[N])
+    return cp.Problem(cp.Minimize(cost), rules)
+
+
+def _bounds(problem: Problem, name: str, variable: Any, skip_first: bool = False) -> list:
+    rules = []
+    for side in ("min", "max"):
+        bound = getattr(problem, f"{name}_{side}")
+        if bound is None:
+            continue
+        bound = np.asarray(bound, dtype=float)
+        bound = np.broadcast_to(bound[1:] if skip_first and bound.ndim == 2 else bound, variable.shape)
+        mask = np.isfinite(bound)
+        for index in np.argwhere(mask):
+            entry = variable[tuple(index)]
+            rules.append(entry >= bound[tuple(index)] if side == "min" else entry <= bound[tuple(index)])
+    return rules
+
+
+def _path_constraints(problem: Problem, xs: Any, us: Any) -> list:
+    rules = []
+    nx = xs.shape[1]
+    for name in ("path_inequality", "path_equality"):
+        g = getattr(problem, name)
+        if g is None:
+            continue
+        for t in range(us.shape[0]):
+            at_stage = lambda z, t=t, g=g: g(z[:nx], z[nx:], jnp.asarray(t), problem.params)  # noqa: E731
+            G, offset = _linear(at_stage, nx + us.shape[1], f"`{name}` at stage {t}")
+            value = G[:, :nx] @ xs[t] + G[:, nx:] @ us[t] + offset
+            rules.append(value <= 0 if name == "path_inequality" else value == 0)
+    return rules
+
+
+def _terminal_constraints(problem: Problem, xN: Any) -> list:
+    rules = []
+    for name in ("terminal_inequality", "terminal_equality"):
+        g = getattr(problem, name)
+        if g is not None:
+            G, offset = _linear(lambda x, g=g: g(x, problem.params), xN.shape[0], f"`{name}`")
+            value = G @ xN + offset
+            rules.append(value <= 0 if name == "terminal_inequality" else value == 0)
+    return rules
+
+
+def _linear(g: Any, n: int, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return G and offset of a linear function, checked at points of several sizes."""
+    G, offset = np.asarray(jax.jacfwd(g)(jnp.zeros(n))), np.asarray(g(jnp.zeros(n)))
+    direction = np.random.default_rng(0).normal(size=n)
+    for scale in PROBE_SCALES:
+        z = scale * direction
+        if not np.allclose(g(jnp.asarray(z)), G @ z + offset, rtol=1e-8, atol=1e-8 * scale):
+            raise ValueError(f"{what} is not linear; to_cvxpy exports linear constraints.")
+    return G, offset

@@ -1,0 +1,127 @@
+"""The linear-quadratic regulator over a finite horizon, as engineers call it."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from optctl._validate import as_float, as_weight, check_shape
+from optctl.lq.model import LQ
+from optctl.lq.riccati import LQSolution, solve
+
+
+def lqr(
+    A: Any,
+    B: Any,
+    Q: Any,
+    R: Any,
+    *,
+    Qf: Any = None,
+    M: Any = None,
+    q: Any = None,
+    r: Any = None,
+    qf: Any = None,
+    c: Any = None,
+    x0: Any = None,
+    horizon: int | None = None,
+    x_ref: Any = None,
+    u_ref: Any = None,
+) -> LQSolution:
+    """Solve the finite-horizon linear-quadratic regulator.
+
+    Minimises the sum over t = 0..N-1 of 1/2 x'Qx + x'Mu + 1/2 u'Ru + q'x + r'u, plus 1/2 x_N'Qf x_N + qf'x_N, with
+    x+ = A x + B u + c. With references, x and u in the quadratic terms stand for x - x_ref and u - u_ref.
+    Any stage quantity may have a leading axis N.
+
+    Args:
+        A: (nx, nx).
+        B: (nx, nu).
+        Q: (nx, nx), symmetric, positive semidefinite.
+        R: (nu, nu), symmetric, positive definite.
+        Qf: (nx, nx) terminal weight; None takes Q (of the last stage).
+        M: (nx, nu) cross weight.
+        q: (nx,) linear state weight.
+        r: (nu,) linear input weight.
+        qf: (nx,) linear terminal weight.
+        c: (nx,) offset of the dynamics.
+        x0: (nx,) initial state; None computes gains and value function only.
+        horizon: N; may be left out if something is given per stage.
+        x_ref: (nx,) set point, or (N+1, nx) reference trajectory.
+        u_ref: (nu,) or (N, nu) reference input.
+
+    Returns:
+        An `LQSolution` with xs, us, costates, gains K and k (u = K x + k) and the value function P, p.
+
+    Raises:
+        ValueError: for shapes that do not fit, weights that are not symmetric or have negative eigenvalues (the
+            lowest is named), NaN, integer arrays, or a horizon that is missing.
+
+    Example:
+        >>> import optctl as oc
+        >>> sol = oc.lqr([[1.0]], [[1.0]], [[1.0]], [[1.0]], x0=[1.0], horizon=3)
+        >>> print(sol.us[:, 0].round(4), sol.cost.round(6))
+        [-0.6154 -0.2308 -0.0769] 0.807692
+
+    References:
+        Anderson and Moore (1990), Optimal Control: Linear Quadratic Methods, section 2.4.
+    """
+    A = as_float(A, "A")
+    if A.ndim not in (2, 3) or A.shape[-1] != A.shape[-2]:
+        raise ValueError(f"`A` has shape {A.shape}; expected (nx, nx) or (N, nx, nx).")
+    nx = A.shape[-1]
+    B = as_float(B, "B")
+    if B.ndim not in (2, 3) or B.shape[-2] != nx:
+        raise ValueError(f"`B` has shape {B.shape}; expected ({nx}, nu) or (N, {nx}, nu), as `A` is {A.shape}.")
+    nu = B.shape[-1]
+    Q = as_weight(Q, "Q", (nx, nx))
+    R = as_weight(R, "R", (nu, nu), definite=True)
+    Qf = (Q[-1] if Q.ndim == 3 else Q) if Qf is None else as_weight(Qf, "Qf", (nx, nx))
+    check_shape(Qf, "Qf", (nx, nx))
+    given = {"A": (A, (nx, nx)), "B": (B, (nx, nu)), "Q": (Q, (nx, nx)), "R": (R, (nu, nu))}
+    optional = {"M": (M, (nx, nu)), "q": (q, (nx,)), "r": (r, (nu,)), "c": (c, (nx,)), "u_ref": (u_ref, (nu,))}
+    for name, (value, shape) in optional.items():
+        given[name] = (jnp.zeros(shape, A.dtype) if value is None else as_float(value, name), shape)
+    N = _horizon(horizon, given, x_ref)
+    full = {name: _per_stage(value, name, shape, N) for name, (value, shape) in given.items()}
+    qf = jnp.zeros(nx, A.dtype) if qf is None else as_float(qf, "qf", (nx,))
+    x_ref = jnp.zeros(nx, A.dtype) if x_ref is None else as_float(x_ref, "x_ref")
+    x_ref = _per_stage(x_ref, "x_ref", (nx,), N + 1)
+    lq = _around_reference(full, jnp.asarray(Qf), qf, x_ref, None if x0 is None else as_float(x0, "x0", (nx,)))
+    if x0 is not None:
+        return solve(lq)
+    sol = solve(LQ(**{**vars(lq), "x0": jnp.zeros(nx, A.dtype)}))
+    return LQSolution(None, None, None, sol.K, sol.k, sol.P, sol.p, None, sol.failed_stage)
+
+
+def _horizon(horizon: Any, given: dict, x_ref: Any) -> int:
+    lengths = {name: value.shape[0] for name, (value, shape) in given.items() if value.ndim > len(shape)}
+    if x_ref is not None and np.ndim(x_ref) == 2:
+        lengths["x_ref"] = np.shape(x_ref)[0] - 1
+    if horizon is not None:
+        if isinstance(horizon, bool) or not isinstance(horizon, int | np.integer) or horizon < 1:
+            raise ValueError(f"`horizon` is {horizon!r}; expected a positive whole number of steps N.")
+        lengths["horizon"] = int(horizon)
+    if not lengths:
+        raise ValueError("`horizon` is missing; expected a number of steps N. For an infinite horizon use optctl.dlqr.")
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"numbers of stages differ: {lengths}; expected one N (and N+1 rows in x_ref).")
+    return next(iter(lengths.values()))
+
+
+def _per_stage(value: Any, name: str, shape: tuple[int, ...], N: int) -> Any:
+    if value.ndim not in (len(shape), len(shape) + 1) or value.shape[value.ndim - len(shape) :] != shape:
+        raise ValueError(f"`{name}` has shape {value.shape}; expected {shape} or {(N, *shape)}.")
+    return jnp.broadcast_to(value, (N, *shape))
+
+
+def _around_reference(full: dict, Qf: Any, qf: Any, x_ref: Any, x0: Any) -> LQ:
+    """Move the references into the linear terms and the constant."""
+    Q, R, M, xr, ur, last = full["Q"], full["R"], full["M"], x_ref[:-1], full["u_ref"], x_ref[-1]
+    Qx = jnp.einsum("tij,tj->ti", Q, xr) + jnp.einsum("tij,tj->ti", M, ur)
+    Ru = jnp.einsum("tij,tj->ti", R, ur) + jnp.einsum("tij,ti->tj", M, xr)
+    constant = 0.5 * jnp.sum(xr * Qx) + 0.5 * jnp.sum(ur * Ru) + 0.5 * last @ Qf @ last
+    zeros = jnp.zeros_like(Qf)
+    return LQ(
+        A=full["A"], B=full["B"], c=full["c"], Q=Q, R=R, M=M, q=full["q"] - Qx, r=full["r"] - Ru,
+        Qf=Qf, qf=qf - Qf @ last, x0=x0, Q0=zeros, q0=zeros[0], constant=constant,
+    )  # fmt: skip

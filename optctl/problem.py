@@ -1,0 +1,216 @@
+r"""What is wanted: the one problem statement that the whole package solves.
+
+    minimise   l0(x_0, p) + sum_{t=0}^{N-1} l(x_t, u_t, t, p) + lN(x_N, p)
+    subject to x_{t+1} = f(x_t, u_t, t, p),                         t = 0..N-1
+               x_0 given, or free (then l0 and bounds on x_0 apply)
+               u_min <= u_t <= u_max,   x_min <= x_t <= x_max,
+               g(x_t, u_t, t, p) <= 0,  h(x_t, u_t, t, p) = 0,  gN(x_N, p) <= 0,  hN(x_N, p) = 0.
+
+A Problem is a pytree: functions are structure, arrays (x0, params, bounds, the data in cost helpers) are leaves.
+Solving again with other numbers does not recompile.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optctl._record import record
+from optctl._validate import as_float, check_shape, check_tree, is_concrete
+from optctl.dynamics.base import AbstractDynamics
+from optctl.dynamics.stage import STATE, stage_function
+
+STAGE_FUNCTIONS = ("stage_cost", "path_inequality", "path_equality")
+STATE_FUNCTIONS = ("terminal_cost", "initial_cost", "terminal_inequality", "terminal_equality")
+BOUNDS = ("u_min", "u_max", "x_min", "x_max", "x0_min", "x0_max")
+CONSTRAINTS = (*BOUNDS, "path_inequality", "path_equality", "terminal_inequality", "terminal_equality")
+
+
+@record(static=("horizon",))
+class Problem:
+    """Dynamics, costs, constraints and the initial condition.
+
+    Args:
+        dynamics: any kind of dynamics.
+        stage_cost: `l(x, u)`, `l(x, u, t)` or `l(x, u, t, params)`, a scalar. None is zero.
+        terminal_cost: `lN(x)` or `lN(x, params)`, a scalar.
+        initial_cost: `l0(x)` or `l0(x, params)`, a scalar, such as the prior of an estimate.
+        horizon: number of steps N; may be left out where the dynamics fix it.
+        x0: (nx,) initial state; None leaves it free.
+        params: any pytree of floating arrays, handed to all functions.
+        u_min: lower bound of the inputs: a number, (nu,) or (N, nu); -inf where there is none.
+        u_max: upper bound of the inputs.
+        x_min: lower bound of the states x_1..x_N (x_0, too, where it is free): a number, (nx,) or (N+1, nx).
+        x_max: upper bound of the states.
+        x0_min: lower bound of a free x_0: a number or (nx,); equal bounds fix a component.
+        x0_max: upper bound of a free x_0.
+        path_inequality: `g(x, u[, t[, params]])`, a vector, g <= 0 at every stage 0..N-1.
+        path_equality: `h(x, u[, t[, params]])`, a vector, h = 0 at every stage.
+        terminal_inequality: `gN(x[, params])`, a vector, gN <= 0.
+        terminal_equality: `hN(x[, params])`, a vector, hN = 0.
+
+    Raises:
+        ValueError: for wrong shapes, NaN, integer arrays, costs that are not scalar, crossing bounds, horizon < 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optctl as oc
+        >>> problem = oc.Problem(
+        ...     oc.LinearDynamics(A=[[1.0]], B=[[1.0]]),
+        ...     stage_cost=lambda x, u: x @ x + u @ u,
+        ...     terminal_cost=lambda x: x @ x,
+        ...     horizon=3,
+        ...     x0=[1.0],
+        ... )
+        >>> oc.gradient(problem, jnp.zeros((3, 1))).costates[:, 0].tolist()
+        [8.0, 6.0, 4.0, 2.0]
+    """
+
+    dynamics: AbstractDynamics
+    stage_cost: Any = None
+    terminal_cost: Any = None
+    initial_cost: Any = None
+    horizon: int | None = None
+    x0: Any = None
+    params: Any = None
+    u_min: Any = None
+    u_max: Any = None
+    x_min: Any = None
+    x_max: Any = None
+    x0_min: Any = None
+    x0_max: Any = None
+    path_inequality: Any = None
+    path_equality: Any = None
+    terminal_inequality: Any = None
+    terminal_equality: Any = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.dynamics, AbstractDynamics):
+            raise ValueError(
+                f"`dynamics` is a {type(self.dynamics).__name__}; expected Dynamics(f), LinearDynamics, discretize(...)"
+                " or another kind."
+            )
+        self._set("horizon", _check_horizon(self.horizon, self.dynamics))
+        for name in STAGE_FUNCTIONS:
+            if getattr(self, name) is not None:
+                self._set(name, stage_function(getattr(self, name), name))
+        for name in STATE_FUNCTIONS:
+            if getattr(self, name) is not None:
+                self._set(name, stage_function(getattr(self, name), name, STATE, least=1))
+        self._set("params", check_tree(self.params, "params"))
+        if self.x0 is not None:
+            self._set("x0", as_float(self.x0, "x0"))
+        self._check_bounds()
+        nu = self.dynamics.nu
+        uses_params = [f for f in STAGE_FUNCTIONS + STATE_FUNCTIONS if _uses_params(getattr(self, f))]
+        if self.x0 is not None and nu is not None and (self.params is not None or not uses_params):
+            self._check_given(self.x0, nu)
+
+    def replace(self, **changes: Any) -> "Problem":
+        """Return the same problem with other fields, such as `problem.replace(x0=...)`."""
+        unknown = set(changes) - {field.name for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+        if unknown:
+            raise ValueError(f"Problem has no field {sorted(unknown)}.")
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+    @property
+    def constraint_names(self) -> list[str]:
+        """The constraints that are present, by field name."""
+        return [name for name in CONSTRAINTS if getattr(self, name) is not None]
+
+    def trajectory_cost(self, xs: Any, us: Any, params: Any) -> Any:
+        """Return sum_t l(x_t, u_t, t, p) + lN(x_N, p): every cost but the initial one."""
+        cost = jnp.zeros((), jax.tree.leaves(xs)[0].dtype)
+        if self.stage_cost is not None:
+            stage_cost = self.stage_cost
+            cost += jnp.sum(self.dynamics.map_stages(lambda x, u, t: stage_cost(x, u, t, params), xs, us))
+        if self.terminal_cost is not None:
+            cost += self.terminal_cost(xs[-1], params)
+        return cost
+
+    def start_cost(self, x0: Any, params: Any) -> Any:
+        """Return l0(x_0, p), zero where there is no initial cost."""
+        if self.initial_cost is None:
+            return jnp.zeros((), jnp.result_type(x0))
+        return self.initial_cost(x0, params)
+
+    def check_shapes(self, x0: Any, us: Any, params: Any) -> None:
+        """Raise ValueError unless x0, us and params fit and every function returns what it should.
+
+        Only shapes are evaluated; inside compiled code this runs once, while it is traced.
+        """
+        self.dynamics.check_data(x0, us, params)
+        if us is not None:
+            check_shape(us, "us", (self.horizon, self.dynamics.nu))
+        last = x0 if us is not None else jax.eval_shape(lambda: self.dynamics.roll(x0, None, params))[-1]
+        u, t = (None, 0) if us is None else (us[0], jnp.asarray(0))
+        for name in STAGE_FUNCTIONS:
+            self._check_function(name, x0, u, t, params)
+        for name in STATE_FUNCTIONS:
+            self._check_function(name, x0 if name == "initial_cost" else last, params)
+
+    def _check_function(self, name: str, x: Any, *rest: Any) -> None:
+        f = getattr(self, name)
+        if f is None:
+            return
+        got = jax.eval_shape(lambda x: f(x, *rest), x)
+        shape = getattr(got, "shape", type(got).__name__)
+        if name.endswith("cost") and shape != ():
+            raise ValueError(f"`{name}` returns shape {shape}; expected a scalar. Sum it, or use x @ Q @ x.")
+        if not name.endswith("cost") and (not isinstance(shape, tuple) or len(shape) != 1):
+            raise ValueError(f"`{name}` returns shape {shape}; expected a vector. Wrap it: jnp.array([...]).")
+
+    def _check_given(self, x0: Any, nu: int) -> None:
+        us = None if self.dynamics.roll_without_inputs else jnp.zeros((self.horizon or 1, nu), np.result_type(x0))
+        self.check_shapes(x0, us, self.params)
+
+    def _check_bounds(self) -> None:
+        nx, nu, N = self.dynamics.nx, self.dynamics.nu, self.horizon
+        if self.x0 is not None and nx is None and np.ndim(self.x0) == 1:
+            nx = np.shape(self.x0)[0]
+        if self.x0 is not None and (self.x0_min is not None or self.x0_max is not None):
+            raise ValueError("`x0` is given, so x0_min and x0_max would have no effect; leave x0 out to free it.")
+        for name in BOUNDS:
+            if getattr(self, name) is not None:
+                rows, width = {"u": (N, nu), "x": ((N or 0) + 1, nx)}[name[0]]
+                self._set(name, _check_bound(getattr(self, name), name, width, None if "x0" in name else rows))
+        for low, high in zip(BOUNDS[::2], BOUNDS[1::2], strict=True):
+            lower, upper = getattr(self, low), getattr(self, high)
+            if lower is not None and upper is not None and is_concrete((lower, upper)):
+                gap = np.asarray(upper) - np.asarray(lower)
+                if (gap < 0).any():
+                    where = tuple(int(i) for i in np.argwhere(gap < 0)[0])
+                    raise ValueError(
+                        f"`{low}` exceeds `{high}` at index {where}, by {-gap.min():.3g}; no point is feasible."
+                    )
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+
+def _uses_params(f: Any) -> bool:
+    return f is not None and f.arity == (4 if f.name in STAGE_FUNCTIONS else 2)
+
+
+def _check_horizon(horizon: Any, dynamics: AbstractDynamics) -> int:
+    if horizon is None:
+        horizon = dynamics.horizon
+    if horizon is None or isinstance(horizon, bool) or not isinstance(horizon, int | np.integer) or horizon < 1:
+        raise ValueError(f"`horizon` is {horizon!r}; expected a positive whole number of steps N.")
+    if dynamics.horizon is not None and dynamics.horizon != horizon:
+        raise ValueError(f"`horizon` is {horizon}, but the dynamics have {dynamics.horizon} stages.")
+    return int(horizon)
+
+
+def _check_bound(value: Any, name: str, width: int | None, rows: int | None) -> Any:
+    value = as_float(value, name, finite=False)
+    if is_concrete(value) and np.isnan(value).any():
+        raise ValueError(f"`{name}` holds NaN; expected numbers, or infinity where there is no bound.")
+    allowed: list[tuple[int | None, ...]] = [(), (width,)] if rows is None else [(), (width,), (rows, width)]
+    for shape in allowed:
+        if len(shape) == np.ndim(value):
+            check_shape(value, name, shape)
+            return value
+    raise ValueError(f"`{name}` has shape {np.shape(value)}; expected one of {allowed}.")

@@ -1,0 +1,6 @@
+"""Who decides: the solvers and their one result type."""
+
+from optctl.solvers.solution import Certificate, History, Solution, Status
+from optctl.solvers.solve import METHODS, solve
+
+__all__ = ["METHODS", "Certificate", "History", "Solution", "Status", "solve"]

@@ -1,0 +1,64 @@
+"""What the compiled solvers carry from iteration to iteration."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from optctl._record import record
+from optctl.solvers.solution import History, Status
+
+
+@record()
+class Iterate:
+    """A point, and how the solver came there.
+
+    Attributes:
+        z: the free variables.
+        cost: J(z).
+        slope: dJ/dz.
+        iterations: number of iterations so far.
+        status: a `Status`; SOLVED stands for "stopped by the tolerance" until the certificate is computed.
+        running: False once the solver has stopped.
+        history: a `History` with room for all iterations.
+    """
+
+    z: Any
+    cost: Any
+    slope: Any
+    iterations: Any
+    status: Any
+    running: Any
+    history: History
+
+
+def start(z: Any, cost: Any, slope: Any, stationarity: Any, max_iterations: int, tolerance: Any) -> Iterate:
+    """Return the first iterate with an empty history."""
+    empty = jnp.full(max_iterations + 1, jnp.nan, z.dtype)
+    history = History(empty.at[0].set(cost), empty.at[0].set(stationarity), empty.at[0].set(0.0))
+    finite = jnp.isfinite(cost) & jnp.all(jnp.isfinite(slope))
+    status = jnp.where(finite, int(Status.ITERATION_LIMIT), int(Status.NON_FINITE))
+    status = jnp.where(finite & (stationarity <= tolerance), int(Status.SOLVED), status)
+    return Iterate(z, cost, slope, jnp.asarray(0), status, status == int(Status.ITERATION_LIMIT), history)
+
+
+def advance(
+    old: Iterate, z: Any, cost: Any, slope: Any, *, stationarity: Any, step: Any, status: Any, tolerance: Any
+) -> Iterate:
+    """Return the next iterate; a status other than ITERATION_LIMIT stops the solver.
+
+    A point with a non-finite cost or slope is not taken: the old one stays, and the status says so.
+    """
+    i = old.iterations + 1
+    finite = jnp.isfinite(cost) & jnp.all(jnp.isfinite(slope))
+    status = jnp.where(finite, status, int(Status.NON_FINITE))
+    status = jnp.where(finite & (stationarity <= tolerance), int(Status.SOLVED), status)
+    history = History(
+        old.history.cost.at[i].set(cost),
+        old.history.stationarity.at[i].set(stationarity),
+        old.history.step.at[i].set(step),
+    )
+    keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
+    return Iterate(
+        keep(z, old.z), keep(cost, old.cost), keep(slope, old.slope), i, status,
+        status == int(Status.ITERATION_LIMIT), history,
+    )  # fmt: skip

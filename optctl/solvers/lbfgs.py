@@ -1,0 +1,98 @@
+"""SciPy's L-BFGS-B on the costate gradient: the workhorse for many unknowns and for bounds.
+
+The iterations run on the host; each evaluation is one compiled call of the gradient engine.
+
+Reference: Byrd, Lu, Nocedal and Zhu (1995), SIAM Journal on Scientific Computing 16.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.optimize
+
+from optctl.solvers.iterate import Iterate
+from optctl.solvers.objective import Objective, cost_size, projected_gradient, scaled_stationarity
+from optctl.solvers.solution import History, Status
+
+MEMORY = 20
+
+
+@jax.jit
+def _evaluate(objective: Objective, z: Any, first_cost: Any) -> tuple[Any, Any, Any]:
+    cost, slope = objective.cost_and_slope(z)
+    lower, upper = objective.bounds()
+    size = cost_size(cost, jnp.where(jnp.isnan(first_cost), cost, first_cost))
+    return cost, slope, scaled_stationarity(z, projected_gradient(z, slope, lower, upper), size)
+
+
+class _Tolerance(Exception):
+    """Raised out of SciPy's loop once an evaluated point meets the tolerance."""
+
+
+def lbfgs(objective: Objective, z: Any, *, tolerance: float, max_iterations: int) -> Iterate:
+    """Minimise J from z within bounds by L-BFGS-B."""
+    dtype = z.dtype
+    lower, upper = (np.asarray(side, dtype=np.float64) for side in objective.bounds())
+    z = np.clip(np.asarray(z, dtype=np.float64), lower, upper)
+    best: dict[str, Any] = {"cost": np.inf, "z": z}
+    first_cost = np.asarray(np.nan, dtype)
+    rows: list[tuple[float, float, float]] = []
+    met_nonfinite = False
+
+    def evaluate(z: np.ndarray) -> tuple[float, np.ndarray]:
+        nonlocal first_cost, met_nonfinite
+        cost, slope, stationarity = (np.asarray(a) for a in _evaluate(objective, jnp.asarray(z, dtype), first_cost))
+        if not (np.isfinite(cost) and np.isfinite(slope).all()):
+            met_nonfinite = True
+            if np.isinf(best["cost"]):
+                raise _Tolerance  # not even the first point can be evaluated
+            # A wall, steep enough for the line search to step back from it.
+            return best["cost"] + 1e8 * (1 + abs(best["cost"])), np.zeros_like(z)
+        first_cost = cost if np.isnan(first_cost) else first_cost
+        if cost <= best["cost"]:
+            best.update(cost=cost, z=z.copy(), slope=slope, stationarity=stationarity)
+            if stationarity <= tolerance:
+                raise _Tolerance
+        return float(cost), slope.astype(np.float64)
+
+    def note(*_: Any) -> None:
+        step = np.linalg.norm(best["z"] - best.get("noted", best["z"]))
+        best["noted"] = best["z"]
+        rows.append((best["cost"], best["stationarity"], step))
+
+    options = {"maxiter": max_iterations, "maxfun": 20 * max_iterations, "maxcor": MEMORY, "ftol": 0.0, "gtol": 0.0}
+    bounded = np.isfinite(lower).any() or np.isfinite(upper).any()
+    limits = scipy.optimize.Bounds(lower, upper) if bounded else None
+    status = Status.STALLED
+    try:
+        if max_iterations > 0:
+            cost, slope = evaluate(z)
+            note()
+            result = scipy.optimize.minimize(
+                evaluate, z, jac=True, method="L-BFGS-B", bounds=limits, options=options, callback=note
+            )
+            status = Status.ITERATION_LIMIT if result.status == 1 else Status.STALLED
+        else:
+            evaluate(z)
+            status = Status.ITERATION_LIMIT
+    except _Tolerance:
+        status = Status.SOLVED
+    if "slope" not in best:
+        best.update(cost=np.nan, slope=np.full_like(z, np.nan), stationarity=np.nan)
+        status = Status.NON_FINITE
+    elif status is Status.STALLED and met_nonfinite:
+        status = Status.NON_FINITE
+    if not rows or rows[-1][0] != best["cost"]:
+        note()
+    cost_rows, stationarity_rows, step_rows = (jnp.asarray(column, dtype) for column in zip(*rows, strict=True))
+    return Iterate(
+        z=jnp.asarray(best["z"], dtype),
+        cost=jnp.asarray(best["cost"], dtype),
+        slope=jnp.asarray(best["slope"], dtype),
+        iterations=jnp.asarray(len(rows) - 1),
+        status=jnp.asarray(int(status)),
+        running=jnp.asarray(False),
+        history=History(cost_rows, stationarity_rows, step_rows),
+    )

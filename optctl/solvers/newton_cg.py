@@ -1,0 +1,93 @@
+r"""Newton's method with truncated conjugate gradients in a trust region, for any smooth problem.
+
+    minimise over d   g'd + 1/2 d'H d,   |d| <= radius,
+
+by conjugate gradients on Hessian-vector products; a direction of negative curvature or the edge of the region ends
+them (Steihaug). The region grows where the model predicts the cost well and shrinks where it does not. Per outer
+iteration the dynamics are linearised once; each product with H is one tangent and one second-order costate sweep.
+
+References: Steihaug (1983), SIAM Journal on Numerical Analysis 20; Nocedal and Wright (2006), algorithm 7.2.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optctl.solvers.iterate import Iterate, advance, start
+from optctl.solvers.objective import Objective, cost_size, scaled_stationarity
+from optctl.solvers.solution import Status
+
+
+@partial(jax.jit, static_argnames=("max_iterations",))
+def newton_cg(objective: Objective, z: Any, *, tolerance: Any, max_iterations: int) -> Iterate:
+    """Minimise J from z by trust-region Newton-CG."""
+    cost, slope = objective.cost_and_slope(z)
+    first_cost = cost
+    eps = jnp.finfo(z.dtype).eps
+
+    def stationarity(z: Any, slope: Any, cost: Any) -> Any:
+        return scaled_stationarity(z, slope, cost_size(cost, first_cost))
+
+    def body(carry: tuple) -> tuple:
+        iterate, radius = carry
+        _, hessian = jax.linearize(lambda z: objective.cost_and_slope(z)[1], iterate.z)
+        d, predicted = steihaug(hessian, iterate.slope, radius)
+        z = iterate.z + d
+        cost, slope = objective.cost_and_slope(z)
+        # Both falls are subject to rounding of the cost near the optimum (Conn, Gould and Toint 2000, 17.4.2).
+        noise = 10 * eps * jnp.abs(iterate.cost)
+        ratio = (iterate.cost - cost + noise) / (predicted + noise)
+        finite = jnp.isfinite(cost) & jnp.all(jnp.isfinite(slope))
+        accept = finite & (ratio > 1e-4)
+        length = jnp.linalg.norm(d)
+        radius = jnp.where(ratio > 0.75, jnp.maximum(radius, 3 * length), radius)
+        radius = jnp.where(~finite | (ratio < 0.25), length / 4, radius)
+        keep = lambda new, old: jnp.where(accept, new, old)  # noqa: E731
+        z, cost, slope = keep(z, iterate.z), keep(cost, iterate.cost), keep(slope, iterate.slope)
+        tiny = radius <= eps * (1 + jnp.linalg.norm(z))
+        stuck = tiny | (length == 0)
+        status = jnp.where(
+            stuck, jnp.where(finite, int(Status.STALLED), int(Status.NON_FINITE)), int(Status.ITERATION_LIMIT)
+        )
+        iterate = advance(
+            iterate, z, cost, slope,
+            stationarity=stationarity(z, slope, cost), step=keep(length, 0.0), status=status, tolerance=tolerance,
+        )  # fmt: skip
+        return iterate, radius
+
+    iterate = start(z, cost, slope, stationarity(z, slope, cost), max_iterations, tolerance)
+    radius = jnp.maximum(1.0, jnp.linalg.norm(z))
+    go = lambda carry: carry[0].running & (carry[0].iterations < max_iterations)  # noqa: E731
+    return jax.lax.while_loop(go, body, (iterate, radius))[0]
+
+
+def steihaug(hessian: Any, g: Any, radius: Any) -> tuple[Any, Any]:
+    """Return a step d within the radius and the fall of the quadratic model that it brings."""
+    size = jnp.linalg.norm(g)
+    enough = jnp.minimum(0.1, jnp.sqrt(size)) * size
+    limit = 2 * g.size + 10
+
+    def to_edge(d: Any, p: Any) -> Any:
+        """Return tau >= 0 with |d + tau p| = radius."""
+        a, b, c = p @ p, 2 * d @ p, d @ d - radius**2
+        return (-b + jnp.sqrt(jnp.maximum(b**2 - 4 * a * c, 0.0))) / (2 * a)
+
+    def body(carry: tuple) -> tuple:
+        d, r, p, fall, i, _ = carry
+        Hp = hessian(p)
+        curvature = p @ Hp
+        convex = curvature > 0
+        alpha = jnp.where(convex, r @ r / jnp.where(convex, curvature, 1.0), jnp.inf)
+        inside = convex & (jnp.linalg.norm(d + jnp.where(convex, alpha, 0.0) * p) < radius)
+        tau = jnp.where(inside, alpha, to_edge(d, p))
+        fall = fall - tau * (r @ p) - 0.5 * tau**2 * curvature
+        r_next = r + tau * Hp
+        p_next = -r_next + (r_next @ r_next) / (r @ r) * p
+        done = ~inside | (jnp.linalg.norm(r_next) <= enough)
+        return d + tau * p, r_next, p_next, fall, i + 1, done
+
+    first = (jnp.zeros_like(g), g, -g, jnp.zeros((), g.dtype), 0, size == 0)
+    d, _, _, fall, _, _ = jax.lax.while_loop(lambda c: ~c[-1] & (c[-2] < limit), body, first)
+    return d, fall

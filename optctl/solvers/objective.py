@@ -1,0 +1,116 @@
+"""A problem as a function of one vector: what is free is packed into z, the rest stays fixed.
+
+    z = (us, x_0, params), those of them that are free;    J(z), dJ/dz and the bounds on z.
+
+Every solver sees nothing else, so the choice of what is free is made in one place.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optctl._record import record
+from optctl.adjoint.gradient import Gradient, costate_gradient, total_cost
+from optctl.problem import Problem
+from optctl.solvers.solution import Certificate
+
+
+@record(static=("free",))
+class Objective:
+    """The cost of a problem as a function of its free variables.
+
+    Attributes:
+        problem: the problem.
+        us: (N, nu) inputs: the values of the fixed variables and the shapes of the free ones.
+        x0: (nx,) initial state, likewise.
+        params: parameters, likewise.
+        free: the names of the free ones among "us", "x0", "params".
+    """
+
+    problem: Problem
+    us: Any
+    x0: Any
+    params: Any
+    free: tuple[str, ...]
+
+    def pack(self, values: Any) -> Any:
+        """Return one vector from a record with fields us, x0 and params."""
+        leaves = jax.tree.leaves([getattr(values, name) for name in self.free])
+        return jnp.concatenate([jnp.ravel(leaf) for leaf in leaves])
+
+    def unpack(self, z: Any) -> dict[str, Any]:
+        """Return us, x0 and params, the free ones read from z."""
+        values = {"us": self.us, "x0": self.x0, "params": self.params}
+        leaves, structure = jax.tree.flatten([values[name] for name in self.free])
+        parts, start = [], 0
+        for leaf in leaves:
+            parts.append(z[start : start + leaf.size].reshape(leaf.shape).astype(leaf.dtype))
+            start += leaf.size
+        return values | dict(zip(self.free, jax.tree.unflatten(structure, parts), strict=True))
+
+    def cost(self, z: Any) -> Any:
+        """Return J(z): one rollout."""
+        return total_cost(self.problem, **self.unpack(z))
+
+    def gradient(self, z: Any) -> Gradient:
+        """Return the engine's full record at z."""
+        return costate_gradient(self.problem, **self.unpack(z))
+
+    def cost_and_slope(self, z: Any) -> tuple[Any, Any]:
+        """Return J(z) and dJ/dz."""
+        g = self.gradient(z)
+        return g.cost, self.pack(g)
+
+    def bounds(self) -> tuple[Any, Any]:
+        """Return the lower and upper bounds of z, infinite where there are none."""
+        sides = []
+        for side, nothing in (("min", -jnp.inf), ("max", jnp.inf)):
+            us, x0 = getattr(self.problem, f"u_{side}"), getattr(self.problem, f"x0_{side}")
+            full = Objective(
+                self.problem,
+                None
+                if self.us is None
+                else jnp.broadcast_to(jnp.asarray(nothing if us is None else us), self.us.shape),
+                jnp.broadcast_to(jnp.asarray(nothing if x0 is None else x0), self.x0.shape),
+                jax.tree.map(lambda leaf, n=nothing: jnp.full_like(leaf, n), self.params),
+                self.free,
+            )
+            sides.append(self.pack(full))
+        return sides[0], sides[1]
+
+
+def projected_gradient(z: Any, slope: Any, lower: Any, upper: Any) -> Any:
+    """Return z - clip(z - slope): zero exactly at points that satisfy the first-order conditions within bounds."""
+    return z - jnp.clip(z - slope, lower, upper)
+
+
+def scaled_stationarity(z: Any, residual: Any, size: Any) -> Any:
+    """Return max |residual| max(1, |z|) over the size of the cost: a relative change of cost."""
+    return jnp.max(jnp.abs(residual) * jnp.maximum(1.0, jnp.abs(z)), initial=0.0) / size
+
+
+def cost_size(cost: Any, first_cost: Any) -> Any:
+    """Return the size of the cost that tolerances refer to; a cost that vanishes counts against the first one."""
+    return jnp.maximum(jnp.maximum(jnp.abs(cost), 1e-6 * jnp.abs(first_cost)), jnp.finfo(cost.dtype).tiny ** 0.5)
+
+
+def certify(objective: Objective, z: Any, slope: Any, cost: Any, first_cost: Any, tolerance: Any) -> tuple[Any, Any]:
+    """Return the certificate at z and the multipliers of the bounds (lower, upper), flat like z."""
+    lower, upper = objective.bounds()
+    size = cost_size(cost, first_cost)
+    residual = projected_gradient(z, slope, lower, upper)
+    # A multiplier belongs to the bound that the step -slope would cross; the rest of the slope is the residual.
+    mu_lower = jnp.where(jnp.isfinite(lower), jnp.maximum(slope - residual, 0.0), 0.0)
+    mu_upper = jnp.where(jnp.isfinite(upper), jnp.maximum(residual - slope, 0.0), 0.0)
+    slack_lower = jnp.where(jnp.isfinite(lower), z - lower, 0.0)
+    slack_upper = jnp.where(jnp.isfinite(upper), upper - z, 0.0)
+    certificate = Certificate(
+        stationarity=jnp.max(jnp.abs(residual), initial=0.0),
+        stationarity_scaled=scaled_stationarity(z, residual, size),
+        primal_feasibility=jnp.max(jnp.maximum(-slack_lower, -slack_upper), initial=0.0),
+        dual_feasibility=jnp.maximum(jnp.max(-mu_lower, initial=0.0), jnp.max(-mu_upper, initial=0.0)),
+        complementarity=jnp.max(mu_lower * slack_lower + mu_upper * slack_upper, initial=0.0) / size,
+        tolerance=jnp.asarray(tolerance, z.dtype),
+    )
+    return certificate, (mu_lower, mu_upper)

@@ -1,0 +1,153 @@
+"""The one result type of all solvers: a trajectory, its multipliers, and the certificate that says what it is."""
+
+import enum
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from optctl._record import record
+
+
+class Status(enum.IntEnum):
+    """Why a solve ended; the value is what compiled code carries."""
+
+    SOLVED = 0
+    ITERATION_LIMIT = 1
+    STALLED = 2
+    NON_FINITE = 3
+    NOT_CONVEX = 4
+
+    @property
+    def message(self) -> str:
+        """Cause and remedy in one sentence."""
+        return _MESSAGES[self]
+
+
+_MESSAGES = {
+    Status.SOLVED: "solved: the certificate holds",
+    Status.ITERATION_LIMIT: "iteration limit reached before the tolerance; raise max_iterations, try another method,"
+    " or scale inputs and costs to similar sizes",
+    Status.STALLED: "no further decrease found before the tolerance; rounding limits the cost, or its gradient is not"
+    " smooth: check_gradient(problem, us) tells which; a looser tolerance may be all that is possible",
+    Status.NON_FINITE: "met inf or NaN and kept the last finite iterate; the dynamics leave their domain or diverge:"
+    " start from other inputs, add bounds, or shorten the step dt",
+    Status.NOT_CONVEX: "the quadratic problem is not convex: it has no minimum in some direction; check the signs of"
+    " Q, R and the terminal weight",
+}
+
+
+@record()
+class Certificate:
+    """How well the optimality conditions hold at a point, computed apart from the solver that found it.
+
+    Attributes:
+        stationarity: largest projected gradient, max |z - clip(z - dJ/dz, lower, upper)|.
+        stationarity_scaled: the same, each entry times max(1, |z|), over the size of the cost.
+        primal_feasibility: largest violation of a bound.
+        dual_feasibility: largest multiplier of the wrong sign.
+        complementarity: largest product of a multiplier and the distance to its bound, over the size of the cost.
+        tolerance: what `converged` asks of the scaled figures.
+    """
+
+    stationarity: Any
+    stationarity_scaled: Any
+    primal_feasibility: Any
+    dual_feasibility: Any
+    complementarity: Any
+    tolerance: Any
+
+    @property
+    def holds(self) -> Any:
+        """True if every scaled figure is within the tolerance."""
+        worst = jnp.maximum(self.stationarity_scaled, self.complementarity)
+        worst = jnp.maximum(worst, jnp.maximum(self.primal_feasibility, self.dual_feasibility))
+        return worst <= self.tolerance
+
+
+@record()
+class History:
+    """What each iteration did.
+
+    Attributes:
+        cost: cost after iterations 0, 1, 2, ...
+        stationarity: scaled stationarity after each.
+        step: size of the step that led there (0 for the first).
+    """
+
+    cost: Any
+    stationarity: Any
+    step: Any
+
+
+@record(static=("method",))
+class Solution:
+    """The result of `solve`; every field is always present.
+
+    Attributes:
+        xs: (N+1, nx) states (a list of activations for `Layers`).
+        us: (N, nu) inputs.
+        x0: (nx,) initial state.
+        params: parameters.
+        costates: (N+1, nx), dJ/dx_t.
+        multipliers: by bound name ("u_min", ...), each >= 0 and shaped like the variable.
+        K: (N, nu, nx) feedback gains, u = K x + k; None from methods that do not find them.
+        k: (N, nu) feedback offsets; likewise.
+        cost: total cost.
+        status: a `Status` value.
+        converged: True only if the certificate holds.
+        iterations: number of iterations.
+        certificate: a `Certificate`.
+        history: a `History`.
+        method: the name of the solver.
+    """
+
+    xs: Any
+    us: Any
+    x0: Any
+    params: Any
+    costates: Any
+    multipliers: Any
+    K: Any
+    k: Any
+    cost: Any
+    status: Any
+    converged: Any
+    iterations: Any
+    certificate: Certificate
+    history: History
+    method: str
+
+    @property
+    def message(self) -> str:
+        """The status in words, with cause and remedy."""
+        return Status(int(self.status)).message
+
+    def raise_if_failed(self) -> "Solution":
+        """Return the solution itself if it converged.
+
+        Raises:
+            RuntimeError: if it did not, with cause and remedy.
+        """
+        if not bool(jnp.all(self.converged)):
+            raise RuntimeError(f"{self.method} did not converge: {self!r}")
+        return self
+
+    def table(self) -> str:
+        """Return the iterations as an aligned table."""
+        rows = [f"{'iter':>6} {'cost':>18} {'stationarity':>13} {'step':>10}"]
+        costs, marks, steps = (np.asarray(a) for a in (self.history.cost, self.history.stationarity, self.history.step))
+        for i, (cost, mark, step) in enumerate(zip(costs, marks, steps, strict=True)):
+            rows.append(f"{i:6d} {cost:18.10g} {mark:13.3e} {step:10.2e}")
+        return "\n".join(rows)
+
+    def __repr__(self) -> str:
+        if np.ndim(self.status):
+            solved = int(np.sum(np.asarray(self.converged)))
+            return f"Solution batch ({self.method}): {solved} of {np.size(self.status)} converged"
+        return (
+            f"{'Converged' if bool(self.converged) else 'NOT converged'} ({self.method}): {self.message}.\n"
+            f"  cost {float(self.cost):.12g}, {int(self.iterations)} iterations, stationarity"
+            f" {float(self.certificate.stationarity):.2e} (scaled {float(self.certificate.stationarity_scaled):.2e},"
+            f" tolerance {float(self.certificate.tolerance):.0e})"
+        )

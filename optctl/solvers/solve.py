@@ -1,0 +1,272 @@
+"""The front door: pick what is free, pick a method, solve, and certify."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optctl._validate import as_float, check_shape, check_tree, is_concrete
+from optctl.adjoint.gradient import Gradient
+from optctl.adjoint.hessian import require_second_derivatives
+from optctl.lq import riccati
+from optctl.lq.model import LQ, is_linear_quadratic
+from optctl.problem import Problem
+from optctl.solvers.cg import conjugate_gradient, slope_mismatch
+from optctl.solvers.descent import gradient_descent
+from optctl.solvers.iterate import Iterate
+from optctl.solvers.lbfgs import lbfgs
+from optctl.solvers.newton_cg import newton_cg
+from optctl.solvers.objective import Objective, certify
+from optctl.solvers.solution import History, Solution, Status
+
+METHODS = {
+    "lq": "exact solution of linear-quadratic problems by the Riccati recursion",
+    "cg": "conjugate gradients on the normal equations, for quadratic problems",
+    "gradient_descent": "projected gradient descent with Barzilai-Borwein or Armijo steps; takes bounds on us and x0",
+    "lbfgs": "SciPy's L-BFGS-B; takes bounds on us and x0",
+    "newton_cg": "trust-region Newton-CG with exact Hessian-vector products",
+}
+MAX_ITERATIONS = {"lq": 1, "cg": None, "gradient_descent": 10_000, "lbfgs": 10_000, "newton_cg": 1_000}
+TAKES_BOUNDS = ("gradient_descent", "lbfgs")
+VARIABLE_BOUNDS = ("u_min", "u_max", "x0_min", "x0_max")
+
+
+def solve(
+    problem: Problem,
+    us: Any = None,
+    method: str | None = None,
+    *,
+    x0: Any = None,
+    params: Any = None,
+    free: tuple[str, ...] | str | None = None,
+    tolerance: float | None = None,
+    max_iterations: int | None = None,
+    step: str = "bb",
+    verbose: bool = False,
+) -> Solution:
+    """Minimise the cost of a problem over what is free.
+
+    Args:
+        problem: the problem. Bounds on us and a free x0 are taken by "lbfgs" and "gradient_descent"; any other
+            constraint is refused, never ignored.
+        us: (N, nu) first guess of the inputs; None starts from zero.
+        method: one of "lq", "cg", "gradient_descent", "lbfgs", "newton_cg". None picks: "lq" for linear-quadratic
+            problems without bounds, "lbfgs" with bounds or free parameters, else "newton_cg".
+        x0: (nx,) first guess of a free x_0; None starts from zero (projected into its bounds).
+        params: first guess of free parameters, or other values of fixed ones; None takes the problem's.
+        free: names among "us", "x0", "params"; None frees the inputs (if there are any) and x0 where the problem
+            gives none; the parameters where nothing else is free.
+        tolerance: on the certificate's scaled figures; None is 1e-6 (1e-3 in float32).
+        max_iterations: None takes the method's default.
+        step: "bb" or "armijo", the step rule of "gradient_descent".
+        verbose: print the table of iterations.
+
+    Returns:
+        A `Solution`. `converged` is True only if its certificate holds; `method` says which solver ran.
+
+    Raises:
+        ValueError: for wrong shapes, NaN, unknown methods, constraints that the method cannot take, or a problem
+            that is not quadratic for "lq" or "cg".
+
+    Example:
+        >>> import optctl as oc
+        >>> pendulum = oc.discretize(oc.models.Pendulum(), dt=0.05)
+        >>> problem = oc.Problem(
+        ...     pendulum,
+        ...     stage_cost=lambda x, u: 0.05 * (x @ x + 0.1 * u @ u),
+        ...     terminal_cost=lambda x: x @ x,
+        ...     horizon=20,
+        ...     x0=[1.0, 0.0],
+        ... )
+        >>> sol = oc.solve(problem)
+        >>> sol.method, bool(sol.converged), round(float(sol.cost), 6)
+        ('newton_cg', True, 3.222557)
+
+    References:
+        Nocedal and Wright (2006), Numerical Optimization.
+    """
+    objective = _objective(problem, us, x0, params, free)
+    method = _pick(problem, objective, method)
+    _refuse_constraints(problem, objective, method)
+    if step not in ("bb", "armijo"):
+        raise ValueError(f"`step` is {step!r}; expected 'bb' or 'armijo'.")
+    z = objective.pack(objective)
+    if tolerance is None:
+        tolerance = 1e-3 if z.dtype == jnp.float32 else 1e-6
+    limit = MAX_ITERATIONS[method] if max_iterations is None else max_iterations
+    limit = 2 * z.size + 10 if limit is None else limit
+    if isinstance(limit, bool) or not isinstance(limit, int | np.integer) or limit < 0:
+        raise ValueError(f"`max_iterations` is {max_iterations!r}; expected a whole number >= 0.")
+    K = k = None
+    if method == "lq":
+        iterate, K, k = _solve_lq(problem, objective)
+    elif method == "gradient_descent":
+        iterate = gradient_descent(objective, z, tolerance=tolerance, max_iterations=limit, step=step)
+    elif method == "cg":
+        _require_quadratic(objective, z)
+        iterate = conjugate_gradient(objective, z, tolerance=tolerance, max_iterations=limit)
+    elif method == "newton_cg":
+        iterate = newton_cg(objective, z, tolerance=tolerance, max_iterations=limit)
+    else:
+        if not is_concrete((objective, z)):
+            raise ValueError(
+                "method 'lbfgs' runs on the host; under jit, vmap or grad use 'newton_cg' or 'gradient_descent'."
+            )
+        iterate = lbfgs(objective, z, tolerance=float(tolerance), max_iterations=limit)
+    solution = _finish(objective, iterate, jnp.asarray(tolerance, z.dtype), K, k, method)
+    if verbose:
+        print(f"{solution.table()}\n{solution!r}")
+    return solution
+
+
+def _objective(problem: Problem, us: Any, x0: Any, params: Any, free: Any) -> Objective:
+    if not isinstance(problem, Problem):
+        raise ValueError(f"`problem` is a {type(problem).__name__}; expected optctl.Problem.")
+    dynamics = problem.dynamics
+    names = _free_names(problem, free)
+    dtype = jnp.zeros(()).dtype
+    for given in (problem.x0, us, x0):
+        if given is not None and hasattr(given, "dtype"):
+            dtype = given.dtype
+            break
+    if problem.x0 is not None and x0 is not None:
+        raise ValueError(
+            "`x0` is given twice: the problem holds it; write problem.replace(x0=...), or x0=None there to free it."
+        )
+    if problem.x0 is None:
+        if x0 is None and dynamics.nx is None:
+            raise ValueError("`x0` is free and its size unknown; pass a first guess x0=..., or nx to the dynamics.")
+        x0 = jnp.zeros(dynamics.nx, dtype) if x0 is None else jnp.asarray(as_float(x0, "x0"))
+    else:
+        x0 = jnp.asarray(problem.x0)
+    if not dynamics.roll_without_inputs:
+        if us is None and dynamics.nu is None:
+            raise ValueError("`us` is missing; the number of inputs is unknown: pass a first guess (N, nu).")
+        us = jnp.zeros((problem.horizon, dynamics.nu), x0.dtype) if us is None else jnp.asarray(as_float(us, "us"))
+        check_shape(us, "us", (problem.horizon, dynamics.nu))
+        us = us.astype(np.result_type(us, x0))
+        x0 = x0.astype(us.dtype)
+    params = problem.params if params is None else check_tree(params, "params")
+    objective = Objective(problem, us, x0, jax.tree.map(jnp.asarray, params), names)
+    if not jax.tree.leaves([getattr(objective, name) for name in names]) or not objective.pack(objective).size:
+        raise ValueError(
+            f"nothing is free: {names} hold no numbers; name what to optimise with free=('params',) or others."
+        )
+    _check(objective)
+    return objective
+
+
+def _check(objective: Objective) -> None:
+    jax.eval_shape(lambda o: o.problem.check_shapes(o.x0, o.us, o.params), objective)
+
+
+def _free_names(problem: Problem, free: Any) -> tuple[str, ...]:
+    if free is None:
+        names = () if problem.dynamics.nu == 0 else ("us",)
+        names += ("x0",) if problem.x0 is None else ()
+        return names or ("params",)
+    names = (free,) if isinstance(free, str) else tuple(free)
+    unknown = set(names) - {"us", "x0", "params"}
+    if unknown or len(set(names)) != len(names):
+        raise ValueError(f"`free` is {names}; expected names among 'us', 'x0', 'params'.")
+    if "x0" in names and problem.x0 is not None:
+        raise ValueError(
+            "`free` names x0, but the problem fixes it; write problem.replace(x0=None) and pass x0= as guess."
+        )
+    return tuple(name for name in ("us", "x0", "params") if name in names)
+
+
+def _pick(problem: Problem, objective: Objective, method: str | None) -> str:
+    if method is not None:
+        if method not in METHODS:
+            raise ValueError(f"`method` is {method!r}; expected one of {list(METHODS)}.")
+        if method in ("cg", "newton_cg"):
+            require_second_derivatives(problem)
+        if method == "lq" and objective.free not in (("us",), ("us", "x0")):
+            raise ValueError(f"method 'lq' solves for us (and x0); free is {objective.free}.")
+        return method
+    if problem.constraint_names or "params" in objective.free or not problem.dynamics.twice_differentiable:
+        return "lbfgs"
+    whole = objective.free == ("us",) + (("x0",) if problem.x0 is None else ())
+    if whole and is_concrete(problem) and problem.dynamics.is_linear and is_linear_quadratic(problem):
+        return "lq"
+    return "newton_cg"
+
+
+def _refuse_constraints(problem: Problem, objective: Objective, method: str) -> None:
+    taken = (
+        [n for n in VARIABLE_BOUNDS if {"u": "us", "x": "x0"}[n[0]] in objective.free] if method in TAKES_BOUNDS else []
+    )
+    refused = [name for name in problem.constraint_names if name not in taken]
+    if not refused:
+        return
+    if all(name in VARIABLE_BOUNDS for name in refused) and method not in TAKES_BOUNDS:
+        remedy = "use method='lbfgs' or 'gradient_descent', which take them"
+    elif all(name in VARIABLE_BOUNDS for name in refused):
+        remedy = f"they bound what is not free (free: {', '.join(objective.free)}); remove them"
+    else:
+        remedy = "turn them into penalties in the cost; a linear-quadratic problem also exports with optctl.to_cvxpy"
+    raise ValueError(f"method '{method}' cannot take the constraints {refused}: {remedy}.")
+
+
+def _require_quadratic(objective: Objective, z: Any) -> None:
+    """Raise unless the slope is linear in z, probed at two sizes."""
+    if not is_concrete((objective, z)):
+        return
+    noise = jnp.asarray(np.random.default_rng(0).normal(size=z.shape), z.dtype)
+    tolerance = 1e-2 if z.dtype == jnp.float32 else 1e-6
+    for scale in (1.0, 1e3):
+        gap = float(slope_mismatch(objective, z, z + scale * noise))
+        if not gap <= tolerance:
+            raise ValueError(
+                f"method 'cg' needs a quadratic problem, but the gradient departs from linear by {gap:.1e} of its size;"
+                " use 'newton_cg'."
+            )
+
+
+def _solve_lq(problem: Problem, objective: Objective) -> tuple[Iterate, Any, Any]:
+    solution = riccati.solve(LQ.from_problem(problem.replace(params=objective.params)))
+    z = objective.pack(Gradient(None, None, None, us=solution.us, x0=solution.xs[0], params=None))
+    row = jnp.stack([jnp.asarray(jnp.nan, z.dtype), solution.cost.astype(z.dtype)])
+    status = jnp.where(solution.failed_stage < 0, int(Status.SOLVED), int(Status.NOT_CONVEX))
+    iterate = Iterate(z, solution.cost, None, jnp.asarray(1), status, jnp.asarray(False), History(row, row, row))
+    return iterate, solution.K, solution.k
+
+
+@jax.jit
+def _evaluate(objective: Objective, iterate: Iterate, tolerance: Any) -> tuple[Any, ...]:
+    """Evaluate the final point afresh, whatever the solver believes, and certify it."""
+    g = objective.gradient(iterate.z)
+    first = iterate.history.cost[0]
+    certificate, multipliers = certify(
+        objective, iterate.z, objective.pack(g), g.cost, jnp.where(jnp.isnan(first), g.cost, first), tolerance
+    )
+    return g, certificate, [objective.unpack(mu) for mu in multipliers], objective.unpack(iterate.z)
+
+
+def _finish(objective: Objective, iterate: Iterate, tolerance: Any, K: Any, k: Any, method: str) -> Solution:
+    g, certificate, multipliers, values = _evaluate(objective, iterate, tolerance)
+    finite = jnp.isfinite(g.cost) & jnp.isfinite(certificate.stationarity)
+    converged = certificate.holds & finite
+    status = jnp.where(
+        converged,
+        int(Status.SOLVED),
+        jnp.where(iterate.status == int(Status.SOLVED), int(Status.STALLED), iterate.status),
+    )
+    status = jnp.where(finite | (status == int(Status.NOT_CONVEX)), status, int(Status.NON_FINITE))
+    by_name = {
+        name: multipliers[name.endswith("max")]["us" if name.startswith("u") else "x0"]
+        for name in VARIABLE_BOUNDS
+        if getattr(objective.problem, name) is not None
+    }
+    history = iterate.history
+    if method == "lq":
+        history = History(g.cost[None], certificate.stationarity_scaled[None], jnp.zeros_like(g.cost)[None])
+    elif is_concrete(iterate):
+        history = jax.tree.map(lambda column: column[: int(iterate.iterations) + 1], history)
+    return Solution(
+        xs=g.xs, us=values["us"], x0=values["x0"], params=values["params"], costates=g.costates, multipliers=by_name,
+        K=K, k=k, cost=g.cost, status=status, converged=converged, iterations=iterate.iterations,
+        certificate=certificate, history=history, method=method,
+    )  # fmt: skip
