@@ -1,4 +1,7 @@
-"""optctl."""
+"""Optimal control, smoothing and learning with one costate engine.
+
+Importing the package turns on JAX's 64-bit mode, unless the environment says JAX_ENABLE_X64=0.
+"""
 
 import os
 
@@ -7,12 +10,78 @@ import jax
 if os.environ.get("JAX_ENABLE_X64", "1").lower() not in ("0", "false", "off"):
     jax.config.update("jax_enable_x64", True)
 
-from optctl import costs, lq
-from optctl.adjoint.gradient import Gradient, gradient
-from optctl.adjoint.growth import costate_growth
-from optctl.adjoint.hessian import hessian_vector_product
-from optctl.dynamics import *
-from optctl.dynamics import models
-from optctl.lq import dare, dlqr, lqr, to_cvxpy
+from optctl import costs, lq, plot
+from optctl.adjoint import (
+    CheckReport,
+    CostateGrowth,
+    Gradient,
+    check_adjoint,
+    check_gradient,
+    costate_growth,
+    gradient,
+    hessian_vector_product,
+)
+from optctl.dynamics import (
+    AbstractDynamics,
+    Adjoint,
+    ClosedLoop,
+    Dynamics,
+    Labels,
+    Layers,
+    LinearDynamics,
+    SimulatorDynamics,
+    discretize,
+    models,
+)
+from optctl.estimation import LinearGaussian, smoothing_problem
+from optctl.lq import LQSolution, dare, dlqr, lqr, to_cvxpy
+from optctl.policies import MLP, TrainingResult, closed_loop, mlp, train_layers, train_policy
 from optctl.problem import Problem
-from optctl.solvers import solve
+from optctl import problems
+from optctl.solvers import Certificate, History, Solution, Status, solve
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MLP",
+    "AbstractDynamics",
+    "Adjoint",
+    "Certificate",
+    "CheckReport",
+    "ClosedLoop",
+    "CostateGrowth",
+    "Dynamics",
+    "Gradient",
+    "History",
+    "LQSolution",
+    "Labels",
+    "Layers",
+    "LinearDynamics",
+    "LinearGaussian",
+    "Problem",
+    "SimulatorDynamics",
+    "Solution",
+    "Status",
+    "TrainingResult",
+    "check_adjoint",
+    "check_gradient",
+    "closed_loop",
+    "costate_growth",
+    "costs",
+    "dare",
+    "discretize",
+    "dlqr",
+    "gradient",
+    "hessian_vector_product",
+    "lq",
+    "lqr",
+    "mlp",
+    "models",
+    "plot",
+    "problems",
+    "smoothing_problem",
+    "solve",
+    "to_cvxpy",
+    "train_layers",
+    "train_policy",
+]

@@ -6,6 +6,7 @@ from optctl.dynamics.discretize import Discretized, discretize
 from optctl.dynamics.layers import Layers
 from optctl.dynamics.linear import LinearDynamics
 from optctl.dynamics.simulator import SimulatorDynamics
+from optctl.dynamics import models
 
 __all__ = [
     "AbstractDynamics",
@@ -18,4 +19,5 @@ __all__ = [
     "LinearDynamics",
     "SimulatorDynamics",
     "discretize",
+    "models",
 ]

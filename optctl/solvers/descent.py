@@ -1,16 +1,20 @@
 r"""Gradient descent through costates, with bounds: the spectral projected gradient method.
 
-    d = clip(z - alpha g, lower, upper) - z,   z+ = z + theta d,   g = dJ/dz
+    d = clip(z - alpha D g, lower, upper) - z,   z+ = z + theta d,   g = dJ/dz
 
 theta is halved until J falls below the largest of the last ten costs by a fraction of g'd (non-monotone Armijo).
-alpha = s's / s'y, with s the last step and y the change of slope (Barzilai and Borwein), makes it as fast as a
+alpha = s'D^{-1}s / s'y, with s the last step and y the change of slope (Barzilai and Borwein), makes it as fast as a
 first-order method gets; `step="armijo"` keeps plain steepest descent with a growing and shrinking alpha instead.
+D is diagonal, one over the curvature of each input (averaged over time) and each component of x_0, measured once at
+the first point: it makes inputs in newtons and states in kilometres comparable. It is 1 where there are no second
+derivatives.
 
 References: Barzilai and Borwein (1988), IMA Journal of Numerical Analysis 8; Birgin, Martinez and Raydan (2000),
 SIAM Journal on Optimization 10, algorithm 2.1.
 """
 
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -23,6 +27,8 @@ from optctl.solvers.solution import Status
 MEMORY = 10
 SUFFICIENT = 1e-4
 SMALLEST = 1e-14
+PROBES = 4
+LARGEST_X0 = 64
 
 
 @partial(jax.jit, static_argnames=("max_iterations", "step"))
@@ -35,6 +41,9 @@ def gradient_descent(objective: Objective, z: Any, *, tolerance: Any, max_iterat
 
     def stationarity(z: Any, slope: Any, cost: Any) -> Any:
         return scaled_stationarity(z, projected_gradient(z, slope, lower, upper), cost_size(cost, first_cost))
+
+    def first_alpha(slope: Any) -> Any:
+        return 1 / jnp.maximum(jnp.max(jnp.sqrt(metric) * jnp.abs(slope), initial=0.0), 1e-30)
 
     def search(iterate: Iterate, direction: Any, ceiling: Any) -> tuple[Any, Any]:
         """Halve theta until the cost has fallen enough."""
@@ -52,17 +61,19 @@ def gradient_descent(objective: Objective, z: Any, *, tolerance: Any, max_iterat
         first = jnp.ones((), z.dtype), objective.cost(iterate.z + direction)
         return jax.lax.while_loop(lambda c: too_high(*c), halve, first)
 
+    metric = diagonal_metric(objective, z)
+
     def body(carry: tuple) -> tuple:
         iterate, alpha, recent = carry
-        direction = jnp.clip(iterate.z - alpha * iterate.slope, lower, upper) - iterate.z
+        direction = jnp.clip(iterate.z - alpha * metric * iterate.slope, lower, upper) - iterate.z
         theta, _ = search(iterate, direction, jnp.max(recent) if step == "bb" else iterate.cost)
         z = iterate.z + theta * direction
         cost, slope = objective.cost_and_slope(z)
         s, y = z - iterate.z, slope - iterate.slope
         if step == "bb":
             curvature = s @ y
-            fresh = 1 / jnp.maximum(jnp.max(jnp.abs(slope)), 1e-30)
-            alpha = jnp.where(curvature > 0, s @ s / jnp.where(curvature > 0, curvature, 1.0), fresh)
+            fresh = first_alpha(slope)
+            alpha = jnp.where(curvature > 0, s @ (s / metric) / jnp.where(curvature > 0, curvature, 1.0), fresh)
         else:
             alpha = alpha * jnp.where(theta == 1, 2.0, theta)
         alpha = jnp.clip(alpha, 1e-30, 1e30)
@@ -75,7 +86,34 @@ def gradient_descent(objective: Objective, z: Any, *, tolerance: Any, max_iterat
         return iterate, alpha, jnp.roll(recent, 1).at[0].set(cost)
 
     iterate = start(z, cost, slope, stationarity(z, slope, cost), max_iterations, tolerance)
-    alpha = 1 / jnp.maximum(jnp.max(jnp.abs(slope), initial=0.0), 1e-30)
+    alpha = first_alpha(slope)
     recent = jnp.full(MEMORY, -jnp.inf, z.dtype).at[0].set(cost)
     go = lambda carry: carry[0].running & (carry[0].iterations < max_iterations)  # noqa: E731
     return jax.lax.while_loop(go, body, (iterate, alpha, recent))[0]
+
+
+def diagonal_metric(objective: Objective, z: Any) -> Any:
+    """Return one over the curvature along each input and each component of x_0, flat like z; 1 where unknown.
+
+    The curvature of an input is the mean over time of the Hessian's diagonal, estimated with random signs
+    (Hutchinson 1989); that of a component of x_0 is exact.
+    """
+    if not objective.problem.dynamics.twice_differentiable:
+        return jnp.ones_like(z)
+    values = objective.unpack(jnp.zeros_like(z))
+
+    def product(**block: Any) -> dict[str, Any]:
+        direction = objective.pack(SimpleNamespace(**(values | block)))
+        return objective.unpack(jax.jvp(lambda z: objective.cost_and_slope(z)[1], (z,), (direction,))[1])
+
+    curvatures = {name: jax.tree.map(jnp.ones_like, values[name]) for name in values}
+    if "us" in objective.free and objective.us is not None:
+        signs = jax.random.rademacher(jax.random.key(0), (PROBES, *objective.us.shape), z.dtype)
+        estimates = jax.vmap(lambda v: v * product(us=v)["us"])(signs)
+        curvatures["us"] = jnp.broadcast_to(jnp.mean(estimates, axis=(0, 1)), objective.us.shape)
+    if "x0" in objective.free and objective.x0.size <= LARGEST_X0:
+        units = jnp.eye(objective.x0.size, dtype=z.dtype)
+        curvatures["x0"] = jax.vmap(lambda e: e @ product(x0=e)["x0"])(units)
+    curvature = jnp.abs(objective.pack(SimpleNamespace(**curvatures)))
+    usable = jnp.isfinite(curvature) & (curvature > 0)
+    return 1 / jnp.clip(jnp.where(usable, curvature, 1.0), 1e-15, 1e15)

@@ -1,0 +1,24 @@
+"""A cart-pole swung up from rest by two gradient-based solvers."""
+
+from pathlib import Path
+
+from optctl import plot, problems
+from optctl.adjoint import costate_growth
+from optctl.demos.row import Row, save, timed
+from optctl.solvers import solve
+
+
+def run(out: Path) -> list[Row]:
+    """Swing up from zero inputs by L-BFGS and Newton-CG."""
+    problem = problems.cartpole_swing_up()
+    exact = problems.OPTIMAL_COST["cartpole_swing_up"]
+    rows, solutions = [], {}
+    for method in ("lbfgs", "newton_cg"):
+        sol, seconds = timed(solve, problem, method=method)
+        solutions[method] = sol.raise_if_failed()
+        rows.append(Row("cart-pole swing-up", method, float(sol.cost), exact, int(sol.iterations), seconds))
+    save(plot.trajectory(sol, problem), out, "swing_up_trajectory")
+    save(plot.costates(sol, problem), out, "swing_up_costates")
+    save(plot.convergence(solutions, best=exact), out, "swing_up_convergence")
+    save(plot.costate_growth(costate_growth(problem.dynamics, sol.xs, sol.us)), out, "swing_up_costate_growth")
+    return rows

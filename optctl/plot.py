@@ -1,0 +1,233 @@
+"""Figures for eyes: functions that take data and `ax=None`, draw with labels and units, and return the axes.
+
+They need matplotlib, which the extra `optctl[plot]` installs. Nothing is shown and no global style is touched; save
+with `ax.figure.savefig(...)`, or `axes[0].figure.savefig(...)` where several axes are returned.
+"""
+
+from typing import Any
+
+import numpy as np
+
+__all__ = ["convergence", "costate_growth", "costates", "phase_portrait", "smoothing", "trajectory"]
+
+
+def trajectory(sol: Any, problem: Any = None, *, dt: float | None = None, ax: Any = None) -> Any:
+    """Draw states as lines and inputs as steps, with bounds where the problem has them.
+
+    Args:
+        sol: a `Solution`, `LQSolution` or `Gradient`: anything with xs (N+1, nx) and us (N, nu).
+        problem: the problem, for labels and bounds.
+        dt: step length [s] for the time axis; None counts stages, or takes the dt of discretized dynamics.
+        ax: two axes, for states and inputs; None makes them.
+
+    Returns:
+        The two axes.
+    """
+    axes = _axes(2, ax)
+    xs, us = np.asarray(sol.xs), np.asarray(sol.us)
+    labels = getattr(getattr(problem, "dynamics", None), "labels", None)
+    dt = _step(problem) if dt is None else dt
+    time = np.arange(len(xs)) * (1 if dt is None else dt)
+    state_names = labels.states if labels else [f"x{i + 1}" for i in range(xs.shape[1])]
+    input_names = labels.inputs if labels else [f"u{i + 1}" for i in range(us.shape[1])]
+    for i, name in enumerate(state_names):
+        (line,) = axes[0].plot(time, xs[:, i], label=name)
+        _draw_bounds(axes[0], problem, "x", i, time, xs.shape, line.get_color())
+    for i in range(us.shape[1]):
+        held = np.append(us[:, i], us[-1, i])
+        (line,) = axes[1].step(time, held, where="post", label=input_names[i])
+        _draw_bounds(axes[1], problem, "u", i, time[:-1], us.shape, line.get_color())
+    axes[0].set_ylabel("state" if labels else "state x")
+    axes[1].set_ylabel("input" if labels else "input u")
+    axes[0].legend(fontsize="small")
+    axes[1].legend(fontsize="small")
+    axes[1].set_xlabel(_time_label(dt))
+    return axes
+
+
+def costates(sol: Any, problem: Any = None, *, dt: float | None = None, ax: Any = None) -> Any:
+    """Draw the costates dJ/dx_t over time.
+
+    Args:
+        sol: anything with costates (N+1, nx).
+        problem: the problem, for labels.
+        dt: step length [s]; None counts stages, or takes the dt of discretized dynamics.
+        ax: one axes; None makes it.
+
+    Returns:
+        The axes.
+    """
+    (ax,) = _axes(1, ax)
+    values = np.asarray(sol.costates)
+    labels = getattr(getattr(problem, "dynamics", None), "labels", None)
+    dt = _step(problem) if dt is None else dt
+    names = labels.states if labels else [f"x{i + 1}" for i in range(values.shape[1])]
+    for i, name in enumerate(names):
+        ax.plot(np.arange(len(values)) * (1 if dt is None else dt), values[:, i], label=f"of {name}")
+    ax.axhline(0.0, color="0.7", linewidth=0.8, zorder=0)
+    ax.set_xlabel(_time_label(dt))
+    ax.set_ylabel("costate dJ/dx [cost per unit of state]")
+    ax.legend(fontsize="small")
+    return ax
+
+
+def costate_growth(growth: Any, *, ax: Any = None) -> Any:
+    """Draw the size of the end state's sensitivity to each earlier state, on a log axis.
+
+    Args:
+        growth: a `CostateGrowth`.
+        ax: one axes; None makes it.
+
+    Returns:
+        The axes.
+    """
+    (ax,) = _axes(1, ax)
+    exponents = np.asarray(growth.log10_norms)
+    if np.abs(exponents).max() < 300:
+        ax.semilogy(np.arange(len(exponents)), 10.0**exponents)
+        ax.set_ylabel("sensitivity |dx_N/dx_t| [1]")
+    else:
+        ax.plot(np.arange(len(exponents)), exponents)
+        ax.set_ylabel("log10 |dx_N/dx_t| [1]")
+    ax.set_xlabel("stage t")
+    ax.set_title(f"spectral radius {float(growth.spectral_radius):.4g} a step", fontsize="medium")
+    return ax
+
+
+def convergence(solutions: Any, *, best: float | None = None, ax: Any = None) -> Any:
+    """Draw the cost of each iteration on a log axis, as the gap to the best cost.
+
+    Args:
+        solutions: a `Solution`, or a dictionary of them by name.
+        best: the optimal cost; None takes the lowest cost seen.
+        ax: one axes; None makes it.
+
+    Returns:
+        The axes.
+    """
+    (ax,) = _axes(1, ax)
+    named = solutions if isinstance(solutions, dict) else {solutions.method: solutions}
+    lowest = min(float(np.nanmin(np.asarray(s.history.cost))) for s in named.values()) if best is None else best
+    for name, solution in named.items():
+        gap = np.asarray(solution.history.cost) - lowest
+        keep = gap > 1e-14 * max(1.0, abs(lowest))
+        ax.semilogy(np.flatnonzero(keep), gap[keep], label=name, marker="." if keep.sum() < 40 else None)
+    ax.set_xlabel("iteration")
+    ax.set_ylabel("cost above the optimum [units of J]")
+    ax.legend(fontsize="small")
+    return ax
+
+
+def smoothing(ys: Any, means: Any, covs: Any = None, *, times: Any = None, labels: Any = None, ax: Any = None) -> Any:
+    """Draw measurements as dots and the smoothed mean with its 2-sigma band.
+
+    Args:
+        ys: (N+1,) or (N+1, 1) measurements of the first state, NaN where missing.
+        means: (N+1, nx) smoothed states; the first component is drawn.
+        covs: (N+1, nx, nx) covariances; None leaves the band out.
+        times: (N+1,) of the horizontal axis; None counts.
+        labels: (x label, y label), with units.
+        ax: one axes; None makes it.
+
+    Returns:
+        The axes.
+    """
+    (ax,) = _axes(1, ax)
+    ys, mean = np.asarray(ys).reshape(len(np.asarray(ys)), -1)[:, 0], np.asarray(means).reshape(len(ys), -1)[:, 0]
+    times = np.arange(len(ys)) if times is None else np.asarray(times)
+    ax.plot(times, ys, ".", color="0.4", label="measured")
+    (line,) = ax.plot(times, mean, label="smoothed mean")
+    if covs is not None:
+        band = 2 * np.sqrt(np.asarray(covs)[:, 0, 0])
+        ax.fill_between(times, mean - band, mean + band, color=line.get_color(), alpha=0.2, label="2 sigma")
+    names = ("stage t", "first state [units of the data]") if labels is None else labels
+    ax.set_xlabel(names[0])
+    ax.set_ylabel(names[1])
+    ax.legend(fontsize="small")
+    return ax
+
+
+def phase_portrait(
+    policy: Any,
+    params: Any,
+    dynamics: Any,
+    *,
+    states: tuple[int, int] = (0, 1),
+    around: Any = None,
+    span: tuple[float, float] = (1.0, 1.0),
+    trajectories: Any = None,
+    ax: Any = None,
+) -> Any:
+    """Draw a policy's input as colour over a plane of states, with arrows of the closed loop and trajectories.
+
+    Args:
+        policy: `policy(x, t, params)`, evaluated at t = 0; the first input is drawn.
+        params: its parameters.
+        dynamics: the plant, whose step gives the arrows.
+        states: indices of the two states of the plane.
+        around: (nx,) the state at the middle; the other components stay at its values. None is zero.
+        span: half-widths of the plane.
+        trajectories: (n, N+1, nx) closed-loop trajectories to draw.
+        ax: one axes; None makes it.
+
+    Returns:
+        The axes.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from optctl.dynamics.closed_loop import ClosedLoop
+
+    (ax,) = _axes(1, ax)
+    i, j = states
+    centre = np.zeros(dynamics.nx) if around is None else np.asarray(around, dtype=float)
+    loop = ClosedLoop(dynamics, policy)
+    grids = [np.linspace(centre[k] - s, centre[k] + s, 31) for k, s in zip(states, span, strict=True)]
+    first, second = np.meshgrid(*grids)
+    points = np.tile(centre, (first.size, 1))
+    points[:, i], points[:, j] = first.ravel(), second.ravel()
+    u = np.asarray(jax.vmap(lambda x: loop.input(x, jnp.asarray(0), params)[0])(jnp.asarray(points)))
+    moved = np.asarray(jax.vmap(lambda x: loop.step(x, jnp.zeros(0), jnp.asarray(0), params))(jnp.asarray(points)))
+    labels = dynamics.labels
+    image = ax.pcolormesh(first, second, u.reshape(first.shape), cmap="coolwarm", shading="gouraud")
+    input_name = labels.inputs[0] if labels else "input u1"
+    ax.figure.colorbar(image, ax=ax, label=input_name)
+    d = (moved - points).reshape(*first.shape, -1)
+    ax.streamplot(grids[0], grids[1], d[..., i], d[..., j], color="0.3", linewidth=0.6, density=0.8, arrowsize=0.7)
+    for path in [] if trajectories is None else np.asarray(trajectories):
+        ax.plot(path[:, i], path[:, j], color="black", linewidth=0.9)
+    names = labels.states if labels else [f"x{k + 1}" for k in range(dynamics.nx)]
+    ax.set_xlim(grids[0][0], grids[0][-1])
+    ax.set_ylim(grids[1][0], grids[1][-1])
+    ax.set_xlabel(names[i])
+    ax.set_ylabel(names[j])
+    return ax
+
+
+def _axes(n: int, given: Any) -> Any:
+    if given is not None:
+        return given if n > 1 else (given,)
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plots need matplotlib; install it with: pip install 'optctl[plot]'") from error
+    figure = Figure(figsize=(7, 2.6 * n + 1), layout="constrained")
+    return [figure.add_subplot(n, 1, k + 1) for k in range(n)]
+
+
+def _step(problem: Any) -> float | None:
+    dt = getattr(getattr(problem, "dynamics", None), "dt", None)
+    return float(dt) if dt is not None and np.ndim(dt) == 0 else None
+
+
+def _time_label(dt: float | None) -> str:
+    return "stage t" if dt is None else "time [s]"
+
+
+def _draw_bounds(ax: Any, problem: Any, name: str, i: int, time: Any, shape: tuple, color: str) -> None:
+    for side in ("min", "max"):
+        bound = getattr(problem, f"{name}_{side}", None)
+        if bound is not None:
+            values = np.broadcast_to(np.asarray(bound), shape)[:, i]
+            if np.isfinite(values).any():
+                ax.plot(time, values, "--", color=color, linewidth=0.8)

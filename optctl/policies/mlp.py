@@ -1,0 +1,81 @@
+"""A multilayer perceptron as a policy: weights in a plain pytree, the network a record without numbers."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optctl._record import record
+
+ACTIVATIONS = {
+    "tanh": jnp.tanh,
+    "relu": jax.nn.relu,
+    "softplus": jax.nn.softplus,
+    "silu": jax.nn.silu,
+    "gelu": jax.nn.gelu,
+    "sin": jnp.sin,
+}
+
+
+@record(static=("widths", "activation"))
+class MLP:
+    """A multilayer perceptron; made by `mlp`.
+
+    Attributes:
+        widths: widths of input, hidden layers and output.
+        activation: name of the activation of the hidden layers.
+    """
+
+    widths: tuple[int, ...]
+    activation: str
+
+    def init(self, key: Any) -> list[dict[str, Any]]:
+        """Return fresh weights: one dictionary with W (out, in) and b (out,) per layer.
+
+        Hidden weights have variance 1/in; the last layer is ten times smaller, so a fresh policy does little.
+
+        Args:
+            key: a JAX key or an integer seed.
+        """
+        key = jax.random.key(key) if isinstance(key, int) else key
+        keys = jax.random.split(key, len(self.widths) - 1)
+        layers = []
+        for i, (n_in, n_out) in enumerate(zip(self.widths[:-1], self.widths[1:], strict=True)):
+            scale = (0.1 if i == len(self.widths) - 2 else 1.0) / n_in**0.5
+            layers.append({"W": scale * jax.random.normal(keys[i], (n_out, n_in)), "b": jnp.zeros(n_out)})
+        return layers
+
+    def apply(self, params: Any, x: Any) -> Any:
+        """Return the output (..., widths[-1]) for inputs x (..., widths[0])."""
+        for layer in params[:-1]:
+            x = ACTIVATIONS[self.activation](x @ layer["W"].T + layer["b"])
+        return x @ params[-1]["W"].T + params[-1]["b"]
+
+    def __call__(self, x: Any, t: Any, params: Any) -> Any:
+        """Return u = apply(params, x): the network as a policy."""
+        return self.apply(params, x)
+
+
+def mlp(widths: Any, activation: str = "tanh") -> MLP:
+    """Make a multilayer perceptron to use as a policy u = policy(x, t, params).
+
+    Args:
+        widths: whole numbers: inputs, hidden layers, outputs, such as [4, 64, 64, 1].
+        activation: "tanh", "relu", "softplus", "silu", "gelu" or "sin".
+
+    Raises:
+        ValueError: for fewer than two widths, widths below 1, or an unknown activation.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optctl as oc
+        >>> policy = oc.mlp([4, 16, 1])
+        >>> policy(jnp.ones(4), 0, policy.init(0)).shape
+        (1,)
+    """
+    sizes = tuple(int(n) for n in widths)
+    if len(sizes) < 2 or min(sizes) < 1:
+        raise ValueError(f"`widths` is {list(widths)}; expected at least input and output, whole numbers >= 1.")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"`activation` is {activation!r}; expected one of {list(ACTIVATIONS)}.")
+    return MLP(sizes, activation)

@@ -1,0 +1,311 @@
+r"""Training by stochastic gradients, every gradient by costates.
+
+    minimise over params   E_batch J(params; batch)
+
+For a policy the batch is a set of initial states rolled out in closed loop; for a deep network (`Layers`) it is a
+minibatch of inputs with their targets. Both run through the same loop: shuffled batches, any optax optimiser, the
+parameters with the lowest validation cost kept.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optctl._record import record
+from optctl._validate import as_float, check_tree
+from optctl.adjoint.gradient import costate_gradient, total_cost
+from optctl.dynamics.layers import Layers
+from optctl.policies.closed_loop import closed_loop
+from optctl.problem import Problem
+
+
+@record(static=("message",))
+class TrainingResult:
+    """What training found.
+
+    Attributes:
+        params: the parameters with the lowest validation cost.
+        cost: that cost.
+        history: (steps,) cost of each batch before its step.
+        validation: (checks, 2) step number and validation cost at each check.
+        best_step: step at which `params` were found.
+        message: how training ended.
+    """
+
+    params: Any
+    cost: Any
+    history: Any
+    validation: Any
+    best_step: Any
+    message: str
+
+    def __repr__(self) -> str:
+        return (
+            f"TrainingResult: {self.message}; best validation cost {float(self.cost):.8g} at step {int(self.best_step)}"
+            f" of {len(self.history)}"
+        )
+
+
+@record()
+class PolicyLoss:
+    """Mean closed-loop cost over a batch of initial states (batch, nx)."""
+
+    problem: Problem
+
+    def cost(self, params: Any, batch: Any) -> Any:
+        """Return the mean cost."""
+        return jnp.mean(jax.vmap(lambda x0: total_cost(self.problem, self._no_inputs(x0), x0, params))(batch))
+
+    def cost_and_slope(self, params: Any, batch: Any) -> tuple[Any, Any]:
+        """Return the mean cost and its gradient in the policy's parameters."""
+        g = jax.vmap(lambda x0: costate_gradient(self.problem, self._no_inputs(x0), x0, params))(batch)
+        return jnp.mean(g.cost), jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), g.params)
+
+    def _no_inputs(self, x0: Any) -> Any:
+        return jnp.zeros((self.problem.horizon or 0, 0), x0.dtype)
+
+
+@record(static=("loss",))
+class LayersLoss:
+    """Cost of a network on a minibatch (inputs, targets), with `loss(targets)` as terminal cost."""
+
+    problem: Problem
+    loss: Callable
+
+    def cost(self, params: Any, batch: Any) -> Any:
+        """Return the cost."""
+        problem, inputs = self._on(batch)
+        return total_cost(problem, None, inputs, params)
+
+    def cost_and_slope(self, params: Any, batch: Any) -> tuple[Any, Any]:
+        """Return the cost and its gradient in the weights."""
+        problem, inputs = self._on(batch)
+        g = costate_gradient(problem, None, inputs, params)
+        return g.cost, g.params
+
+    def _on(self, batch: Any) -> tuple[Problem, Any]:
+        inputs, targets = batch
+        return self.problem.replace(terminal_cost=self.loss(targets)), inputs
+
+
+def train_policy(
+    problem: Problem,
+    policy: Callable,
+    params: Any,
+    x0s: Any,
+    *,
+    optimizer: Any = None,
+    steps: int = 1000,
+    batch_size: int | None = None,
+    validation_x0s: Any = None,
+    check_every: int = 50,
+    seed: int = 0,
+    progress: bool = False,
+) -> TrainingResult:
+    """Train a feedback policy through the closed loop, over batches of initial states.
+
+    Args:
+        problem: the open-loop problem, without constraints (bound inputs inside the policy); its x0 is not used.
+        policy: `policy(x, t, params)` returning u (nu,): an `mlp`, or any callable.
+        params: first parameters, any pytree of floating arrays.
+        x0s: (M, nx) initial states, drawn in shuffled batches; or a function `sample(key) -> (nx,)`.
+        optimizer: an optax optimiser; None is `optax.adam(1e-3)`.
+        steps: number of optimiser steps.
+        batch_size: states per step; None takes all (64 with a sampling function).
+        validation_x0s: (M', nx) states on which the best parameters are chosen; None takes x0s (256 fresh samples).
+        check_every: steps between validations.
+        seed: of the shuffling and sampling; the same seed gives the same result.
+        progress: show a progress bar.
+
+    Returns:
+        A `TrainingResult` with the best parameters found; non-finite costs end training and lose nothing.
+
+    Raises:
+        ValueError: for a policy of the wrong width, wrong shapes, or constraints.
+        ImportError: without optax, which the extra `optctl[learn]` installs.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optctl as oc
+        >>> problem = oc.Problem(
+        ...     oc.LinearDynamics([[1.0]], [[1.0]]), lambda x, u: x @ x + u @ u, horizon=40, x0=[1.0]
+        ... )
+        >>> result = oc.train_policy(problem, lambda x, t, K: K @ x, jnp.zeros((1, 1)), jnp.ones((1, 1)), steps=3000)
+        >>> print(result.params.round(3))  # the infinite-horizon gain
+        [[-0.618]]
+    """
+    loop = closed_loop(problem, policy)
+    params = jax.tree.map(jnp.asarray, check_tree(params, "params"))
+    nx = problem.dynamics.nx
+    if callable(x0s):
+        sample = partial(_sample, jax.jit(jax.vmap(x0s)), np.random.default_rng(seed))
+        first = as_float(sample(1, 256)[0], "x0s(key)", (None, nx))
+        batches = partial(sample, batch_size=64 if batch_size is None else batch_size)
+    else:
+        first = jnp.asarray(as_float(x0s, "x0s", (None, nx)))
+        batches = partial(_shuffled_batches, first, batch_size or first.shape[0], np.random.default_rng(seed))
+    check = first if validation_x0s is None else jnp.asarray(as_float(validation_x0s, "validation_x0s", (None, nx)))
+    loss = PolicyLoss(loop.replace(x0=None))
+    jax.eval_shape(loop.check_shapes, first[0], jnp.zeros((loop.horizon or 0, 0), first.dtype), params)
+    optimizer = optimizer or _default_optimizer("policy")
+    return _train(loss, params, batches, check, optimizer, steps, check_every, progress)
+
+
+def train_layers(
+    layers: Layers,
+    loss: Callable,
+    params: Any,
+    inputs: Any,
+    targets: Any,
+    *,
+    stage_cost: Callable | None = None,
+    optimizer: Any = None,
+    epochs: int = 20,
+    batch_size: int = 32,
+    validation: tuple[Any, Any] | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> TrainingResult:
+    """Train a deep network by minibatch stochastic gradients, each by the costate recursion over its layers.
+
+    Args:
+        layers: the network; its functions act on the last axis, so states are (batch, width).
+        loss: `loss(targets)` makes the terminal cost of a minibatch, such as `optctl.costs.CrossEntropy`.
+        params: first weights, a list with one entry per layer or shared group.
+        inputs: (M, width_0).
+        targets: (M, ...), handed to `loss`.
+        stage_cost: penalty on hidden states, such as `optctl.costs.HiddenPenalty(1e-4)`.
+        optimizer: an optax optimiser; None is `optax.sgd(0.1, momentum=0.9)`.
+        epochs: passes through the data.
+        batch_size: rows per step; the last, smaller batch of an epoch is dropped and reshuffled in.
+        validation: (inputs, targets) on which the best weights are chosen; None takes the training data.
+        seed: of the shuffling; the same seed gives the same result.
+        progress: show a progress bar.
+
+    Returns:
+        A `TrainingResult`.
+
+    Raises:
+        ValueError: for wrong shapes or weights.
+        ImportError: without optax, which the extra `optctl[learn]` installs.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optctl as oc
+        >>> net = oc.Layers([lambda x, W: x @ W])
+        >>> x, labels = jnp.array([[1.0], [-1.0]]), jnp.array([0, 1])
+        >>> result = oc.train_layers(net, oc.costs.CrossEntropy, [jnp.zeros((1, 2))], x, labels, batch_size=2)
+        >>> bool(result.cost < 0.1)
+        True
+
+    References:
+        LeCun (1988), A theoretical framework for back-propagation.
+    """
+    inputs = jnp.asarray(as_float(inputs, "inputs"))
+    targets = jnp.asarray(targets)
+    if targets.shape[:1] != inputs.shape[:1]:
+        raise ValueError(f"`targets` has {targets.shape[0]} rows; expected {inputs.shape[0]}, as `inputs` has.")
+    if isinstance(batch_size, bool) or not 1 <= batch_size <= inputs.shape[0]:
+        raise ValueError(f"`batch_size` is {batch_size}; expected 1 to {inputs.shape[0]}, the number of rows.")
+    optimizer = optimizer or _default_optimizer("layers")
+    params = jax.tree.map(jnp.asarray, check_tree(params, "params"))
+    problem = Problem(layers, stage_cost=stage_cost, terminal_cost=loss(targets[:batch_size]), params=params)
+    jax.eval_shape(problem.check_shapes, inputs[:batch_size], None, params)
+    data = (inputs, targets)
+    per_epoch = inputs.shape[0] // batch_size
+    batches = partial(_shuffled_batches, data, batch_size, np.random.default_rng(seed))
+    check = data if validation is None else (jnp.asarray(as_float(validation[0], "validation")), jnp.asarray(validation[1]))
+    return _train(LayersLoss(problem, loss), params, batches, check, optimizer, epochs * per_epoch, per_epoch, progress)
+
+
+def _train(
+    loss: Any, params: Any, batches: Callable, check: Any, optimizer: Any, steps: int, check_every: int, progress: bool
+) -> TrainingResult:
+    """Run the loop in compiled chunks of `check_every` steps."""
+    for name, value in (("steps", steps), ("check_every", check_every)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"`{name}` is {value!r}; expected a positive whole number.")
+    state = optimizer.init(params)
+    best_cost, best_params, best_step = float(_validate(loss, params, check)), params, 0
+    if not np.isfinite(best_cost):
+        raise ValueError("the cost is not finite at the first `params`: the rollout diverges; start from smaller weights.")
+    history, validation, message = [], [(0, best_cost)], f"ran all {steps} steps"
+    with _bar(steps, progress) as bar:
+        for start in range(0, steps, check_every):
+            n = min(check_every, steps - start)
+            params, state, costs = _chunk(optimizer, loss, params, state, batches(n))
+            cost = float(_validate(loss, params, check))
+            history.append(costs)
+            validation.append((start + n, cost))
+            if cost < best_cost:
+                best_cost, best_params, best_step = cost, params, start + n
+            bar.update(n)
+            bar.set_postfix(cost=f"{cost:.4g}", best=f"{best_cost:.4g}")
+            if not np.isfinite(cost):
+                message = f"met a non-finite cost by step {start + n} and kept the best parameters; lower the step size"
+                break
+    return TrainingResult(
+        best_params, jnp.asarray(best_cost), jnp.concatenate(history), jnp.asarray(validation), best_step, message
+    )
+
+
+@jax.jit
+def _validate(loss: Any, params: Any, batch: Any) -> Any:
+    return loss.cost(params, batch)
+
+
+@partial(jax.jit, static_argnums=0)
+def _chunk(optimizer: Any, loss: Any, params: Any, state: Any, batches: Any) -> tuple[Any, Any, Any]:
+    """Run one optimiser step per batch; batches have a leading axis of steps."""
+
+    def step(carry: tuple, batch: Any) -> tuple:
+        params, state = carry
+        cost, slope = loss.cost_and_slope(params, batch)
+        updates, state = optimizer.update(slope, state, params)
+        return (jax.tree.map(jnp.add, params, updates), state), cost
+
+    (params, state), costs = jax.lax.scan(step, (params, state), batches)
+    return params, state, costs
+
+
+def _shuffled_batches(data: Any, batch_size: int, rng: np.random.Generator, n: int) -> Any:
+    """Return n batches, drawn without replacement within each pass through the data."""
+    rows = jax.tree.leaves(data)[0].shape[0]
+    size = min(batch_size, rows)
+    per_pass = rows // size
+    passes = [rng.permutation(rows)[: per_pass * size].reshape(per_pass, size) for _ in range(-(-n // per_pass))]
+    indices = np.concatenate(passes)[:n]
+    return jax.tree.map(lambda leaf: leaf[indices], data)
+
+
+def _sample(draw: Callable, rng: np.random.Generator, n: int, batch_size: int) -> Any:
+    """Return n batches of fresh initial states."""
+    key = jax.random.key(int(rng.integers(2**31)))
+    drawn = draw(jax.random.split(key, n * batch_size))
+    return drawn.reshape(n, batch_size, *drawn.shape[1:])
+
+
+@cache
+def _default_optimizer(kind: str) -> Any:
+    """One object per kind, so that a second training does not compile again."""
+    return _optax().adam(1e-3) if kind == "policy" else _optax().sgd(0.1, momentum=0.9)
+
+
+def _optax() -> Any:
+    try:
+        import optax
+    except ImportError as error:
+        raise ImportError("training needs optax; install it with: pip install 'optctl[learn]'") from error
+    return optax
+
+
+def _bar(steps: int, progress: bool) -> Any:
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        raise ImportError("training needs tqdm; install it with: pip install 'optctl[learn]'") from error
+    return tqdm(total=steps, disable=not progress, unit="step")

@@ -1,0 +1,84 @@
+"""Problems with known optimum, for tests, benchmarks, demos and first steps."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from optctl.costs import TerminalQuadratic, Tracking
+from optctl.data import nile as nile_data
+from optctl.dynamics import discretize, models
+from optctl.estimation import LinearGaussian, smoothing_problem
+from optctl.problem import Problem
+
+__all__ = ["OPTIMAL_COST", "acrobot_swing_up", "cartpole_balance", "cartpole_swing_up", "local_level", "nile"]
+
+OPTIMAL_COST = {
+    "acrobot_swing_up": 44.5132851412,
+    "cartpole_swing_up": 136.21624429378,
+    "nile": 49.5608111225,
+    "nile_huber": 46.5721564532,
+}
+"""Optimal costs on which several independent solvers agree."""
+
+
+def acrobot_swing_up() -> Problem:
+    """Swing an acrobot up from rest with a motor at its second joint; explicit Euler, 50 steps of 0.1 s.
+
+    Optimal cost 44.5132851412, reached from zero inputs.
+    """
+    goal = np.array([np.pi, 0.0, 0.0, 0.0])
+    eye = np.eye(4)
+    return Problem(
+        discretize(models.Acrobot(), 0.1, "euler"),
+        stage_cost=Tracking(Q=0.1 * eye, R=[[0.01]], x_ref=goal),
+        terminal_cost=TerminalQuadratic(Q=1000 * eye, x_ref=goal),
+        horizon=50,
+        x0=np.zeros(4),
+    )
+
+
+def cartpole_swing_up() -> Problem:
+    """Swing a cart-pole up from rest; explicit Euler, 25 steps of 0.05 s.
+
+    Optimal cost 136.21624429378, reached from zero inputs.
+    """
+    goal = np.array([0.0, np.pi, 0.0, 0.0])
+    weight = np.diag([0.2, 1.2, 0.2, 0.2])
+    return Problem(
+        discretize(models.CartPole(mc=0.1, mp=0.1, l=1.0, g=10.0), 0.05, "euler"),
+        stage_cost=Tracking(Q=weight, R=[[0.6]], x_ref=goal),
+        terminal_cost=TerminalQuadratic(Q=weight, x_ref=goal),
+        horizon=25,
+        x0=np.zeros(4),
+    )
+
+
+def cartpole_balance(horizon: int = 100) -> Problem:
+    """Balance a cart-pole upright and bring the cart back to the middle; RK4, steps of 0.02 s, x_0 at the goal."""
+    goal = np.array([0.0, np.pi, 0.0, 0.0])
+    weight = np.diag([1.0, 10.0, 0.1, 0.1])
+    return Problem(
+        discretize(models.CartPole(), 0.02),
+        stage_cost=Tracking(Q=0.02 * weight, R=[[0.02 * 0.01]], x_ref=goal),
+        terminal_cost=TerminalQuadratic(Q=weight, x_ref=goal),
+        horizon=horizon,
+        x0=goal,
+    )
+
+
+def local_level(V: float = 15099.0, W: float = 1469.1, cov0: float = 1e7) -> LinearGaussian:
+    """Return the local level model y = x + v, x+ = x + w, with prior N(0, cov0).
+
+    The defaults are the estimates for the Nile of Durbin and Koopman (2012), section 2.2.
+    """
+    return LinearGaussian(A=[[1.0]], C=[[1.0]], W=[[W]], V=[[V]], mean0=[0.0], cov0=[[cov0]])
+
+
+def nile(loss: Callable | None = None) -> Problem:
+    """Smooth the annual flow of the Nile, 1871 to 1970, with the local level model.
+
+    Optimal cost 49.5608111225; with `loss=costs.Huber(1.345)` 46.5721564532.
+    """
+    volumes: Any = nile_data()[1]
+    return smoothing_problem(local_level(), volumes, loss=loss)
