@@ -10,7 +10,7 @@ import jax
 if os.environ.get("JAX_ENABLE_X64", "1").lower() not in ("0", "false", "off"):
     jax.config.update("jax_enable_x64", True)
 
-from optctl import costs, lq, plot
+from optctl import costs, lq, plot, problems
 from optctl.adjoint import (
     CheckReport,
     CostateGrowth,
@@ -37,7 +37,6 @@ from optctl.estimation import LinearGaussian, smoothing_problem
 from optctl.lq import LQSolution, dare, dlqr, lqr, to_cvxpy
 from optctl.policies import MLP, TrainingResult, closed_loop, mlp, train_layers, train_policy
 from optctl.problem import Problem
-from optctl import problems
 from optctl.solvers import Certificate, History, Solution, Status, solve
 
 __version__ = "0.1.0"

@@ -72,9 +72,9 @@ def as_weight(value: Any, name: str, shape: tuple[int | None, ...], *, definite:
     """
     value = as_float(value, name)
     if value.ndim != len(shape):
-        shape = (None,) + shape
+        shape = (None, *shape)
     check_shape(value, name, shape)
-    check_shape(value, name, shape[:-1] + (value.shape[-2],))
+    check_shape(value, name, (*shape[:-1], value.shape[-2]))
     if not is_concrete(value) or value.shape[-1] == 0:
         return value
     matrix = np.asarray(value, dtype=float)

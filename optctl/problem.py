@@ -116,6 +116,12 @@ class Problem:
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
     @property
+    def steps(self) -> int:
+        """The horizon N, known once the problem is made."""
+        assert self.horizon is not None
+        return self.horizon
+
+    @property
     def constraint_names(self) -> list[str]:
         """The constraints that are present, by field name."""
         return [name for name in CONSTRAINTS if getattr(self, name) is not None]
@@ -163,18 +169,18 @@ class Problem:
             raise ValueError(f"`{name}` returns shape {shape}; expected a vector. Wrap it: jnp.array([...]).")
 
     def _check_given(self, x0: Any, nu: int) -> None:
-        us = None if self.dynamics.roll_without_inputs else jnp.zeros((self.horizon or 1, nu), np.result_type(x0))
+        us = None if self.dynamics.roll_without_inputs else jnp.zeros((self.steps, nu), np.result_type(x0))
         self.check_shapes(x0, us, self.params)
 
     def _check_bounds(self) -> None:
-        nx, nu, N = self.dynamics.nx, self.dynamics.nu, self.horizon
+        nx, nu, N = self.dynamics.nx, self.dynamics.nu, self.steps
         if self.x0 is not None and nx is None and np.ndim(self.x0) == 1:
             nx = np.shape(self.x0)[0]
         if self.x0 is not None and (self.x0_min is not None or self.x0_max is not None):
             raise ValueError("`x0` is given, so x0_min and x0_max would have no effect; leave x0 out to free it.")
         for name in BOUNDS:
             if getattr(self, name) is not None:
-                rows, width = {"u": (N, nu), "x": ((N or 0) + 1, nx)}[name[0]]
+                rows, width = {"u": (N, nu), "x": (N + 1, nx)}[name[0]]
                 self._set(name, _check_bound(getattr(self, name), name, width, None if "x0" in name else rows))
         for low, high in zip(BOUNDS[::2], BOUNDS[1::2], strict=True):
             lower, upper = getattr(self, low), getattr(self, high)

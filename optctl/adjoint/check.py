@@ -230,11 +230,11 @@ def _central_gap(along: Any, slope: float, here: float, dtype: Any) -> float:
 
 
 def observed_order(remainders: Any, size: float, dtype: Any) -> float:
-    """Return log2 of the fall of the remainder per halving of h, at the smallest h clear of rounding; inf if none is."""
+    """Return log2 of the remainder's fall per halving of h, at the smallest h clear of rounding; inf if none is."""
     remainders = np.asarray(remainders, dtype=float)
     noise = 1e3 * float(jnp.finfo(dtype).eps) * max(size, 1e-300)
-    clear = np.flatnonzero(np.isfinite(remainders) & (remainders > 10 * noise))
-    clear = [k for k in clear if k + 1 < len(remainders) and remainders[k + 1] > noise]
+    above = np.flatnonzero(np.isfinite(remainders) & (remainders > 10 * noise))
+    clear = [int(k) for k in above if k + 1 < len(remainders) and remainders[k + 1] > noise]
     if not clear:
         return np.inf if np.isfinite(remainders[-1]) else np.nan
     k = clear[-1]

@@ -106,8 +106,8 @@ def _products(A: Any) -> tuple[Any, Any]:
         return (unit, log_norm), log_norm
 
     start = jnp.eye(A.shape[-1], dtype=A.dtype), jnp.zeros((), A.dtype)
-    (Phi, _), logs = jax.lax.scan(backward, start, A, reverse=True)
-    return Phi, jnp.append(logs, 0.0)
+    carry, logs = jax.lax.scan(backward, start, A, reverse=True)
+    return carry[0], jnp.append(logs, 0.0)
 
 
 def _products_of_list(A: list[Any]) -> tuple[Any, Any]:

@@ -72,7 +72,7 @@ def hessian_vector_product(
     given = (dus, dx0, dparams)
     along = tuple(jax.tree.map(jnp.zeros_like, a) if d is None else d for a, d in zip(at, given, strict=True))
     for name, direction, point in zip(("dus", "dx0", "dparams"), along, at, strict=True):
-        if jax.tree.structure(direction) != jax.tree.structure(point):
+        if jax.tree.structure(direction) != jax.tree.structure(point):  # type: ignore[operator]
             raise ValueError(f"`{name}` differs in structure from what it is a direction in.")
         check_like(direction, name, point)
     along = tuple(jax.tree.map(lambda d, a: jnp.asarray(d, a.dtype), d, a) for d, a in zip(along, at, strict=True))

@@ -18,7 +18,7 @@ class Demo(NamedTuple):
 
 
 DEMOS = {
-    "nile": Demo("smooth the annual flow of the Nile: gradient descent through costates against the exact solve", nile.run),
+    "nile": Demo("smooth the annual flow of the Nile: gradient descent by costates against the exact solve", nile.run),
     "swing_up": Demo("swing up a cart-pole: L-BFGS and Newton-CG against the known optimum", swing_up.run),
     "lqr": Demo("an LQR with costates: Riccati against cvxpy and gradient methods", lqr.run),
     "policy": Demo("train a neural controller: swing-up, and balancing from 200 unseen states", policy.run),

@@ -1,6 +1,7 @@
 """A linear-quadratic regulator: Riccati, cvxpy and gradient methods on one problem."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from optctl.solvers import solve
 
 def run(out: Path) -> list[Row]:
     """Bring a mass on rails to rest, and again with bounded force."""
-    dynamics = discretize(models.DoubleIntegrator(m=2.0), 0.1, "zoh")
+    dynamics: Any = discretize(models.DoubleIntegrator(m=2.0), 0.1, "zoh")
     Q, R, Qf = np.diag([1.0, 0.1]), np.array([[0.1]]), np.diag([10.0, 1.0])
     x0 = np.array([1.0, 0.0])
     problem = Problem(dynamics, Quadratic(Q, R), TerminalQuadratic(Qf), horizon=50, x0=x0)

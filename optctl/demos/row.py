@@ -34,11 +34,11 @@ def timed(function: Callable, *args: Any, **kwargs: Any) -> tuple[Any, float]:
 def table(rows: list[Row]) -> str:
     """Return the rows as an aligned table."""
     lines = [f"{'problem':<26} {'method':<30} {'cost':>15} {'exact cost':>15} {'gap':>9} {'iter':>6} {'seconds':>8}"]
-    for row in rows:
-        lines.append(
-            f"{row.problem:<26} {row.method:<30} {row.cost:15.8f} {row.exact:15.8f} {row.gap:9.1e}"
-            f" {row.iterations:6d} {row.seconds:8.2f}"
-        )
+    lines += [
+        f"{row.problem:<26} {row.method:<30} {row.cost:15.8f} {row.exact:15.8f} {row.gap:9.1e}"
+        f" {row.iterations:6d} {row.seconds:8.2f}"
+        for row in rows
+    ]
     return "\n".join(lines)
 
 

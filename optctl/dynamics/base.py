@@ -28,7 +28,7 @@ import numpy as np
 
 from optctl._record import record
 from optctl._validate import as_float, check_like, check_shape, check_tree
-from optctl.dynamics.stage import StageFunction, stage_function
+from optctl.dynamics.stage import stage_function
 
 DENSE_LIMIT = 24
 """Largest nx + nu for which the Jacobians of all stages are formed in `adjoint_rollout`."""
@@ -317,7 +317,7 @@ class Dynamics(AbstractDynamics):
         (2, 2)
     """
 
-    f: StageFunction
+    f: Any
     nx: int | None = None
     nu: int | None = None
 

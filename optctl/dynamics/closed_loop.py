@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from optctl._record import record
 from optctl._validate import check_shape, check_tree
 from optctl.dynamics.base import AbstractDynamics, Labels
-from optctl.dynamics.stage import POLICY, StageFunction, stage_function
+from optctl.dynamics.stage import POLICY, stage_function
 
 
 @record()
@@ -32,10 +32,10 @@ class ClosedLoop(AbstractDynamics):
         [1.   0.5  0.25]
     """
 
-    nu: ClassVar[int] = 0
+    nu: ClassVar[int] = 0  # type: ignore[misc]
 
     dynamics: Any
-    policy: StageFunction
+    policy: Any
     plant_params: Any = None
 
     def __post_init__(self) -> None:

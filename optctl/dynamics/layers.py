@@ -43,7 +43,7 @@ class Layers(AbstractDynamics):
         [(3,), (2,), (1,)]
     """
 
-    nu: ClassVar[int] = 0
+    nu: ClassVar[int] = 0  # type: ignore[misc]
     roll_without_inputs: ClassVar[bool] = True
 
     layers: Any

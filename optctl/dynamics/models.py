@@ -224,8 +224,10 @@ class Quadrotor:
     nx: ClassVar[int] = 12
     nu: ClassVar[int] = 4
     labels: ClassVar[Labels] = Labels(
-        ("x [m]", "y [m]", "z [m]", "vx [m/s]", "vy [m/s]", "vz [m/s]", "roll [rad]", "pitch [rad]", "yaw [rad]")
-        + ("p [rad/s]", "q [rad/s]", "r [rad/s]"),
+        (
+            *("x [m]", "y [m]", "z [m]", "vx [m/s]", "vy [m/s]", "vz [m/s]"),
+            *("roll [rad]", "pitch [rad]", "yaw [rad]", "p [rad/s]", "q [rad/s]", "r [rad/s]"),
+        ),
         ("thrust 1 [N]", "thrust 2 [N]", "thrust 3 [N]", "thrust 4 [N]"),
     )
 

@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 from optctl._record import record
 from optctl._validate import check_shape, is_concrete
 from optctl.dynamics.base import AbstractDynamics, Adjoint, check_sizes
-from optctl.dynamics.stage import StageFunction, stage_function
+from optctl.dynamics.stage import stage_function
 
 VJP = ("w", "x", "u", "t", "params")
 
@@ -49,11 +49,11 @@ class SimulatorDynamics(AbstractDynamics):
     twice_differentiable: ClassVar[bool] = False
     has_jax_step: ClassVar[bool] = False
 
-    f: StageFunction
+    f: Any
     nx: int
     nu: int
-    vjp: StageFunction | None = None
-    jacobian: StageFunction | None = None
+    vjp: Any = None
+    jacobian: Any = None
 
     def __post_init__(self) -> None:
         check_sizes(self.nx, self.nu)
@@ -178,7 +178,7 @@ class SimulatorDynamics(AbstractDynamics):
         assert self.jacobian is not None
         sizes = [self.nx, self.nu]
         if jax.tree.leaves(params):
-            if jax.tree.structure(params) != jax.tree.structure(0) or np.ndim(params) != 1:
+            if not jax.tree_util.all_leaves([params]) or np.ndim(params) != 1:
                 raise ValueError("`jacobian` needs parameters that are one vector (np,); give `vjp` for other pytrees.")
             sizes.append(np.size(params))
         parts = self.jacobian(x, u, t, params)

@@ -136,7 +136,8 @@ def _whiten(model: LinearGaussian, ys: Any) -> tuple[Any, Any]:
 
 
 def _inverse(cov: Any) -> Any:
-    inverse = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(cov, lower=True), jnp.eye(cov.shape[0], dtype=cov.dtype))
+    eye = jnp.eye(cov.shape[0], dtype=cov.dtype)
+    inverse = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(cov, lower=True), eye)
     return (inverse + inverse.T) / 2
 
 
@@ -145,8 +146,8 @@ def _require_definite(matrix: Any, name: str) -> None:
         values = np.linalg.eigvalsh(np.asarray(matrix))
         if not values.min() > 1e-14 * max(values.max(), 1e-300):
             raise ValueError(
-                f"`{name}` is singular (lowest eigenvalue {values.min():.3g}); smoothing as control weighs by its inverse."
-                " Add a small positive variance."
+                f"`{name}` is singular (lowest eigenvalue {values.min():.3g}); smoothing as control weighs by its"
+                " inverse. Add a small positive variance."
             )
 
 
@@ -166,7 +167,7 @@ def _check_measurements(model: LinearGaussian, ys: Any) -> Any:
 def _check_inputs(model: LinearGaussian, us: Any, N: int) -> Any:
     if us is None:
         if model.nu:
-            raise ValueError(f"`us` is missing; the model has inputs: expected ({N}, {model.nu}) or ({N + 1}, {model.nu}).")
+            raise ValueError(f"`us` is missing; the model has inputs: expected ({N + 1}, {model.nu}).")
         return jnp.zeros((N + 1, 0), model.A.dtype)
     us = jnp.asarray(as_float(us, "us"))
     if us.ndim != 2 or us.shape[0] not in (N, N + 1) or us.shape[1] != model.nu:

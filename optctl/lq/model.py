@@ -87,7 +87,7 @@ def quadratic_model(problem: Problem) -> LQ:
 
 def zero_trajectory(problem: Problem) -> tuple[Any, Any]:
     """Return zero states (N+1, nx) and inputs (N, nu) of the problem's size."""
-    N, nx, nu = problem.horizon, problem.dynamics.nx, problem.dynamics.nu
+    N, nx, nu = problem.steps, problem.dynamics.nx, problem.dynamics.nu
     dtype = problem.dynamics.A.dtype  # type: ignore[attr-defined]
     return jnp.zeros((N + 1, nx), dtype), jnp.zeros((N, nu), dtype)
 

@@ -112,8 +112,8 @@ def backward(lq: LQ) -> tuple[Any, Any, Any, Any]:
         return (P_t, p_t), (K, k, P, p)
 
     data = lq.A, lq.B, lq.c, lq.Q, lq.R, lq.M, lq.q, lq.r
-    (P0, p0), (K, k, P, p) = jax.lax.scan(stage, (lq.Qf, lq.qf), data, reverse=True)
-    return K, k, jnp.concatenate([P0[None], P]), jnp.concatenate([p0[None], p])
+    first, (K, k, P, p) = jax.lax.scan(stage, (lq.Qf, lq.qf), data, reverse=True)
+    return K, k, jnp.concatenate([first[0][None], P]), jnp.concatenate([first[1][None], p])
 
 
 def forward(lq: LQ, K: Any, k: Any, x0: Any) -> tuple[Any, Any]:

@@ -66,7 +66,7 @@ class PolicyLoss:
         return jnp.mean(g.cost), jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), g.params)
 
     def _no_inputs(self, x0: Any) -> Any:
-        return jnp.zeros((self.problem.horizon or 0, 0), x0.dtype)
+        return jnp.zeros((self.problem.steps, 0), x0.dtype)
 
 
 @record(static=("loss",))
@@ -150,7 +150,7 @@ def train_policy(
         batches = partial(_shuffled_batches, first, batch_size or first.shape[0], np.random.default_rng(seed))
     check = first if validation_x0s is None else jnp.asarray(as_float(validation_x0s, "validation_x0s", (None, nx)))
     loss = PolicyLoss(loop.replace(x0=None))
-    jax.eval_shape(loop.check_shapes, first[0], jnp.zeros((loop.horizon or 0, 0), first.dtype), params)
+    jax.eval_shape(loop.check_shapes, first[0], jnp.zeros((loop.steps, 0), first.dtype), params)
     optimizer = optimizer or _default_optimizer("policy")
     return _train(loss, params, batches, check, optimizer, steps, check_every, progress)
 
@@ -218,7 +218,10 @@ def train_layers(
     data = (inputs, targets)
     per_epoch = inputs.shape[0] // batch_size
     batches = partial(_shuffled_batches, data, batch_size, np.random.default_rng(seed))
-    check = data if validation is None else (jnp.asarray(as_float(validation[0], "validation")), jnp.asarray(validation[1]))
+    if validation is None:
+        check = data
+    else:
+        check = jnp.asarray(as_float(validation[0], "validation")), jnp.asarray(validation[1])
     return _train(LayersLoss(problem, loss), params, batches, check, optimizer, epochs * per_epoch, per_epoch, progress)
 
 
@@ -232,8 +235,9 @@ def _train(
     state = optimizer.init(params)
     best_cost, best_params, best_step = float(_validate(loss, params, check)), params, 0
     if not np.isfinite(best_cost):
-        raise ValueError("the cost is not finite at the first `params`: the rollout diverges; start from smaller weights.")
-    history, validation, message = [], [(0, best_cost)], f"ran all {steps} steps"
+        raise ValueError("the cost is not finite at the first `params`: the rollout diverges; use smaller weights.")
+    history: list[Any] = []
+    validation, message = [(0, best_cost)], f"ran all {steps} steps"
     with _bar(steps, progress) as bar:
         for start in range(0, steps, check_every):
             n = min(check_every, steps - start)
@@ -268,8 +272,8 @@ def _chunk(optimizer: Any, loss: Any, params: Any, state: Any, batches: Any) -> 
         updates, state = optimizer.update(slope, state, params)
         return (jax.tree.map(jnp.add, params, updates), state), cost
 
-    (params, state), costs = jax.lax.scan(step, (params, state), batches)
-    return params, state, costs
+    carry, costs = jax.lax.scan(step, (params, state), batches)
+    return *carry, costs
 
 
 def _shuffled_batches(data: Any, batch_size: int, rng: np.random.Generator, n: int) -> Any:

@@ -27,7 +27,7 @@ def _evaluate(objective: Objective, z: Any, first_cost: Any) -> tuple[Any, Any, 
     return cost, slope, scaled_stationarity(z, projected_gradient(z, slope, lower, upper), size)
 
 
-class _Tolerance(Exception):
+class _ReachedError(Exception):
     """Raised out of SciPy's loop once an evaluated point meets the tolerance."""
 
 
@@ -47,20 +47,20 @@ def lbfgs(objective: Objective, z: Any, *, tolerance: float, max_iterations: int
         if not (np.isfinite(cost) and np.isfinite(slope).all()):
             met_nonfinite = True
             if np.isinf(best["cost"]):
-                raise _Tolerance  # not even the first point can be evaluated
+                raise _ReachedError  # not even the first point can be evaluated
             # A wall, steep enough for the line search to step back from it.
             return best["cost"] + 1e8 * (1 + abs(best["cost"])), np.zeros_like(z)
         first_cost = cost if np.isnan(first_cost) else first_cost
         if cost <= best["cost"]:
             best.update(cost=cost, z=z.copy(), slope=slope, stationarity=stationarity)
             if stationarity <= tolerance:
-                raise _Tolerance
+                raise _ReachedError
         return float(cost), slope.astype(np.float64)
 
     def note(*_: Any) -> None:
         step = np.linalg.norm(best["z"] - best.get("noted", best["z"]))
         best["noted"] = best["z"]
-        rows.append((best["cost"], best["stationarity"], step))
+        rows.append((float(best["cost"]), float(best["stationarity"]), float(step)))
 
     options = {"maxiter": max_iterations, "maxfun": 20 * max_iterations, "maxcor": MEMORY, "ftol": 0.0, "gtol": 0.0}
     bounded = np.isfinite(lower).any() or np.isfinite(upper).any()
@@ -68,7 +68,7 @@ def lbfgs(objective: Objective, z: Any, *, tolerance: float, max_iterations: int
     status = Status.STALLED
     try:
         if max_iterations > 0:
-            cost, slope = evaluate(z)
+            evaluate(z)
             note()
             result = scipy.optimize.minimize(
                 evaluate, z, jac=True, method="L-BFGS-B", bounds=limits, options=options, callback=note
@@ -77,7 +77,7 @@ def lbfgs(objective: Objective, z: Any, *, tolerance: float, max_iterations: int
         else:
             evaluate(z)
             status = Status.ITERATION_LIMIT
-    except _Tolerance:
+    except _ReachedError:
         status = Status.SOLVED
     if "slope" not in best:
         best.update(cost=np.nan, slope=np.full_like(z, np.nan), stationarity=np.nan)

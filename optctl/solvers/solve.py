@@ -163,7 +163,7 @@ def _check(objective: Objective) -> None:
 
 def _free_names(problem: Problem, free: Any) -> tuple[str, ...]:
     if free is None:
-        names = () if problem.dynamics.nu == 0 else ("us",)
+        names: tuple[str, ...] = () if problem.dynamics.nu == 0 else ("us",)
         names += ("x0",) if problem.x0 is None else ()
         return names or ("params",)
     names = (free,) if isinstance(free, str) else tuple(free)
@@ -195,9 +195,8 @@ def _pick(problem: Problem, objective: Objective, method: str | None) -> str:
 
 
 def _refuse_constraints(problem: Problem, objective: Objective, method: str) -> None:
-    taken = (
-        [n for n in VARIABLE_BOUNDS if {"u": "us", "x": "x0"}[n[0]] in objective.free] if method in TAKES_BOUNDS else []
-    )
+    bounded = [name for name in VARIABLE_BOUNDS if ("us" if name[0] == "u" else "x0") in objective.free]
+    taken = bounded if method in TAKES_BOUNDS else []
     refused = [name for name in problem.constraint_names if name not in taken]
     if not refused:
         return
