@@ -21,7 +21,9 @@ DEMOS = {
     "nile": Demo("smooth the annual flow of the Nile: gradient descent by costates against the exact solve", nile.run),
     "swing_up": Demo("swing up a cart-pole: L-BFGS and Newton-CG against the known optimum", swing_up.run),
     "lqr": Demo("an LQR with costates: Riccati against cvxpy and gradient methods", lqr.run),
-    "policy": Demo("train a neural controller: swing-up, and balancing from 200 unseen states", policy.run),
+    "policy": Demo(
+        "train neural controllers: a push towards upright, and balancing from 200 unseen states", policy.run
+    ),
 }
 
 

@@ -20,15 +20,15 @@ SPAN = np.array([0.5, 0.5, 0.5, 0.5])
 
 
 def run(out: Path) -> list[Row]:
-    """Train one controller to swing up and one to balance; the exact costs are those of optimal open-loop inputs."""
-    swing_up = problems.cartpole_swing_up()
+    """Train one controller to push the pole up and one to balance it; the exact costs are those of optimal open-loop inputs."""
+    push = problems.cartpole_push()
     policy = mlp([4, 32, 32, 1])
     steps = 1500
     result, seconds = timed(
-        train_policy, swing_up, policy, policy.init(0), np.zeros((1, 4)), optimizer=_optimizer(1e-2, steps), steps=steps
+        train_policy, push, policy, policy.init(0), np.zeros((1, 4)), optimizer=_optimizer(1e-2, steps), steps=steps
     )
-    exact = problems.OPTIMAL_COST["cartpole_swing_up"]
-    rows = [Row("cart-pole swing-up", "neural policy", float(result.cost), exact, steps, seconds)]
+    exact = problems.OPTIMAL_COST["cartpole_push"]
+    rows = [Row("cart-pole push", "neural policy", float(result.cost), exact, steps, seconds)]
     balance = problems.cartpole_balance()
     trained, seconds = timed(train_balance, balance)
     unseen = draw_states(np.random.default_rng(1), 200)
