@@ -169,7 +169,7 @@ class Problem:
             raise ValueError(f"`{name}` returns shape {shape}; expected a vector. Wrap it: jnp.array([...]).")
 
     def _check_given(self, x0: Any, nu: int) -> None:
-        us = None if self.dynamics.roll_without_inputs else jnp.zeros((self.steps, nu), np.result_type(x0))
+        us = None if self.dynamics.roll_without_inputs else jnp.zeros((self.steps, nu), jnp.result_type(x0))
         self.check_shapes(x0, us, self.params)
 
     def _check_bounds(self) -> None:

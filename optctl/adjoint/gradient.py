@@ -97,9 +97,10 @@ def arguments(problem: Problem, us: Any, x0: Any, params: Any) -> tuple[Any, Any
     if us is not None:
         us = as_float(us, "us")
         if us.dtype != x0.dtype:
-            dtype = np.result_type(us, x0)
+            dtype = np.result_type(us.dtype, x0.dtype)
             us, x0 = us.astype(dtype), x0.astype(dtype)
     params = problem.params if params is None else check_tree(params, "params")
+    problem.dynamics.rehearse(x0, us, params)
     return us, x0, params
 
 

@@ -95,7 +95,7 @@ class AbstractDynamics:
             [1.   0.5  1.25]
         """
         x0, us = self._floats(x0=x0, us=us)
-        return _rollout(self, x0, us, check_tree(params, "params"))
+        return self._run(_rollout, x0, us, check_tree(params, "params"))
 
     def tangent_rollout(self, xs: Any, us: Any, dx0: Any, dus: Any, params: Any = None, dparams: Any = None) -> Any:
         """Return dxs (N+1, nx), the derivative of the rollout along (dx0, dus, dparams): J v.
@@ -111,7 +111,7 @@ class AbstractDynamics:
         xs, us, dx0, dus = self._floats(xs=xs, us=us, dx0=dx0, dus=dus)
         if dparams is None:
             dparams = jax.tree.map(jnp.zeros_like, params)
-        return _tangent_rollout(self, xs, us, dx0, dus, params, dparams)
+        return self._run(_tangent_rollout, xs, us, dx0, dus, params, dparams)
 
     def adjoint_rollout(self, xs: Any, us: Any, gxs: Any, params: Any = None) -> Adjoint:
         """Return costates and J' w, for w = gxs, by the backward recursion.
@@ -123,17 +123,17 @@ class AbstractDynamics:
             params: parameters of f, any pytree.
         """
         xs, us, gxs = self._floats(xs=xs, us=us, gxs=gxs)
-        return _adjoint_rollout(self, xs, us, gxs, params)
+        return self._run(_adjoint_rollout, xs, us, gxs, params)
 
     def linearize(self, xs: Any, us: Any, params: Any = None) -> tuple[Any, Any]:
         """Return A (N, nx, nx) and B (N, nx, nu), the Jacobians of all stages at once."""
         xs, us = self._floats(xs=xs, us=us)
-        return _linearize(self, xs, us, params)
+        return self._run(_linearize, xs, us, params)
 
     def curvature(self, xs: Any, us: Any, costates: Any, params: Any = None) -> Any:
         """Return (N, nx+nu, nx+nu): second derivatives of lambda_{t+1}' f in (x_t, u_t), all stages at once."""
         xs, us, costates = self._floats(xs=xs, us=us, costates=costates)
-        return _curvature(self, xs, us, costates, params)
+        return self._run(_curvature, xs, us, costates, params)
 
     # The verbs without checks, as the traced code inside the package composes them.
 
@@ -212,7 +212,14 @@ class AbstractDynamics:
         check_shape(xs, "xs", (us.shape[0] + 1, self.nx))
         self.check_data(xs[0], us, params)
 
+    def rehearse(self, x0: Any, us: Any, params: Any) -> None:
+        """Try user code that cannot be checked by shapes alone; nothing to do for code that JAX traces."""
+
     # Shared pieces.
+
+    def _run(self, verb: Any, *arguments: Any) -> Any:
+        """Call a compiled verb."""
+        return verb(self, *arguments)
 
     def _step_all(self, xs: Any, us: Any, params: Any) -> Any:
         return jax.vmap(self.step, (0, 0, 0, None))(xs, us, _stages(us), params)
@@ -248,7 +255,7 @@ class AbstractDynamics:
     def _floats(self, **arrays: Any) -> list[Any]:
         """Check arrays and bring them to one floating type."""
         checked = [as_float(array, name, finite=False) for name, array in arrays.items()]
-        dtype = np.result_type(*checked)
+        dtype = np.result_type(*(array.dtype for array in checked))
         return [array if array.dtype == dtype else array.astype(dtype) for array in checked]
 
 

@@ -72,11 +72,16 @@ class SimulatorDynamics(AbstractDynamics):
         check_shape(x0, "x0", (self.nx,))
         check_shape(us, "us", (None, self.nu))
 
-    def rollout(self, x0: Any, us: Any, params: Any = None) -> Any:
-        """Return the states xs, shape (N+1, nx); runs on the host unless traced."""
-        x0, us = self._floats(x0=x0, us=us)
-        self.check_data(x0, us, params)
-        return self.roll(x0, us, params)
+    def rehearse(self, x0: Any, us: Any, params: Any) -> None:
+        """Run one stage on the host, where errors of the user's code read well."""
+        if is_concrete((x0, us, params)):
+            us = us[:1]
+            xs = self.roll(x0, us, params)
+            self.adjoint(xs, us, jnp.ones_like(xs), params)
+
+    def _run(self, verb: Any, *arguments: Any) -> Any:
+        """Run a verb as plain Python: the host does the work, and its errors stay readable."""
+        return verb.__wrapped__(self, *arguments)
 
     def roll(self, x0: Any, us: Any, params: Any) -> Any:
         """All steps in one host call."""

@@ -145,7 +145,7 @@ def _objective(problem: Problem, us: Any, x0: Any, params: Any, free: Any) -> Ob
             raise ValueError("`us` is missing; the number of inputs is unknown: pass a first guess (N, nu).")
         us = jnp.zeros((problem.horizon, dynamics.nu), x0.dtype) if us is None else jnp.asarray(as_float(us, "us"))
         check_shape(us, "us", (problem.horizon, dynamics.nu))
-        us = us.astype(np.result_type(us, x0))
+        us = us.astype(np.result_type(us.dtype, x0.dtype))
         x0 = x0.astype(us.dtype)
     params = problem.params if params is None else check_tree(params, "params")
     objective = Objective(problem, us, x0, jax.tree.map(jnp.asarray, params), names)
@@ -153,12 +153,9 @@ def _objective(problem: Problem, us: Any, x0: Any, params: Any, free: Any) -> Ob
         raise ValueError(
             f"nothing is free: {names} hold no numbers; name what to optimise with free=('params',) or others."
         )
-    _check(objective)
-    return objective
-
-
-def _check(objective: Objective) -> None:
     jax.eval_shape(lambda o: o.problem.check_shapes(o.x0, o.us, o.params), objective)
+    dynamics.rehearse(x0, us, objective.params)
+    return objective
 
 
 def _free_names(problem: Problem, free: Any) -> tuple[str, ...]:
