@@ -140,7 +140,7 @@ def _expand_stages(problem: Problem, xs: Any, us: Any) -> tuple[Any, Any, Any]:
 
 
 PROBE_SCALES = (1e-2, 1.0, 1e3, 1e6)
-"""Probing at several sizes finds losses that are quadratic only near the origin or only far away."""
+"""Probing at several sizes finds costs that are quadratic only near the origin, or only away from it."""
 
 
 def _not_quadratic(problem: Problem) -> str | None:
@@ -155,18 +155,30 @@ def _not_quadratic(problem: Problem) -> str | None:
 
 @jax.jit
 def _quadratic_gaps(problem: Problem) -> dict[str, Any]:
-    """Largest relative change of each cost's Hessian between the origin and random points of several sizes."""
+    """Largest relative distance of each cost's slope from that of its model at the origin, at points of several sizes."""
     xs, us = zero_trajectory(problem)
     rng = np.random.default_rng(0)
     noise_x, noise_u = (jnp.asarray(rng.normal(size=z.shape), z.dtype) for z in (xs, us))
 
-    def bends(scale: Any) -> dict[str, Any]:
-        x, u = scale * noise_x, scale * noise_u
+    def slopes(xs: Any, us: Any) -> dict[str, Any]:
         return {
-            "stage_cost": _expand_stages(problem, x, u)[2],
-            "terminal_cost": _expand(problem.terminal_cost, x[-1], problem.params)[2],
-            "initial_cost": _expand(problem.initial_cost, x[0], problem.params)[2],
+            "stage_cost": _expand_stages(problem, xs, us)[1],
+            "terminal_cost": _expand(problem.terminal_cost, xs[-1], problem.params)[1],
+            "initial_cost": _expand(problem.initial_cost, xs[0], problem.params)[1],
         }
 
-    probed = jax.vmap(bends)(jnp.asarray((0.0, *PROBE_SCALES), xs.dtype))
-    return jax.tree.map(lambda H: jnp.max(jnp.abs(H[1:] - H[0])) / (1e-300 + jnp.max(jnp.abs(H))), probed)
+    first = slopes(xs, us)
+
+    def gaps(scale: Any) -> dict[str, Any]:
+        direction = (scale * noise_x, scale * noise_u)
+        there = slopes(*direction)
+        change = jax.jvp(slopes, (xs, us), direction)[1]
+
+        def gap(there: Any, first: Any, change: Any) -> Any:
+            size = jnp.max(jnp.abs(there)) + jnp.max(jnp.abs(first)) + jnp.max(jnp.abs(change))
+            return jnp.max(jnp.abs(there - first - change)) / (size + jnp.finfo(size.dtype).tiny)
+
+        return jax.tree.map(gap, there, first, change)
+
+    probed = jax.vmap(gaps)(jnp.asarray(PROBE_SCALES, xs.dtype))
+    return jax.tree.map(jnp.max, probed)

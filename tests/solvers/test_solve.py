@@ -1,0 +1,144 @@
+"""The front door: what it picks, frees, prints and refuses; the reference problems."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import optctl as oc
+from tests import zoo
+
+
+@pytest.mark.parametrize("method", ["newton_cg", "lbfgs"])
+def test_acrobot_and_cart_pole_reach_their_known_optimum_from_zero(method):
+    for name in ("acrobot_swing_up", "cartpole_push"):
+        problem = getattr(oc.problems, name)()
+        sol = oc.solve(problem, method=method)
+        assert sol.converged, sol
+        np.testing.assert_allclose(sol.cost, oc.problems.OPTIMAL_COST[name], rtol=1e-8)
+
+
+def test_swing_up_arrives():
+    problem = oc.problems.cartpole_swing_up()
+    sol = oc.solve(problem.replace(u_min=None, u_max=None), method="newton_cg")
+    np.testing.assert_allclose(sol.cost, oc.problems.OPTIMAL_COST["cartpole_swing_up"], rtol=1e-9)
+    np.testing.assert_allclose(sol.xs[-1], [1, np.pi, 0, 0], atol=1e-2)
+    assert np.abs(sol.us).max() < 20
+
+
+def test_solve_picks_and_says_which():
+    assert oc.solve(zoo.lq_problem()).method == "lq"
+    assert oc.solve(zoo.lq_problem().replace(u_min=-1.0)).method == "lbfgs"
+    assert oc.solve(zoo.pendulum_problem()).method == "newton_cg"
+    assert oc.solve(zoo.pendulum_problem(), free="params", max_iterations=1).method == "lbfgs"
+
+
+def test_lq_gains_reproduce_the_inputs():
+    sol = oc.solve(zoo.lq_problem())
+    np.testing.assert_allclose(jnp.einsum("tij,tj->ti", sol.K, sol.xs[:-1]) + sol.k, sol.us, atol=1e-12)
+    assert oc.solve(zoo.lq_problem(), method="cg").K is None
+
+
+def test_cg_needs_no_more_iterations_than_unknowns():
+    sol = oc.solve(zoo.lq_problem(), method="cg", tolerance=1e-10)
+    assert sol.converged
+    assert int(sol.iterations) <= 16
+
+
+def test_parameters_and_x0_can_be_free_together():
+    """Identify stiffness and initial state from a trajectory of the model itself."""
+    us = np.sin(np.arange(7))[:, None]
+    truth = zoo.pendulum_problem()
+    xs = truth.dynamics.rollout([0.4, -0.3], us, zoo.PARAMS)
+    problem = oc.Problem(
+        truth.dynamics, lambda x, u, t: jnp.sum((x - xs[t]) ** 2), lambda x: jnp.sum((x - xs[-1]) ** 2), horizon=7,
+        params={"k": 1.0, "b": 0.5},
+    )  # fmt: skip
+    for method in ("newton_cg", "lbfgs"):
+        sol = oc.solve(problem, us, method, free=("x0", "params"), tolerance=1e-12, max_iterations=300)
+        np.testing.assert_allclose(sol.x0, [0.4, -0.3], atol=1e-4)
+        np.testing.assert_allclose(sol.params["k"], 1.3, atol=1e-3)
+        np.testing.assert_array_equal(sol.us, us)
+
+
+def test_simulator_is_solved_by_first_order_methods_only():
+    problem = oc.Problem(
+        zoo.kinds()["simulator_vjp"][0], lambda x, u: x @ x + u @ u, lambda x: 5 * x @ x, horizon=7, x0=[1.0, 0.0],
+        params=np.array([1.3, 0.2]),
+    )  # fmt: skip
+    twin = problem.replace(dynamics=zoo.kinds()["function"][0], params=zoo.PARAMS)
+    best = oc.solve(twin, method="newton_cg")
+    for method in (None, "gradient_descent"):
+        sol = oc.solve(problem, method=method)
+        assert sol.converged
+        np.testing.assert_allclose(sol.cost, best.cost, rtol=1e-8)
+    with pytest.raises(ValueError, match="no second derivatives; use method='lbfgs'"):
+        oc.solve(problem, method="newton_cg")
+
+
+def test_armijo_steps_descend():
+    sol = oc.solve(zoo.lq_problem(), method="gradient_descent", step="armijo", tolerance=1e-6)
+    assert sol.converged
+    assert (np.diff(np.asarray(sol.history.cost)) <= 1e-12).all()
+
+
+def test_verbose_prints_the_table_and_silence_is_the_default(capsys):
+    oc.solve(zoo.pendulum_problem())
+    assert capsys.readouterr().out == ""
+    sol = oc.solve(zoo.pendulum_problem(), verbose=True)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split() == ["iter", "cost", "stationarity", "step"]
+    assert len(printed) == 1 + len(sol.history.cost) + 2
+
+
+def test_scaling_the_cost_does_not_change_the_verdict():
+    """A tiny cost is not called converged because its gradient is tiny."""
+    problem = zoo.pendulum_problem()
+    base = problem.stage_cost
+    tiny = problem.replace(
+        stage_cost=lambda x, u, t, p: 1e-9 * base(x, u, t, p), terminal_cost=lambda x: 1e-9 * x @ x, initial_cost=None
+    )
+    plain = problem.replace(stage_cost=base, terminal_cost=lambda x: x @ x, initial_cost=None)
+    small, large = oc.solve(tiny, method="newton_cg"), oc.solve(plain, method="newton_cg")
+    np.testing.assert_allclose(small.us, large.us, atol=1e-4)
+    assert not oc.solve(tiny, method="newton_cg", max_iterations=0).converged
+
+
+def test_solve_under_jit():
+    solve = jax.jit(lambda x0: oc.solve(zoo.pendulum_problem().replace(x0=x0), method="newton_cg"))
+    sol = solve(jnp.array([0.4, -0.3]))
+    assert sol.converged
+    np.testing.assert_allclose(sol.cost, oc.solve(zoo.pendulum_problem()).cost, rtol=1e-10)
+    with pytest.raises(ValueError, match="method 'lbfgs' runs on the host"):
+        jax.jit(lambda x0: oc.solve(zoo.pendulum_problem().replace(x0=x0), method="lbfgs"))(jnp.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"method": "newton"}, r"`method` is 'newton'; expected one of \['lq'"),
+        ({"method": "cg"}, "method 'cg' needs a quadratic problem"),
+        ({"method": "lq"}, "`dynamics` is Dynamics; expected LinearDynamics"),
+        ({"free": "inputs"}, "`free` is .*expected names among"),
+        ({"free": "x0"}, "`free` names x0, but the problem fixes it"),
+        ({"x0": np.zeros(2)}, "`x0` is given twice"),
+        ({"us": np.zeros((3, 1))}, r"`us` has shape \(3, 1\); expected \(7, 1\)"),
+        ({"us": np.full((7, 1), np.inf)}, "`us` holds NaN or inf"),
+        ({"max_iterations": -1}, "`max_iterations` is -1"),
+        ({"step": "newton"}, "`step` is 'newton'; expected 'bb' or 'armijo'"),
+    ],
+)
+def test_bad_input(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        oc.solve(zoo.pendulum_problem(), **kwargs)
+
+
+def test_nothing_free_is_an_error():
+    problem = oc.Problem(oc.Dynamics(lambda x, u: x, 1, 0), lambda x, u: x @ x, horizon=2, x0=[1.0])
+    with pytest.raises(ValueError, match="nothing is free"):
+        oc.solve(problem)
+
+
+def test_bounds_of_what_is_fixed_are_refused():
+    with pytest.raises(ValueError, match="they bound what is not free"):
+        oc.solve(zoo.pendulum_problem(u_min=-1.0), free="params", method="lbfgs")

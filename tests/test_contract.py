@@ -1,0 +1,151 @@
+"""One contract for all solvers, over a zoo of problems: certified optimum, no recompilation, vmap, float32, refusal."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import optctl as oc
+from optctl.solvers import METHODS
+from optctl.solvers.cg import conjugate_gradient
+from optctl.solvers.descent import gradient_descent
+from optctl.solvers.newton_cg import newton_cg
+from tests import zoo
+from tests.oracles import check_kkt, dense_kkt
+
+SMOOTH = ("gradient_descent", "lbfgs", "newton_cg")
+PROBLEMS = {
+    "lq": (zoo.lq_problem(), tuple(METHODS)),
+    "lq_free_x0": (zoo.lq_problem(free_x0=True), tuple(METHODS)),
+    "nonlinear": (zoo.pendulum_problem(), SMOOTH),
+    "bounded": (zoo.bounded_problem(), ("gradient_descent", "lbfgs")),
+}
+CASES = [(name, method) for name, (_, methods) in PROBLEMS.items() for method in methods]
+
+
+@pytest.mark.parametrize(("name", "method"), CASES)
+def test_certified_optimum(name, method):
+    problem, _ = PROBLEMS[name]
+    sol = oc.solve(problem, method=method, tolerance=1e-8)
+    assert sol.converged, sol
+    assert sol.method == method
+    assert repr(sol).startswith("Converged")
+    assert sol.raise_if_failed() is sol
+    check_kkt(problem, sol, tolerance=1e-5)
+    if name.startswith("lq"):
+        xs, us, _ = dense_kkt(oc.lq.LQ.from_problem(problem))
+        np.testing.assert_allclose(sol.xs, xs, atol=1e-6)
+        np.testing.assert_allclose(sol.us, us, atol=1e-6)
+    g = oc.gradient(problem, sol.us, x0=sol.x0)
+    np.testing.assert_allclose(sol.costates, g.costates, atol=1e-12)
+    np.testing.assert_allclose(sol.cost, g.cost, rtol=1e-14)
+    assert len(sol.history.cost) == int(sol.iterations) + (method != "lq")
+    assert np.isfinite(np.asarray(sol.history.cost)).all()
+
+
+def test_the_bounded_optimum_equals_cvxpy_and_its_multipliers_are_right():
+    problem = zoo.bounded_problem()
+    exported = oc.to_cvxpy(problem)
+    exported.solve(solver="CLARABEL")
+    sol = oc.solve(problem, tolerance=1e-9)
+    assert sol.method == "lbfgs"
+    np.testing.assert_allclose(sol.cost, exported.value, rtol=1e-7)
+    np.testing.assert_allclose(sol.us, exported.var_dict["us"].value, atol=1e-4)
+    g = oc.gradient(problem, sol.us, x0=sol.x0)
+    mu = sol.multipliers
+    assert set(mu) == {"u_min", "u_max", "x0_min", "x0_max"}
+    np.testing.assert_allclose(g.us - mu["u_min"] + mu["u_max"], 0, atol=1e-6)
+    np.testing.assert_allclose(g.x0 - mu["x0_min"] + mu["x0_max"], 0, atol=1e-6)
+    assert max(float(jnp.max(m)) for m in mu.values()) > 0.01
+    assert all(float(jnp.min(m)) >= 0 for m in mu.values())
+    # A multiplier is the price of its bound.
+    h = 1e-4
+    lower = [oc.solve(problem.replace(u_min=-0.4 + s), tolerance=1e-10).cost for s in (h, -h)]
+    np.testing.assert_allclose((lower[0] - lower[1]) / (2 * h), jnp.sum(mu["u_min"]), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("method", "compiled"),
+    [("gradient_descent", gradient_descent), ("cg", conjugate_gradient), ("newton_cg", newton_cg)],
+)
+def test_second_call_does_not_recompile_and_vmap_equals_a_loop(method, compiled):
+    problem = zoo.lq_problem()
+    oc.solve(problem, method=method)
+    before = compiled._cache_size()
+    x0s = np.random.default_rng(0).normal(size=(3, 3))
+    looped = [oc.solve(problem.replace(x0=x0), method=method) for x0 in x0s]
+    assert compiled._cache_size() == before
+    batch = jax.vmap(lambda x0: oc.solve(problem.replace(x0=x0), method=method))(jnp.asarray(x0s))
+    assert batch.converged.shape == (3,)
+    assert repr(batch) == f"Solution batch ({method}): 3 of 3 converged"
+    for i, sol in enumerate(looped):
+        np.testing.assert_allclose(batch.cost[i], sol.cost, rtol=1e-9)
+        np.testing.assert_allclose(batch.us[i], sol.us, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_already_optimal_start(method):
+    problem = zoo.lq_problem()
+    best = oc.solve(problem, method="lq")
+    sol = oc.solve(problem, best.us, method=method)
+    assert sol.converged
+    assert int(sol.iterations) <= 1
+    np.testing.assert_allclose(sol.us, best.us, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_refuses_what_it_cannot_take(method):
+    constrained = zoo.lq_problem().replace(x_max=2.0)
+    with pytest.raises(ValueError, match=rf"method '{method}' cannot take the constraints \['x_max'\].*to_cvxpy"):
+        oc.solve(constrained, method=method)
+    for changes in (
+        {"path_inequality": lambda x, u: x},
+        {"path_equality": lambda x, u: x},
+        {"terminal_inequality": lambda x: x},
+        {"terminal_equality": lambda x: x},
+    ):
+        with pytest.raises(ValueError, match=f"cannot take the constraints \\['{next(iter(changes))}'\\]"):
+            oc.solve(zoo.lq_problem().replace(**changes), method=method)
+    if method not in ("lbfgs", "gradient_descent"):
+        with pytest.raises(ValueError, match=r"cannot take the constraints \['u_min'\]: use method='lbfgs'"):
+            oc.solve(zoo.lq_problem().replace(u_min=-1.0), method=method)
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "newton_cg", "gradient_descent"])
+def test_non_finite_values_end_with_the_last_finite_iterate(method):
+    """A cost with a cliff into NaN below x = 0.5: the solver steps back or says so, never returns NaN."""
+    problem = oc.Problem(
+        oc.LinearDynamics([[1.0]], [[1.0]]), lambda x, u: u @ u * 1e-3, lambda x: jnp.log(x[0] - 0.5) + 3 * x[0],
+        horizon=3, x0=[1.0],
+    )  # fmt: skip
+    sol = oc.solve(problem, method=method, max_iterations=200)
+    assert np.isfinite(sol.us).all()
+    assert np.isfinite(sol.cost)
+    if not sol.converged:
+        assert sol.message.split(" ")[0] in ("met", "no", "iteration")
+        with pytest.raises(RuntimeError, match=f"{method} did not converge"):
+            sol.raise_if_failed()
+    hopeless = problem.replace(x0=[0.0])
+    sol = oc.solve(hopeless, method=method)
+    assert not sol.converged
+    assert "met inf or NaN" in sol.message
+    np.testing.assert_array_equal(sol.us, 0)
+
+
+def test_iteration_limit_is_reported():
+    for method in ("gradient_descent", "lbfgs", "newton_cg"):
+        sol = oc.solve(zoo.pendulum_problem(), method=method, max_iterations=1, tolerance=1e-12)
+        assert not sol.converged
+        assert "iteration limit" in sol.message
+        assert int(sol.iterations) == 1
+    assert int(oc.solve(zoo.pendulum_problem(), method="lbfgs", max_iterations=0).iterations) == 0
+
+
+def test_concave_problems_are_not_called_solved():
+    concave = oc.Problem(
+        oc.LinearDynamics([[1.0]], [[1.0]]), lambda x, u: -(u @ u), lambda x: -(x @ x), horizon=3, x0=[1.0]
+    )
+    for method in ("cg", "lq"):
+        sol = oc.solve(concave, 0.1 * np.ones((3, 1)), method=method)
+        assert not sol.converged
+        assert "not convex" in sol.message
