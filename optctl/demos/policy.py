@@ -85,7 +85,7 @@ def stabilized(problem: Any, params: Any, x0s: Any, seconds: float = 10.0) -> An
     """Return for each initial state whether it ends within 0.05 of the goal in every state after 10 s."""
     longer = problem.replace(horizon=round(seconds / 0.02))
     _, paths = closed_loop_costs(longer, params, x0s)
-    return np.asarray(jnp.all(jnp.abs(paths[:, -1] - GOAL) < 0.05, axis=1))
+    return np.asarray(jnp.all(jnp.abs(paths[:, -1] - GOAL[None]) < 0.05, axis=1))
 
 
 def _optimizer(rate: float, steps: int) -> Any:
