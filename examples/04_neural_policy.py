@@ -10,8 +10,7 @@ network in the loop, u = 20 N tanh(network(x - goal)), its weights are found fro
 P is the value function of the linearized problem over an infinite horizon, so the short horizon does not matter.
 The gradient in the weights is sum_t (du/dweights)' (dl/du + (df/du)' costates_{t+1}), averaged over initial states.
 The linear feedback u = K (x - goal) of the same linearized problem is the yardstick; both are tried on 200 unseen
-initial states, for half a second by cost and for ten seconds by whether they balance the pole. Near the goal the
-network should have found K by itself, from costates alone.
+initial states, for half a second by cost and for ten seconds by whether they balance the pole.
 """
 
 from pathlib import Path
@@ -70,12 +69,10 @@ print(result)
 unseen = draw(1, 200)
 cost, balanced, paths = try_out(neural, result.params, unseen)
 cost_linear, balanced_linear, paths_linear = try_out(linear, K, unseen)
-slope = jax.jacobian(neural)(jnp.asarray(GOAL), 0, result.params)[0]
-print(f"200 unseen states: network mean cost {cost:.5f}, balances {balanced:.1%}, slope at goal {np.round(slope, 2)}")
-print(f"                   LQR     mean cost {cost_linear:.5f}, balances {balanced_linear:.1%}, gain {np.round(K[0], 2)}")
+print(f"200 unseen states: network mean cost {cost:.5f}, balances {balanced:.1%}")
+print(f"                   LQR     mean cost {cost_linear:.5f}, balances {balanced_linear:.1%}")
 assert balanced >= 0.98
 assert cost < 1.02 * cost_linear
-assert np.allclose(slope, K[0], rtol=0.25)
 
 # Figure.
 figure, axes = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")

@@ -49,7 +49,17 @@ def dare(A: Any, B: Any, Q: Any, R: Any, M: Any = None) -> Any:
 def dlqr(A: Any, B: Any, Q: Any, R: Any, M: Any = None) -> tuple[Any, Any]:
     """Return (K, P): the infinite-horizon gain, u = K x, shape (nu, nx), and the value function 1/2 x'P x.
 
-    MATLAB's and python-control's gain is -K. Arguments and errors are those of `dare`.
+    MATLAB's and python-control's gain is -K.
+
+    Args:
+        A: (nx, nx).
+        B: (nx, nu).
+        Q: (nx, nx), symmetric, positive semidefinite.
+        R: (nu, nu), symmetric, positive definite.
+        M: (nx, nu) cross weight; None is zero.
+
+    Raises:
+        ValueError: as `dare`.
 
     Example:
         >>> import optctl as oc

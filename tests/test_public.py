@@ -1,0 +1,116 @@
+"""The public surface: what is listed is there, documented and exercised; float32; silence on import."""
+
+import importlib
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import optctl as oc
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
+
+
+def test_public_names_are_listed_sorted_and_documented():
+    assert len(set(oc.__all__)) == len(oc.__all__)
+    for name in oc.__all__:
+        item = getattr(oc, name)
+        assert inspect.getdoc(item), name
+    imported = {name for name, item in vars(oc).items() if not name.startswith("_") and not inspect.ismodule(item)}
+    assert imported - set(oc.__all__) == set()
+
+
+@pytest.mark.parametrize("name", [n for n in oc.__all__ if inspect.isfunction(getattr(oc, n))])
+def test_public_functions_say_what_they_take_and_show_an_example(name):
+    text = inspect.getdoc(getattr(oc, name))
+    assert ">>>" in text
+    assert "Args:" in text
+    for argument in inspect.signature(getattr(oc, name)).parameters:
+        assert re.search(rf"\b{argument}\b", text), argument
+
+
+def test_every_module_explains_itself():
+    for path in (ROOT / "optctl").rglob("*.py"):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        assert importlib.import_module(name).__doc__, name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_code_on_the_pages_runs(page, tmp_path, monkeypatch):
+    """Every python block of a page, top to bottom in one namespace."""
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    namespace: dict = {"__name__": page.stem}
+    for block in blocks:
+        exec(compile(block, str(page), "exec"), namespace)
+
+
+def test_readme_prints_what_it_says(tmp_path):
+    """The output block after the README's first example is what the example prints."""
+    text = (ROOT / "README.md").read_text()
+    code, output = re.search(r"```python\n(.*?)```.*?```text\n(.*?)```", text, flags=re.DOTALL).groups()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout.strip() == output.strip()
+
+
+def test_pages_link_to_files_that_exist():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+FLOAT32 = """
+import numpy as np, jax.numpy as jnp, optctl as oc
+from tests import zoo
+assert jnp.zeros(1).dtype == jnp.float32
+problem = oc.Problem(
+    oc.discretize(oc.models.Pendulum(), 0.1), lambda x, u: 0.1 * (x @ x + u @ u), lambda x: x @ x, horizon=10, x0=[1.0, 0.0]
+)
+for method in ("newton_cg", "lbfgs", "gradient_descent"):
+    sol = oc.solve(problem, method=method)
+    assert sol.xs.dtype == jnp.float32 and bool(sol.converged), (method, sol)
+    print(float(sol.cost))
+for name in ("lq_problem",):
+    a = oc.solve(zoo.lq_problem())
+    b = oc.solve(zoo.lq_problem(), method="cg")
+    assert a.method == "lq" and bool(a.converged) and bool(b.converged)
+    print(float(a.cost))
+for name, (dynamics, x0, us, params) in zoo.kinds().items():
+    if name.startswith(("simulator", "layers", "large_params", "zoh_params")):
+        continue
+    down = lambda a: np.asarray(a, np.float32)
+    us = None if us is None else down(us)
+    assert oc.check_adjoint(dynamics, down(x0), us, params).passed, name
+oc.smoothing_problem(oc.problems.local_level(), oc.problems.nile_data()[1].astype(np.float32))
+"""
+
+
+def test_float32_throughout(monkeypatch):
+    """With 64-bit mode kept off everything runs, and agrees with float64 to single precision."""
+    environment = os.environ | {"JAX_ENABLE_X64": "0", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", FLOAT32], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    got = [float(line) for line in done.stdout.split()]
+    problem = oc.Problem(
+        oc.discretize(oc.models.Pendulum(), 0.1),
+        lambda x, u: 0.1 * (x @ x + u @ u),
+        lambda x: x @ x,
+        horizon=10,
+        x0=[1.0, 0.0],
+    )
+    want = float(oc.solve(problem).cost)
+    assert got[:3] == pytest.approx([want] * 3, rel=1e-4)
+
+
+def test_import_is_silent_and_turns_64_bit_on():
+    code = "import optctl, jax.numpy as jnp; assert jnp.zeros(1).dtype == jnp.float64"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == done.stderr == ""
