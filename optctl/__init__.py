@@ -10,7 +10,7 @@ import jax
 if os.environ.get("JAX_ENABLE_X64", "1").lower() not in ("0", "false", "off"):
     jax.config.update("jax_enable_x64", True)
 
-from optctl import costs, lq, plot, problems
+from optctl import costs, data, lq, plot, problems
 from optctl.adjoint import (
     CheckReport,
     CostateGrowth,
@@ -68,6 +68,7 @@ __all__ = [
     "costate_growth",
     "costs",
     "dare",
+    "data",
     "discretize",
     "dlqr",
     "gradient",

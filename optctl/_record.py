@@ -19,7 +19,7 @@ def record(*, static: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
     """Make a class a frozen dataclass and a pytree; the fields named in `static` are structure."""
 
     def wrap(cls: type[T]) -> type[T]:
-        made = dataclasses.dataclass(frozen=True, eq=False, repr="__repr__" not in vars(cls))(cls)
+        made = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
         names = [field.name for field in dataclasses.fields(made)]  # type: ignore[arg-type]
         leaves = [name for name in names if name not in static]
 
@@ -36,10 +36,28 @@ def record(*, static: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
                 object.__setattr__(obj, name, value)
             return obj
 
+        if "__repr__" not in vars(cls):
+            made.__repr__ = _brief  # type: ignore[assignment,method-assign]
         jax.tree_util.register_pytree_with_keys(made, flatten_with_keys, unflatten, flatten)
         return made
 
     return wrap
+
+
+def _brief(obj: Any) -> str:
+    """Show a record on one line: arrays by type and shape, not by their numbers."""
+    parts = [f"{field.name}={_brief_value(getattr(obj, field.name))}" for field in dataclasses.fields(obj)]
+    return f"{type(obj).__name__}({', '.join(parts)})"
+
+
+def _brief_value(value: Any) -> str:
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{value.dtype}{list(value.shape)}" if value.shape else f"{value}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_brief_value(v) for v in value)}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k}: {_brief_value(v)}" for k, v in value.items()) + "}"
+    return getattr(value, "__name__", None) or repr(value)
 
 
 @record(static=("value",))

@@ -24,6 +24,8 @@ def as_float(value: Any, name: str, shape: tuple[int | None, ...] | None = None,
     Raises:
         ValueError: for integer arrays, wrong shapes, NaN or inf (unless `finite=False`).
     """
+    if value is None:
+        raise ValueError(f"`{name}` is missing; expected an array{'' if shape is None else f' of shape {shape}'}.")
     if not isinstance(value, jax.Array | np.ndarray):
         try:
             value = np.asarray(value, dtype=jnp.zeros(()).dtype)
@@ -47,6 +49,23 @@ def check_shape(value: Any, name: str, shape: tuple[int | None, ...]) -> None:
     if len(got) != len(shape) or any(want is not None and want != have for want, have in zip(shape, got, strict=True)):
         wanted = "(" + ", ".join("any" if n is None else str(n) for n in shape) + ("," if len(shape) == 1 else "") + ")"
         raise ValueError(f"`{name}` has shape {got}; expected {wanted}.")
+
+
+def result_shape(function: Any, name: str, *arguments: Any) -> Any:
+    """Return the shape and type of a user's function without running it.
+
+    Raises:
+        ValueError: if the function cannot be evaluated, with the shapes it was given and its own words.
+    """
+    try:
+        return jax.eval_shape(function, *arguments)
+    except Exception as error:
+        shapes = ", ".join(
+            "None" if a is None else str(np.shape(a)) for a in arguments if not isinstance(a, dict | list)
+        )
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        missing = " Its `params` are None: pass params=..." if arguments[-1] is None else ""
+        raise ValueError(f"`{name}` fails on arguments of shapes {shapes}: {reason}.{missing}") from error
 
 
 def check_like(value: Any, name: str, other: Any) -> None:

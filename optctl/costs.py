@@ -30,6 +30,17 @@ def _at_stage(value: Any, t: Any, ndim: int) -> Any:
     return value[t] if value.ndim > ndim else value
 
 
+def _check_rows(cost: Any, dimensions: dict[str, int], allowed: tuple[int, ...]) -> None:
+    """Raise unless every field that is given per stage has one of the allowed numbers of rows."""
+    for name, ndim in dimensions.items():
+        value = getattr(cost, name)
+        if value.ndim > ndim and value.shape[0] not in allowed:
+            expected = " or ".join(str(n) for n in allowed)
+            raise ValueError(
+                f"`{name}` has {value.shape[0]} rows; expected {expected}, as the horizon is {allowed[0]}."
+            )
+
+
 @record()
 class Quadratic:
     """Stage cost 1/2 [x; u]' [[Q, M], [M', R]] [x; u] + q'x + r'u; every term may have a leading axis N.
@@ -69,6 +80,10 @@ class Quadratic:
             if value.shape[-len(shape) :] != shape or value.ndim > len(shape) + 1:
                 raise ValueError(f"`{name}` has shape {value.shape}; expected {shape}, or (N, ...) per stage.")
             object.__setattr__(self, name, value)
+
+    def check_stages(self, horizon: int) -> None:
+        """Raise ValueError unless what is given per stage has `horizon` rows."""
+        _check_rows(self, {"Q": 2, "R": 2, "M": 2, "q": 1, "r": 1}, (horizon,))
 
     def __call__(self, x: Any, u: Any, t: Any) -> Any:
         """Return the cost of stage t."""
@@ -144,6 +159,11 @@ class Tracking:
             object.__setattr__(self, name, jnp.asarray(value))
         object.__setattr__(self, "Q", Q)
         object.__setattr__(self, "R", R)
+
+    def check_stages(self, horizon: int) -> None:
+        """Raise ValueError unless what is given per stage has `horizon` rows (x_ref may have one more)."""
+        _check_rows(self, {"Q": 2, "R": 2, "u_ref": 1}, (horizon,))
+        _check_rows(self, {"x_ref": 1}, (horizon, horizon + 1))
 
     def __call__(self, x: Any, u: Any, t: Any) -> Any:
         """Return the cost of stage t."""
@@ -235,6 +255,10 @@ class HiddenPenalty:
     def __post_init__(self) -> None:
         object.__setattr__(self, "weight", jnp.asarray(as_float(self.weight, "weight")))
 
+    def check_stages(self, horizon: int) -> None:
+        """Raise ValueError unless there is one weight, or one per layer."""
+        _check_rows(self, {"weight": 0}, (horizon,))
+
     def __call__(self, x: Any, u: Any, t: Any) -> Any:
         """Return the penalty of layer t's input."""
         return 0.5 * _at_stage(self.weight, t, 0) * jnp.mean(jnp.sum(x**2, axis=-1))
@@ -245,14 +269,32 @@ class CrossEntropy:
     """Terminal cost for classification: mean softmax cross-entropy of logits (batch, classes) against labels.
 
     Args:
-        labels: (batch,) class numbers, integers.
+        labels: (batch,) class numbers, integers from 0.
+
+    Raises:
+        ValueError: for labels that are not whole numbers or below 0; when called, for another number of labels than
+            rows, or (where labels are not traced) a label beyond the last class.
     """
 
     labels: Any
 
+    def __post_init__(self) -> None:
+        labels = jnp.asarray(self.labels)
+        if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.ndim > 1:
+            raise ValueError(f"`labels` has dtype {labels.dtype} and shape {labels.shape}; expected (batch,) integers.")
+        if is_concrete(labels) and labels.size and int(labels.min()) < 0:
+            raise ValueError(f"`labels` holds {int(labels.min())}; expected class numbers from 0.")
+        object.__setattr__(self, "labels", labels)
+
     def __call__(self, x: Any) -> Any:
         """Return the mean loss over the batch."""
-        picked = jnp.take_along_axis(jax.nn.log_softmax(x), jnp.asarray(self.labels)[..., None], axis=-1)
+        if self.labels.shape != x.shape[:-1]:
+            raise ValueError(f"`labels` has shape {self.labels.shape}; expected {x.shape[:-1]}, one per row of logits.")
+        if is_concrete(self.labels) and self.labels.size and int(self.labels.max()) >= x.shape[-1]:
+            raise ValueError(
+                f"`labels` holds {int(self.labels.max())}; expected below {x.shape[-1]}, the number of classes."
+            )
+        picked = jnp.take_along_axis(jax.nn.log_softmax(x), self.labels[..., None], axis=-1)
         return -jnp.mean(picked)
 
 

@@ -11,58 +11,61 @@ import numpy as np
 __all__ = ["convergence", "costate_growth", "costates", "phase_portrait", "smoothing", "trajectory"]
 
 
-def trajectory(sol: Any, problem: Any = None, *, dt: float | None = None, ax: Any = None) -> Any:
+def trajectory(sol: Any, problem: Any = None, *, dt: float | None = None, label: str = "", ax: Any = None) -> Any:
     """Draw states as lines and inputs as steps, with bounds where the problem has them.
 
     Args:
         sol: a `Solution`, `LQSolution` or `Gradient`: anything with xs (N+1, nx) and us (N, nu).
         problem: the problem, for labels and bounds.
-        dt: step length [s] for the time axis; None counts stages, or takes the dt of discretized dynamics.
-        ax: two axes, for states and inputs; None makes them.
+        dt: step length [s] for the time axis; None counts stages, or takes the dt of the dynamics.
+        label: name of this solution, to tell several on the same axes apart.
+        ax: the axes, for states and inputs, as an earlier call returned them; None makes them.
 
     Returns:
-        The two axes.
+        The axes: two, or one where there are no inputs.
     """
-    axes = _axes(2, ax)
     xs, us = np.asarray(sol.xs), np.asarray(sol.us)
-    labels = getattr(getattr(problem, "dynamics", None), "labels", None)
+    with_inputs = us.ndim == 2 and us.shape[1] > 0
+    axes = _axes(1 + with_inputs, ax)
     dt = _step(problem) if dt is None else dt
     time = np.arange(len(xs)) * (1 if dt is None else dt)
-    state_names = labels.states if labels else [f"x{i + 1}" for i in range(xs.shape[1])]
-    input_names = labels.inputs if labels else [f"u{i + 1}" for i in range(us.shape[1])]
-    for i, name in enumerate(state_names):
-        (line,) = axes[0].plot(time, xs[:, i], label=name)
+    for i, name in enumerate(_names(problem, "states", xs.shape[1])):
+        (line,) = axes[0].plot(time, xs[:, i], label=_with(name, label))
         _draw_bounds(axes[0], problem, "x", i, time, xs.shape, line.get_color())
-    for i in range(us.shape[1]):
-        held = np.append(us[:, i], us[-1, i])
-        (line,) = axes[1].step(time, held, where="post", label=input_names[i])
-        _draw_bounds(axes[1], problem, "u", i, time[:-1], us.shape, line.get_color())
-    axes[0].set_ylabel("state" if labels else "state x")
-    axes[1].set_ylabel("input" if labels else "input u")
+    axes[0].set_ylabel("state" if _labels(problem) else "state x")
     axes[0].legend(fontsize="small")
-    axes[1].legend(fontsize="small")
-    axes[1].set_xlabel(_time_label(dt))
+    if with_inputs:
+        for i, name in enumerate(_names(problem, "inputs", us.shape[1])):
+            (line,) = axes[1].step(time, np.append(us[:, i], us[-1, i]), where="post", label=_with(name, label))
+            _draw_bounds(axes[1], problem, "u", i, time, us.shape, line.get_color())
+        axes[1].set_ylabel("input" if _labels(problem) else "input u")
+        axes[1].legend(fontsize="small")
+    axes[-1].set_xlabel(_time_label(dt))
     return axes
 
 
 def costates(sol: Any, problem: Any = None, *, dt: float | None = None, ax: Any = None) -> Any:
-    """Draw the costates dJ/dx_t over time.
+    """Draw the costates dJ/dx_t over time; for `Layers`, the size of each layer's costate.
 
     Args:
-        sol: anything with costates (N+1, nx).
+        sol: anything with costates (N+1, nx), or a list of them.
         problem: the problem, for labels.
-        dt: step length [s]; None counts stages, or takes the dt of discretized dynamics.
+        dt: step length [s]; None counts stages, or takes the dt of the dynamics.
         ax: one axes; None makes it.
 
     Returns:
         The axes.
     """
     (ax,) = _axes(1, ax)
+    if isinstance(sol.costates, list | tuple):
+        sizes = [np.linalg.norm(np.asarray(value)) for value in sol.costates]
+        ax.bar(np.arange(len(sizes)), sizes)
+        ax.set_xlabel("layer input (the last is the output)")
+        ax.set_ylabel("size of the costate |dJ/dx| [cost per unit]")
+        return ax
     values = np.asarray(sol.costates)
-    labels = getattr(getattr(problem, "dynamics", None), "labels", None)
     dt = _step(problem) if dt is None else dt
-    names = labels.states if labels else [f"x{i + 1}" for i in range(values.shape[1])]
-    for i, name in enumerate(names):
+    for i, name in enumerate(_names(problem, "states", values.shape[1])):
         ax.plot(np.arange(len(values)) * (1 if dt is None else dt), values[:, i], label=f"of {name}")
     ax.axhline(0.0, color="0.7", linewidth=0.8, zorder=0)
     ax.set_xlabel(_time_label(dt))
@@ -71,11 +74,12 @@ def costates(sol: Any, problem: Any = None, *, dt: float | None = None, ax: Any 
     return ax
 
 
-def costate_growth(growth: Any, *, ax: Any = None) -> Any:
+def costate_growth(growth: Any, *, dt: float | None = None, ax: Any = None) -> Any:
     """Draw the size of the end state's sensitivity to each earlier state, on a log axis.
 
     Args:
         growth: a `CostateGrowth`.
+        dt: step length [s]; None counts stages.
         ax: one axes; None makes it.
 
     Returns:
@@ -83,13 +87,14 @@ def costate_growth(growth: Any, *, ax: Any = None) -> Any:
     """
     (ax,) = _axes(1, ax)
     exponents = np.asarray(growth.log10_norms)
+    time = np.arange(len(exponents)) * (1 if dt is None else dt)
     if np.abs(exponents).max() < 300:
-        ax.semilogy(np.arange(len(exponents)), 10.0**exponents)
+        ax.semilogy(time, 10.0**exponents)
         ax.set_ylabel("sensitivity |dx_N/dx_t| [1]")
     else:
-        ax.plot(np.arange(len(exponents)), exponents)
+        ax.plot(time, exponents)
         ax.set_ylabel("log10 |dx_N/dx_t| [1]")
-    ax.set_xlabel("stage t")
+    ax.set_xlabel(_time_label(dt))
     ax.set_title(f"spectral radius {float(growth.spectral_radius):.4g} a step", fontsize="medium")
     return ax
 
@@ -118,7 +123,16 @@ def convergence(solutions: Any, *, best: float | None = None, ax: Any = None) ->
     return ax
 
 
-def smoothing(ys: Any, means: Any, covs: Any = None, *, times: Any = None, labels: Any = None, ax: Any = None) -> Any:
+def smoothing(
+    ys: Any,
+    means: Any,
+    covs: Any = None,
+    *,
+    times: Any = None,
+    labels: Any = None,
+    label: str = "smoothed mean",
+    ax: Any = None,
+) -> Any:
     """Draw measurements as dots and the smoothed mean with its 2-sigma band.
 
     Args:
@@ -127,22 +141,26 @@ def smoothing(ys: Any, means: Any, covs: Any = None, *, times: Any = None, label
         covs: (N+1, nx, nx) covariances; None leaves the band out.
         times: (N+1,) of the horizontal axis; None counts.
         labels: (x label, y label), with units.
-        ax: one axes; None makes it.
+        label: name of the mean's line.
+        ax: one axes, to draw another mean into it (the measurements are not drawn again); None makes it.
 
     Returns:
         The axes.
     """
+    fresh = ax is None
     (ax,) = _axes(1, ax)
     ys, mean = np.asarray(ys).reshape(len(np.asarray(ys)), -1)[:, 0], np.asarray(means).reshape(len(ys), -1)[:, 0]
     times = np.arange(len(ys)) if times is None else np.asarray(times)
-    ax.plot(times, ys, ".", color="0.4", label="measured")
-    (line,) = ax.plot(times, mean, label="smoothed mean")
+    if fresh:
+        ax.plot(times, ys, ".", color="0.4", label="measured")
+    (line,) = ax.plot(times, mean, label=label)
     if covs is not None:
         band = 2 * np.sqrt(np.asarray(covs)[:, 0, 0])
         ax.fill_between(times, mean - band, mean + band, color=line.get_color(), alpha=0.2, label="2 sigma")
-    names = ("stage t", "first state [units of the data]") if labels is None else labels
-    ax.set_xlabel(names[0])
-    ax.set_ylabel(names[1])
+    if fresh or labels is not None:
+        names = ("stage t", "first state [units of the data]") if labels is None else labels
+        ax.set_xlabel(names[0])
+        ax.set_ylabel(names[1])
     ax.legend(fontsize="small")
     return ax
 
@@ -158,7 +176,7 @@ def phase_portrait(
     trajectories: Any = None,
     ax: Any = None,
 ) -> Any:
-    """Draw a policy's input as colour over a plane of states, with arrows of the closed loop and trajectories.
+    """Draw a policy's input as color over a plane of states, with arrows of the closed loop and trajectories.
 
     Args:
         policy: `policy(x, t, params)`, evaluated at t = 0; the first input is drawn.
@@ -180,11 +198,11 @@ def phase_portrait(
 
     (ax,) = _axes(1, ax)
     i, j = states
-    centre = np.zeros(dynamics.nx) if around is None else np.asarray(around, dtype=float)
+    center = np.zeros(dynamics.nx) if around is None else np.asarray(around, dtype=float)
     loop = ClosedLoop(dynamics, policy)
-    grids = [np.linspace(centre[k] - s, centre[k] + s, 31) for k, s in zip(states, span, strict=True)]
+    grids = [np.linspace(center[k] - s, center[k] + s, 31) for k, s in zip(states, span, strict=True)]
     first, second = np.meshgrid(*grids)
-    points = np.tile(centre, (first.size, 1))
+    points = np.tile(center, (first.size, 1))
     points[:, i], points[:, j] = first.ravel(), second.ravel()
     u = np.asarray(jax.vmap(lambda x: loop.input(x, jnp.asarray(0), params)[0])(jnp.asarray(points)))
     moved = np.asarray(jax.vmap(lambda x: loop.step(x, jnp.zeros(0), jnp.asarray(0), params))(jnp.asarray(points)))
@@ -206,13 +224,29 @@ def phase_portrait(
 
 def _axes(n: int, given: Any) -> Any:
     if given is not None:
-        return given if n > 1 else (given,)
+        axes = list(given) if isinstance(given, list | tuple | np.ndarray) else [given]
+        if len(axes) != n:
+            raise ValueError(f"`ax` holds {len(axes)} axes; expected {n}.")
+        return axes
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("plots need matplotlib; install it with: pip install 'optctl[plot]'") from error
     figure = Figure(figsize=(7, 2.6 * n + 1), layout="constrained")
     return [figure.add_subplot(n, 1, k + 1) for k in range(n)]
+
+
+def _labels(problem: Any) -> Any:
+    return getattr(getattr(problem, "dynamics", None), "labels", None)
+
+
+def _names(problem: Any, kind: str, n: int) -> Any:
+    labels = _labels(problem)
+    return getattr(labels, kind) if labels else [f"{'x' if kind == 'states' else 'u'}{i + 1}" for i in range(n)]
+
+
+def _with(name: str, label: str) -> str:
+    return f"{name}, {label}" if label else name
 
 
 def _step(problem: Any) -> float | None:
@@ -229,5 +263,6 @@ def _draw_bounds(ax: Any, problem: Any, name: str, i: int, time: Any, shape: tup
         bound = getattr(problem, f"{name}_{side}", None)
         if bound is not None:
             values = np.broadcast_to(np.asarray(bound), shape)[:, i]
+            values = np.append(values, values[-1]) if name == "u" else values
             if np.isfinite(values).any():
                 ax.plot(time, values, "--", color=color, linewidth=0.8)

@@ -1,6 +1,6 @@
 r"""What is wanted: the one problem statement that the whole package solves.
 
-    minimise   l0(x_0, p) + sum_{t=0}^{N-1} l(x_t, u_t, t, p) + lN(x_N, p)
+    minimize   l0(x_0, p) + sum_{t=0}^{N-1} l(x_t, u_t, t, p) + lN(x_N, p)
     subject to x_{t+1} = f(x_t, u_t, t, p),                         t = 0..N-1
                x_0 given, or free (then l0 and bounds on x_0 apply)
                u_min <= u_t <= u_max,   x_min <= x_t <= x_max,
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, check_shape, check_tree, is_concrete
+from optctl._validate import as_float, check_shape, check_tree, is_concrete, result_shape
 from optctl.dynamics.base import AbstractDynamics
 from optctl.dynamics.stage import STATE, stage_function
 
@@ -96,6 +96,7 @@ class Problem:
         for name in STAGE_FUNCTIONS:
             if getattr(self, name) is not None:
                 self._set(name, stage_function(getattr(self, name), name))
+            self._check_rows(name)
         for name in STATE_FUNCTIONS:
             if getattr(self, name) is not None:
                 self._set(name, stage_function(getattr(self, name), name, STATE, least=1))
@@ -157,11 +158,26 @@ class Problem:
         for name in STATE_FUNCTIONS:
             self._check_function(name, x0 if name == "initial_cost" else last, params)
 
+    def _check_rows(self, name: str) -> None:
+        """Let a helper that holds data per stage compare its rows with the horizon."""
+        check = getattr(getattr(getattr(self, name), "call", None), "check_stages", None)
+        if check is not None:
+            check(self.steps)
+
+    def __repr__(self) -> str:
+        given = [name for name in (*STAGE_FUNCTIONS[:1], *STATE_FUNCTIONS[:2]) if getattr(self, name) is not None]
+        start = "x0 free" if self.x0 is None else "x0 given"
+        return (
+            f"Problem: {type(self.dynamics).__name__}, N = {self.horizon}, nx = {self.dynamics.nx},"
+            f" nu = {self.dynamics.nu}, {start}; {', '.join(given) or 'no costs'};"
+            f" constraints: {', '.join(self.constraint_names) or 'none'}"
+        )
+
     def _check_function(self, name: str, x: Any, *rest: Any) -> None:
         f = getattr(self, name)
         if f is None:
             return
-        got = jax.eval_shape(lambda x: f(x, *rest), x)
+        got = result_shape(f, name, x, *rest)
         shape = getattr(got, "shape", type(got).__name__)
         if name.endswith("cost") and shape != ():
             raise ValueError(f"`{name}` returns shape {shape}; expected a scalar. Sum it, or use x @ Q @ x.")

@@ -88,7 +88,7 @@ def cartpole_push() -> Problem:
 def cartpole_balance(horizon: int = 25) -> Problem:
     """Balance a cart-pole upright with the cart in the middle; RK4, steps of 0.02 s, x_0 at the goal.
 
-    The terminal cost is the value function of the linearised problem over an infinite horizon, so that the short
+    The terminal cost is the value function of the linearized problem over an infinite horizon, so that the short
     horizon does not matter. (Over a long one a poor controller lets the pole fall, a local minimum.)
     """
     goal = np.array([0.0, np.pi, 0.0, 0.0])

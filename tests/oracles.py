@@ -123,8 +123,9 @@ def random_lq(rng, N=6, nx=3, nu=2, *, free_x0=False, unstable=1.0):
     factors = rng.normal(size=(N, n, n))
     H = factors @ np.swapaxes(factors, 1, 2) / n + 0.5 * np.eye(n)
     F = rng.normal(size=(nx, nx))
+    A = unstable * rng.normal(size=(N, nx, nx)) / np.sqrt(nx)
     return LQ(
-        A=unstable * rng.normal(size=(N, nx, nx)) / np.sqrt(nx), B=rng.normal(size=(N, nx, nu)), c=rng.normal(size=(N, nx)),
+        A=A, B=rng.normal(size=(N, nx, nu)), c=rng.normal(size=(N, nx)),
         Q=H[:, :nx, :nx], R=H[:, nx:, nx:], M=H[:, :nx, nx:], q=rng.normal(size=(N, nx)), r=rng.normal(size=(N, nu)),
         Qf=F @ F.T, qf=rng.normal(size=nx), x0=None if free_x0 else rng.normal(size=nx),
         Q0=np.eye(nx) if free_x0 else np.zeros((nx, nx)), q0=rng.normal(size=nx) if free_x0 else np.zeros(nx),

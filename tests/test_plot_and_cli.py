@@ -32,6 +32,29 @@ def test_trajectory_without_labels_and_on_given_axes():
     assert len(axes[0].get_lines()) == 6
 
 
+def test_labels_of_own_models_and_overlays():
+    labels = oc.Labels(("level [m]",), ("inflow [m^3/s]",))
+    tank = oc.discretize(lambda x, u: u - x, 0.5, "zoh", nx=1, nu=1, labels=labels)
+    problem = oc.Problem(tank, lambda x, u: x @ x + u @ u, horizon=4, x0=[1.0])
+    axes = oc.plot.trajectory(oc.solve(problem), problem)
+    oc.plot.trajectory(oc.solve(problem), problem, label="again", ax=axes)
+    assert [line.get_label() for line in axes[0].get_lines()] == ["level [m]", "level [m], again"]
+    assert axes[1].get_xlabel() == "time [s]"
+    np.testing.assert_allclose(axes[0].get_lines()[0].get_xdata()[-1], 2.0)
+    with pytest.raises(ValueError, match="`labels` names 1 states; expected 2"):
+        oc.Dynamics(lambda x, u: x, 2, 1, labels=labels)
+
+
+def test_figures_without_inputs_and_of_layers():
+    network, x0, _, weights = zoo.kinds()["layers"]
+    g = oc.gradient(oc.Problem(network, terminal_cost=lambda x: x @ x, params=weights), None, x0=x0)
+    bars = oc.plot.costates(g).patches
+    np.testing.assert_allclose(bars[0].get_height(), np.linalg.norm(g.costates[0]))
+    autonomous = oc.Problem(oc.Dynamics(lambda x, u: 0.5 * x, 1, 0), lambda x, u: x @ x, horizon=3, x0=[1.0])
+    moved = type("Result", (), {"xs": oc.gradient(autonomous, None).xs, "us": np.zeros((3, 0))})
+    assert len(oc.plot.trajectory(moved, autonomous)) == 1
+
+
 def test_costates_growth_and_convergence():
     sol = oc.solve(zoo.pendulum_problem())
     ax = oc.plot.costates(sol)

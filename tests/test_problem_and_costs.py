@@ -65,6 +65,47 @@ def test_replace_checks_and_names_unknown_fields():
         problem().replace(x0=[0.0])
 
 
+EYE, ONE = np.eye(2), np.eye(1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stage_cost": oc.costs.Tracking(EYE, ONE, np.ones((2, 2)))}, "`x_ref` has 2 rows; expected 3 or 4"),
+        ({"stage_cost": oc.costs.Tracking(EYE, ONE, np.ones(2), np.ones((4, 1)))}, "`u_ref` has 4 rows; expected 3"),
+        (
+            {"stage_cost": oc.costs.Quadratic(np.stack([EYE] * 5), ONE)},
+            "`Q` has 5 rows; expected 3, as the horizon is 3",
+        ),
+        (
+            {"stage_cost": oc.costs.Quadratic(np.eye(3), ONE)},
+            r"`stage_cost` fails on arguments of shapes \(2,\), \(1,\)",
+        ),
+        (
+            {"terminal_cost": oc.costs.TerminalQuadratic(np.eye(3))},
+            r"`terminal_cost` fails on arguments of shapes \(2,\)",
+        ),
+    ],
+)
+def test_helpers_of_the_wrong_size_are_refused(changes, message):
+    """JAX would repeat the last row of a short reference in silence."""
+    with pytest.raises(ValueError, match=message):
+        problem(**changes)
+    assert problem(stage_cost=oc.costs.Tracking(EYE, ONE, np.ones((4, 2)))).horizon == 3
+
+
+def test_missing_parameters_are_named():
+    plant = oc.Dynamics(lambda x, u, t, p: x * p["k"], 2, 1)
+    with pytest.raises(ValueError, match=r"`f` fails.*Its `params` are None: pass params="):
+        oc.solve(oc.Problem(plant, lambda x, u: x @ x, horizon=3, x0=[1.0, 2.0]))
+
+
+def test_records_show_themselves_briefly():
+    a = problem(stage_cost=oc.costs.Quadratic(EYE, ONE), u_max=1.0)
+    assert repr(a) == "Problem: LinearDynamics, N = 3, nx = 2, nu = 1, x0 given; stage_cost; constraints: u_max"
+    assert "xs=float64[4, 2]" in repr(oc.gradient(a, np.zeros((3, 1))))
+
+
 def test_horizon_comes_from_the_dynamics_and_must_agree():
     staged = oc.LinearDynamics(np.ones((4, 1, 1)), np.ones((4, 1, 1)))
     assert oc.Problem(staged, x0=[1.0]).horizon == 4
@@ -133,6 +174,13 @@ def test_cross_entropy_and_hidden_penalty_by_hand():
         ),
         (lambda: oc.costs.TerminalQuadratic(np.eye(2, dtype=int)), "`Q` has dtype int64"),
         (lambda: oc.costs.Huber(0.0), "`k` is 0.0; expected a positive number"),
+        (lambda: oc.costs.CrossEntropy(np.array([0.0, 1.0])), "`labels` has dtype float64"),
+        (lambda: oc.costs.CrossEntropy(np.array([0, -1])), "`labels` holds -1"),
+        (lambda: oc.costs.CrossEntropy(np.array([0, 3]))(jnp.zeros((2, 3))), "`labels` holds 3; expected below 3"),
+        (
+            lambda: oc.costs.CrossEntropy(np.array([0]))(jnp.zeros((2, 3))),
+            r"`labels` has shape \(1,\); expected \(2,\)",
+        ),
     ],
 )
 def test_cost_bad_input(call, message):

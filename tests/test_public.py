@@ -69,9 +69,8 @@ FLOAT32 = """
 import numpy as np, jax.numpy as jnp, optctl as oc
 from tests import zoo
 assert jnp.zeros(1).dtype == jnp.float32
-problem = oc.Problem(
-    oc.discretize(oc.models.Pendulum(), 0.1), lambda x, u: 0.1 * (x @ x + u @ u), lambda x: x @ x, horizon=10, x0=[1.0, 0.0]
-)
+pendulum = oc.discretize(oc.models.Pendulum(), 0.1)
+problem = oc.Problem(pendulum, lambda x, u: 0.1 * (x @ x + u @ u), lambda x: x @ x, horizon=10, x0=[1.0, 0.0])
 for method in ("newton_cg", "lbfgs", "gradient_descent"):
     sol = oc.solve(problem, method=method)
     assert sol.xs.dtype == jnp.float32 and bool(sol.converged), (method, sol)
@@ -99,13 +98,8 @@ def test_float32_throughout(monkeypatch):
     )
     assert done.returncode == 0, done.stderr
     got = [float(line) for line in done.stdout.split()]
-    problem = oc.Problem(
-        oc.discretize(oc.models.Pendulum(), 0.1),
-        lambda x, u: 0.1 * (x @ x + u @ u),
-        lambda x: x @ x,
-        horizon=10,
-        x0=[1.0, 0.0],
-    )
+    pendulum = oc.discretize(oc.models.Pendulum(), 0.1)
+    problem = oc.Problem(pendulum, lambda x, u: 0.1 * (x @ x + u @ u), lambda x: x @ x, horizon=10, x0=[1.0, 0.0])
     want = float(oc.solve(problem).cost)
     assert got[:3] == pytest.approx([want] * 3, rel=1e-4)
 

@@ -10,6 +10,10 @@ def nonlinear_step(x, u, t, p):
     return x + 0.1 * jnp.array([x[1] + 0.05 * t, -p["k"] * jnp.sin(x[0]) - p["b"] * x[1] ** 3 + u[0] * (1 + x[0] ** 2)])
 
 
+def with_matrix(x, u, t, p):
+    return jnp.tanh(p @ x) + u[0]
+
+
 PARAMS = {"k": jnp.array(1.3), "b": jnp.array(0.2)}
 
 
@@ -46,7 +50,7 @@ def kinds():
     table = {
         "function": (oc.Dynamics(nonlinear_step, 2, 1), rng.normal(size=2), us(1), PARAMS),
         "large": (oc.Dynamics(lambda x, u: jnp.tanh(big @ x) + u[0], 40, 1), rng.normal(size=40), us(1), None),
-        "large_params": (oc.Dynamics(lambda x, u, t, p: jnp.tanh(p @ x) + u[0], 40, 1), rng.normal(size=40), us(1), big),
+        "large_params": (oc.Dynamics(with_matrix, 40, 1), rng.normal(size=40), us(1), big),
         "linear": (
             oc.LinearDynamics(rng.normal(size=(3, 3)), rng.normal(size=(3, 2)), rng.normal(size=3)), rng.normal(size=3),
             us(2), None,
@@ -66,7 +70,8 @@ def kinds():
         "simulator_vjp": (oc.SimulatorDynamics(sim_step, 2, 1, vjp=sim_vjp), rng.normal(size=2), us(1), sim_params),
         "mesh": (oc.discretize(cart, np.linspace(0.02, 0.08, N)), rng.normal(size=4), us(1), None),
         "zoh_params": (
-            oc.discretize(lambda x, u, t, p: p[0] * x[::-1] + p[1] * u, 0.2, "zoh", nx=2, nu=2), rng.normal(size=2), us(2),
+            oc.discretize(lambda x, u, t, p: p[0] * x[::-1] + p[1] * u, 0.2, "zoh", nx=2, nu=2),
+            rng.normal(size=2), us(2),
             np.array([0.7, -1.1]),
         ),
     }  # fmt: skip

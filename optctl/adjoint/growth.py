@@ -44,7 +44,7 @@ class CostateGrowth:
         if radius > 1 and log_norms[0] > 1:
             return (
                 f"Costates grow exponentially towards early times: {change}. The system is unstable over this horizon;"
-                " early inputs dominate the gradient. Shorten the horizon, stabilise with feedback first, or use a"
+                " early inputs dominate the gradient. Shorten the horizon, stabilize with feedback first, or use a"
                 " second-order method."
             )
         if radius < 1 and log_norms[0] < -1:

@@ -34,6 +34,6 @@ def run(out: Path) -> list[Row]:
     exact, _ = timed(lambda: float(to_cvxpy(bounded).solve()))
     sol, seconds = timed(solve, bounded)
     rows.append(Row("LQR, |u| <= 1", sol.method, float(sol.cost), exact, int(sol.iterations), seconds))
-    save(plot.trajectory(sol.raise_if_failed(), bounded, dt=0.1), out, "lqr_bounded")
-    save(plot.costates(riccati, problem, dt=0.1), out, "lqr_costates")
+    save(plot.trajectory(sol.raise_if_failed(), bounded), out, "lqr_bounded")
+    save(plot.costates(riccati, problem), out, "lqr_costates")
     return rows

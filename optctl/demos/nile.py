@@ -30,8 +30,7 @@ def run(out: Path) -> list[Row]:
     years, volumes = data.nile()
     labels = ("year", "annual flow at Aswan [10^8 m^3]")
     ax = plot.smoothing(volumes, exact.xs, covariances(lq, exact), times=years, labels=labels)
-    ax.plot(years, robust.xs[:, 0], "--", label="Huber loss")
-    ax.legend(fontsize="small")
+    plot.smoothing(volumes, robust.xs, times=years, label="Huber loss", ax=ax)
     save(ax, out, "nile_smoothing")
     save(plot.convergence(solutions, best=best), out, "nile_convergence")
     return rows

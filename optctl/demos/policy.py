@@ -20,7 +20,7 @@ SPAN = np.array([0.5, 0.5, 0.5, 0.5])
 
 
 def run(out: Path) -> list[Row]:
-    """Train one controller to push the pole up and one to balance it; the exact costs are those of optimal open-loop inputs."""
+    """Train one controller to push the pole up and one to balance it, against optimal open-loop inputs."""
     push = problems.cartpole_push()
     policy = mlp([4, 32, 32, 1])
     steps = 1500

@@ -20,5 +20,6 @@ def run(out: Path) -> list[Row]:
     save(plot.trajectory(sol, problem), out, "swing_up_trajectory")
     save(plot.costates(sol, problem), out, "swing_up_costates")
     save(plot.convergence(solutions, best=exact), out, "swing_up_convergence")
-    save(plot.costate_growth(costate_growth(problem.dynamics, sol.xs, sol.us)), out, "swing_up_costate_growth")
+    growth = costate_growth(problem.dynamics, sol.xs, sol.us)
+    save(plot.costate_growth(growth, dt=0.02), out, "swing_up_costate_growth")
     return rows

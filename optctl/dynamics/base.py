@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, check_like, check_shape, check_tree
+from optctl._validate import as_float, check_like, check_shape, check_tree, result_shape
 from optctl.dynamics.stage import stage_function
 
 DENSE_LIMIT = 24
@@ -66,20 +66,17 @@ class AbstractDynamics:
         nx: number of states, or None if the kind takes it from the data.
         nu: number of inputs, or None.
         horizon: number of stages if the kind fixes it, else None.
+        labels: names and units of states and inputs, for figures, or None.
     """
 
     nx: Any = None
     nu: Any = None
+    labels: Any = None
     horizon: ClassVar[Any] = None
     is_linear: ClassVar[bool] = False
     twice_differentiable: ClassVar[bool] = True
     has_jax_step: ClassVar[bool] = True
     roll_without_inputs: ClassVar[bool] = False
-
-    @property
-    def labels(self) -> Labels | None:
-        """Names and units of states and inputs, where known."""
-        return None
 
     def step(self, x: Any, u: Any, t: Any, params: Any) -> Any:
         """Return x_{t+1}, shape (nx,), from x (nx,), u (nu,), the stage index and the parameters."""
@@ -196,7 +193,7 @@ class AbstractDynamics:
         """Raise ValueError unless shapes fit and `step` returns a state; runs on shapes only."""
         check_shape(x0, "x0", (self.nx,))
         check_shape(us, "us", (self.horizon, self.nu))
-        got = jax.eval_shape(self.step, x0, us[0] if us.shape[0] else us.sum(0), jnp.asarray(0), params)
+        got = result_shape(self.step, "f", x0, us[0] if us.shape[0] else us.sum(0), jnp.asarray(0), params)
         if not hasattr(got, "shape") or got.shape != x0.shape:
             shape = getattr(got, "shape", type(got).__name__)
             raise ValueError(f"`f` returns shape {shape}; expected {x0.shape}, the shape of the state x.")
@@ -304,7 +301,7 @@ def _curvature(dynamics: AbstractDynamics, xs: Any, us: Any, costates: Any, para
     return dynamics.hessians(xs, us, costates, params)
 
 
-@record(static=("nx", "nu"))
+@record(static=("nx", "nu", "labels"))
 class Dynamics(AbstractDynamics):
     """Dynamics from any function that JAX can trace.
 
@@ -313,6 +310,7 @@ class Dynamics(AbstractDynamics):
             t is the stage index. A function is compiled once per function object: define it once.
         nx: number of states; None takes it from x0.
         nu: number of inputs; None takes it from us.
+        labels: `Labels` with names and units for figures.
 
     Raises:
         ValueError: if `f` takes another number of arguments or, given nx and nu, returns another shape.
@@ -327,10 +325,12 @@ class Dynamics(AbstractDynamics):
     f: Any
     nx: int | None = None
     nu: int | None = None
+    labels: Labels | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "f", stage_function(self.f, "f"))
         check_sizes(self.nx, self.nu)
+        check_labels(self.labels, self.nx, self.nu)
         if self.nx is not None and self.nu is not None and self.f.arity < 4:
             dtype = jnp.zeros(()).dtype
             self.check_data(jnp.zeros(self.nx, dtype), jnp.zeros((1, self.nu), dtype), None)
@@ -351,3 +351,16 @@ def check_sizes(nx: Any, nu: Any) -> None:
         raise ValueError(f"`nx` is {nx!r}; expected a positive whole number, the number of states.")
     if nu is not None and (not isinstance(nu, int | np.integer) or nu < 0):
         raise ValueError(f"`nu` is {nu!r}; expected a whole number >= 0, the number of inputs.")
+
+
+def check_labels(labels: Any, nx: Any, nu: Any) -> None:
+    """Raise unless there are as many labels as states and inputs."""
+    if labels is None:
+        return
+    if not isinstance(labels, Labels) or not all(isinstance(part, tuple) for part in labels):
+        raise ValueError(
+            "`labels` must be Labels(states=(...), inputs=(...)), with tuples of names such as 'angle [rad]'."
+        )
+    for part, size, what in ((labels.states, nx, "states"), (labels.inputs, nu, "inputs")):
+        if size is not None and len(part) != size:
+            raise ValueError(f"`labels` names {len(part)} {what}; expected {size}.")

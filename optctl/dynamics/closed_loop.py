@@ -2,11 +2,10 @@
 
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 
 from optctl._record import record
-from optctl._validate import check_shape, check_tree
+from optctl._validate import check_shape, check_tree, result_shape
 from optctl.dynamics.base import AbstractDynamics, Labels
 from optctl.dynamics.stage import POLICY, stage_function
 
@@ -74,7 +73,7 @@ class ClosedLoop(AbstractDynamics):
         """Raise ValueError for a policy that does not return (nu,), then as every kind."""
         nu = self.dynamics.nu
         check_shape(x0, "x0", (self.nx,))
-        got = jax.eval_shape(self.input, x0, jnp.asarray(0), params)
+        got = result_shape(self.input, "policy", x0, jnp.asarray(0), params)
         shape = getattr(got, "shape", None)
         if shape is None or len(shape) != 1 or (nu is not None and shape != (nu,)):
             raise ValueError(f"`policy` returns shape {shape}; expected ({'nu' if nu is None else nu},), the input u.")

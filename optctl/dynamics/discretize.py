@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, is_concrete
-from optctl.dynamics.base import AbstractDynamics, Labels, as_state, check_sizes
+from optctl._validate import as_float, is_concrete, result_shape
+from optctl.dynamics.base import AbstractDynamics, Labels, as_state, check_labels, check_sizes
 from optctl.dynamics.linear import LinearDynamics
 from optctl.dynamics.stage import StageFunction, stage_function
 
@@ -88,7 +88,7 @@ METHODS: dict[str, Callable] = {
 }
 
 
-@record(static=("method", "nx", "nu"))
+@record(static=("method", "nx", "nu", "labels"))
 class Discretized(AbstractDynamics):
     """An ODE stepped by a fixed scheme; made by `discretize`."""
 
@@ -97,16 +97,12 @@ class Discretized(AbstractDynamics):
     method: str = "rk4"
     nx: int | None = None
     nu: int | None = None
+    labels: Labels | None = None
 
     @property
     def horizon(self) -> int | None:  # type: ignore[override]
         """Number of stages if dt is given per stage."""
         return self.dt.shape[0] if jnp.ndim(self.dt) else None
-
-    @property
-    def labels(self) -> Labels | None:
-        """Labels of the model, if it has them."""
-        return getattr(self.ode.call, "labels", None)
 
     def step(self, x: Any, u: Any, t: Any, params: Any) -> Any:
         """One step of the scheme; `t` is the stage index, the ODE sees seconds."""
@@ -125,7 +121,13 @@ class Discretized(AbstractDynamics):
 
 
 def discretize(
-    ode: Callable, dt: Any, method: str = "rk4", *, nx: int | None = None, nu: int | None = None
+    ode: Callable,
+    dt: Any,
+    method: str = "rk4",
+    *,
+    nx: int | None = None,
+    nu: int | None = None,
+    labels: Labels | None = None,
 ) -> Discretized | LinearDynamics:
     """Turn an ODE into dynamics with inputs held constant over each step.
 
@@ -137,6 +139,7 @@ def discretize(
             linear in x and u (and constant in t).
         nx: number of states; None takes the model's, or leaves it to the data.
         nu: number of inputs; likewise ("zoh" needs both).
+        labels: `Labels` with names and units for figures; None takes the model's.
 
     Returns:
         Dynamics; with "zoh" and no parameters, `LinearDynamics`.
@@ -161,10 +164,14 @@ def discretize(
     nx = getattr(ode, "nx", None) if nx is None else nx
     nu = getattr(ode, "nu", None) if nu is None else nu
     check_sizes(nx, nu)
-    dynamics = Discretized(stage_function(ode, "ode"), step, method, nx, nu)
+    labels = getattr(ode, "labels", None) if labels is None else labels
+    check_labels(labels, nx, nu)
+    dynamics = Discretized(stage_function(ode, "ode"), step, method, nx, nu, labels)
     if nx is not None and nu is not None and dynamics.ode.arity < 4:
         dtype = jnp.zeros(()).dtype
-        got = jax.eval_shape(lambda x, u: dynamics._rate(x, u, jnp.zeros(()), None), jnp.zeros(nx), jnp.zeros(nu))
+        got = result_shape(
+            lambda x, u: dynamics._rate(x, u, jnp.zeros(()), None), "ode", jnp.zeros(nx, dtype), jnp.zeros(nu, dtype)
+        )
         if getattr(got, "shape", None) != (nx,):
             raise ValueError(f"`ode` returns shape {getattr(got, 'shape', type(got))}; expected ({nx},), dx/dt.")
         if method == "zoh":
@@ -211,5 +218,7 @@ def _exact_linear(dynamics: Discretized, nx: int, nu: int, dtype: Any) -> Linear
             )
     hold = jax.jit(_hold_matrices)
     if jnp.ndim(dynamics.dt):
-        return LinearDynamics(*jax.vmap(hold, (None, None, None, 0))(A, B, c, dynamics.dt))
-    return LinearDynamics(*hold(A, B, c, dynamics.dt))
+        A, B, c = jax.vmap(hold, (None, None, None, 0))(A, B, c, dynamics.dt)
+        return LinearDynamics(A, B, c, labels=dynamics.labels)
+    A, B, c = hold(A, B, c, dynamics.dt)
+    return LinearDynamics(A, B, c, labels=dynamics.labels, dt=dynamics.dt)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from optctl._record import record
-from optctl._validate import as_float, check_shape
+from optctl._validate import as_float, result_shape
 from optctl.dynamics.base import AbstractDynamics, Adjoint
 from optctl.dynamics.stage import STATE, stage_function
 
@@ -97,13 +97,13 @@ class Layers(AbstractDynamics):
 
     def jacobians(self, xs: Any, us: Any, params: Any) -> tuple[list[Any], list[Any]]:
         """The Jacobian of each layer, (width_{i+1}, width_i), for states without a batch axis."""
-        check_shape(xs[0], "xs[0]", (None,))
+        _check_single(xs[0])
         A = [jax.jacfwd(self._bind(i))(xs[i], params) for i in range(self.horizon)]
         return A, [jnp.zeros((a.shape[0], 0), a.dtype) for a in A]
 
     def hessians(self, xs: Any, us: Any, costates: Any, params: Any) -> list[Any]:
         """Second derivative of lambda_{i+1}' f_i in x_i for each layer, for states without a batch axis."""
-        check_shape(xs[0], "xs[0]", (None,))
+        _check_single(xs[0])
 
         def contracted(i: int) -> Any:
             return lambda x: costates[i + 1] @ self.layer(i, x, params)
@@ -123,7 +123,9 @@ class Layers(AbstractDynamics):
         if needed and (not isinstance(params, Sequence) or len(params) < needed):
             got = "None" if params is None else f"{type(params).__name__} of length {len(params)}"
             raise ValueError(f"`params` is {got}; expected a list of {needed} entries, one per layer or shared group.")
-        jax.eval_shape(lambda x0, params: self.roll(x0, None, params), x0, params)
+        x = x0
+        for i in range(self.horizon):
+            x = result_shape(self._bind(i), f"layers[{i}]", x, params)
 
     def check_trajectory(self, xs: Any, us: Any, params: Any) -> None:
         """Raise ValueError unless xs is a list of N+1 activations."""
@@ -144,3 +146,10 @@ class Layers(AbstractDynamics):
 
     def _bind(self, i: int) -> Any:
         return lambda x, params: self.layer(i, x, params)
+
+
+def _check_single(x: Any) -> None:
+    if x.ndim != 1:
+        raise ValueError(
+            f"`xs[0]` has shape {x.shape}; expected one sample (width,), not a batch: Jacobians mix its rows."
+        )

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 
 from optctl._record import record
 from optctl._validate import as_float, check_shape
-from optctl.dynamics.base import AbstractDynamics
+from optctl.dynamics.base import AbstractDynamics, Labels, check_labels
 
 
-@record()
+@record(static=("labels",))
 class LinearDynamics(AbstractDynamics):
     """x_{t+1} = A x_t + B u_t + c, or with A_t, B_t, c_t given per stage along a leading axis N.
 
@@ -17,6 +17,8 @@ class LinearDynamics(AbstractDynamics):
         A: (nx, nx) or (N, nx, nx).
         B: (nx, nu) or (N, nx, nu).
         c: (nx,) or (N, nx); None is zero.
+        labels: `Labels` with names and units for figures.
+        dt: step length [s] for the time axis of figures.
 
     Raises:
         ValueError: for shapes that do not fit together, integer arrays, NaN or inf.
@@ -33,6 +35,8 @@ class LinearDynamics(AbstractDynamics):
     A: Any
     B: Any
     c: Any = None
+    labels: Labels | None = None
+    dt: Any = None
 
     def __post_init__(self) -> None:
         A = as_float(self.A, "A")
@@ -48,6 +52,7 @@ class LinearDynamics(AbstractDynamics):
         lengths = {name: m.shape[0] for name, m, n in (("A", A, 3), ("B", B, 3), ("c", c, 2)) if m.ndim == n}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"stages differ: {lengths}; expected one number of stages N in all of them.")
+        check_labels(self.labels, nx, B.shape[-1])
         for name, value in (("A", A), ("B", B), ("c", c)):
             object.__setattr__(self, name, jnp.asarray(value))
 

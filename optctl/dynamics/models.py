@@ -118,8 +118,8 @@ class Acrobot:
         m1: mass of link 1 [kg].
         m2: mass of link 2 [kg].
         l1: length of link 1 [m].
-        lc1: distance of the centre of mass of link 1 [m].
-        lc2: distance of the centre of mass of link 2 [m].
+        lc1: distance of the center of mass of link 1 [m].
+        lc2: distance of the center of mass of link 2 [m].
         I1: moment of inertia of link 1 [kg m^2].
         I2: moment of inertia of link 2 [kg m^2].
         g: gravity [m/s^2].
@@ -166,7 +166,7 @@ class PlanarQuadrotor:
 
     Attributes:
         m: mass [kg].
-        l: arm from the centre to a rotor [m].
+        l: arm from the center to a rotor [m].
         I: moment of inertia [kg m^2].
         g: gravity [m/s^2].
     """

@@ -25,6 +25,10 @@ class StageFunction:
     arity: int
     name: str
 
+    def __repr__(self) -> str:
+        call = self.call.value if isinstance(self.call, Static) else self.call
+        return getattr(call, "__name__", None) or repr(call)
+
     def __call__(self, *arguments: Any) -> Any:
         """Evaluate with the full argument list; the trailing ones that the user left out are dropped."""
         call = self.call.value if isinstance(self.call, Static) else self.call

@@ -1,6 +1,6 @@
 r"""Smoothing as control: the maximum a posteriori trajectory is an optimal control problem with noise as input.
 
-    minimise   1/2 (x_0 - mean0)' cov0^{-1} (x_0 - mean0) + sum_{t<N} 1/2 |w_t|^2
+    minimize   1/2 (x_0 - mean0)' cov0^{-1} (x_0 - mean0) + sum_{t<N} 1/2 |w_t|^2
                + sum_{t<=N} rho(r_t),            r_t = V^{-1/2} (y_t - C x_t - D u_t),
     subject to x_{t+1} = A x_t + B u_t + c + G w_t,     G G' = W,  x_0 free.
 

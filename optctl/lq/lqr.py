@@ -29,7 +29,7 @@ def lqr(
 ) -> LQSolution:
     """Solve the finite-horizon linear-quadratic regulator.
 
-    Minimises the sum over t = 0..N-1 of 1/2 x'Qx + x'Mu + 1/2 u'Ru + q'x + r'u, plus 1/2 x_N'Qf x_N + qf'x_N, with
+    Minimizes the sum over t = 0..N-1 of 1/2 x'Qx + x'Mu + 1/2 u'Ru + q'x + r'u, plus 1/2 x_N'Qf x_N + qf'x_N, with
     x+ = A x + B u + c. With references, x and u in the quadratic terms stand for x - x_ref and u - u_ref.
     Any stage quantity may have a leading axis N.
 

@@ -1,6 +1,6 @@
 r"""The quadratic model: linear dynamics with stage-wise quadratic cost.
 
-    minimise   1/2 x_0'Q0 x_0 + q0'x_0
+    minimize   1/2 x_0'Q0 x_0 + q0'x_0
                + sum_t ( 1/2 x_t'Q_t x_t + x_t'M_t u_t + 1/2 u_t'R_t u_t + q_t'x_t + r_t'u_t )
                + 1/2 x_N'Qf x_N + qf'x_N + constant
     subject to x_{t+1} = A_t x_t + B_t u_t + c_t,    x_0 given, or free (then Q0, q0 weigh it).
@@ -61,34 +61,30 @@ class LQ:
         """Return the model of a linear-quadratic problem, exactly; its inequality constraints play no part.
 
         Raises:
-            ValueError: if the dynamics are not linear or a cost is not quadratic, naming which.
+            ValueError: if the dynamics are not linear (as probed) or a cost is not quadratic, naming which.
         """
-        model = quadratic_model(problem)
+        dynamics = problem.dynamics
+        if dynamics.nx is None or dynamics.nu is None or not dynamics.has_jax_step:
+            raise ValueError(
+                f"`dynamics` is {type(dynamics).__name__}; expected LinearDynamics, or a step of known size."
+            )
         if is_concrete(problem):
             name = _not_quadratic(problem)
             if name is not None:
-                raise ValueError(f"`{name}` is not quadratic; use method='newton_cg' or 'lbfgs'.")
-        return model
+                what = "linear" if name == "dynamics" else "quadratic"
+                raise ValueError(f"`{name}` is not {what}; use method='newton_cg' or 'lbfgs'.")
+        return _quadratic_model(problem)
 
 
 def is_linear_quadratic(problem: Problem) -> bool:
-    """True if the dynamics are `LinearDynamics` and all costs are quadratic, as probed at several scales."""
+    """True if the dynamics are `LinearDynamics` and all costs are quadratic, as probed at several sizes."""
     return problem.dynamics.is_linear and _not_quadratic(problem) is None
-
-
-def quadratic_model(problem: Problem) -> LQ:
-    """Second-order model of the costs at the origin and the linear dynamics themselves."""
-    if not problem.dynamics.is_linear:
-        raise ValueError(
-            f"`dynamics` is {type(problem.dynamics).__name__}; expected LinearDynamics for a model in LQ form."
-        )
-    return _quadratic_model(problem)
 
 
 def zero_trajectory(problem: Problem) -> tuple[Any, Any]:
     """Return zero states (N+1, nx) and inputs (N, nu) of the problem's size."""
     N, nx, nu = problem.steps, problem.dynamics.nx, problem.dynamics.nu
-    dtype = problem.dynamics.A.dtype  # type: ignore[attr-defined]
+    dtype = jnp.zeros(()).dtype if problem.x0 is None else problem.x0.dtype
     return jnp.zeros((N + 1, nx), dtype), jnp.zeros((N, nu), dtype)
 
 
@@ -144,10 +140,10 @@ PROBE_SCALES = (1e-2, 1.0, 1e3, 1e6)
 
 
 def _not_quadratic(problem: Problem) -> str | None:
-    """Name the cost that departs from its second-order model somewhere, or None."""
+    """Name the part that departs from its model (linear dynamics, quadratic costs) somewhere, or None."""
     gaps = jax.device_get(_quadratic_gaps(problem))
-    tolerance = 1e-3 if problem.dynamics.A.dtype == jnp.float32 else 1e-8  # type: ignore[attr-defined]
     for name, gap in gaps.items():
+        tolerance = 1e-3 if gap.dtype == np.float32 else 1e-8
         if getattr(problem, name) is not None and not np.all(gap <= tolerance):
             return name
     return None
@@ -155,13 +151,16 @@ def _not_quadratic(problem: Problem) -> str | None:
 
 @jax.jit
 def _quadratic_gaps(problem: Problem) -> dict[str, Any]:
-    """Largest relative distance of each cost's slope from that of its model at the origin, at points of several sizes."""
+    """Largest relative distance of each cost's slope from its model's, at points of several sizes."""
     xs, us = zero_trajectory(problem)
     rng = np.random.default_rng(0)
     noise_x, noise_u = (jnp.asarray(rng.normal(size=z.shape), z.dtype) for z in (xs, us))
 
     def slopes(xs: Any, us: Any) -> dict[str, Any]:
+        step = lambda x, u, t: problem.dynamics.step(x, u, t, problem.params)  # noqa: E731
+        nothing = jnp.zeros((1,), xs.dtype)
         return {
+            "dynamics": nothing if problem.dynamics.is_linear else problem.dynamics.map_stages(step, xs, us),
             "stage_cost": _expand_stages(problem, xs, us)[1],
             "terminal_cost": _expand(problem.terminal_cost, xs[-1], problem.params)[1],
             "initial_cost": _expand(problem.initial_cost, xs[0], problem.params)[1],

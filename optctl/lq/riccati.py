@@ -6,7 +6,7 @@ Backward, with the value function V_t(x) = 1/2 x'P_t x + p_t'x (+ constant), P_N
     K_t = -S^{-1} H,          k_t = -S^{-1} h                        u = K x + k
     P_t = Q + A'P A + H'K_t,  p_t = q + A'(P c + p) + H'k_t
 
-Forward: x_0 given, or the minimiser -(Q0 + P_0)^{-1} (q0 + p_0) where it is free; then u_t = K_t x_t + k_t.
+Forward: x_0 given, or the minimizer -(Q0 + P_0)^{-1} (q0 + p_0) where it is free; then u_t = K_t x_t + k_t.
 Costates are P_t x_t + p_t = dJ/dx_t. Cost per stage O((nx + nu)^3) backward, O((nx + nu)^2) forward.
 
 Reference: Anderson and Moore (1990), Optimal Control: Linear Quadratic Methods, section 2.4.
@@ -46,6 +46,16 @@ class LQSolution:
     p: Any
     cost: Any
     failed_stage: Any
+
+    def raise_if_failed(self) -> "LQSolution":
+        """Return the solution itself if the model was convex.
+
+        Raises:
+            RuntimeError: if it was not, naming the stage.
+        """
+        if int(self.failed_stage) >= 0:
+            raise RuntimeError(f"{self!r}; check the signs of Q, R and Qf there and later.")
+        return self
 
     def __repr__(self) -> str:
         status = (

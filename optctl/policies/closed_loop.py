@@ -17,6 +17,12 @@ class PolicyCost:
     policy: StageFunction
     plant_params: Any
 
+    def check_stages(self, horizon: int) -> None:
+        """Raise ValueError unless the plant's cost has data for `horizon` stages."""
+        check = getattr(self.cost.call, "check_stages", None)
+        if check is not None:
+            check(horizon)
+
     def __call__(self, x: Any, u: Any, t: Any, params: Any) -> Any:
         """Return the cost of stage t; `u` is empty."""
         return self.cost(x, self.policy(x, t, params), t, self.plant_params)

@@ -1,9 +1,9 @@
 r"""Training by stochastic gradients, every gradient by costates.
 
-    minimise over params   E_batch J(params; batch)
+    minimize over params   E_batch J(params; batch)
 
 For a policy the batch is a set of initial states rolled out in closed loop; for a deep network (`Layers`) it is a
-minibatch of inputs with their targets. Both run through the same loop: shuffled batches, any optax optimiser, the
+minibatch of inputs with their targets. Both run through the same loop: shuffled batches, any optax optimizer, the
 parameters with the lowest validation cost kept.
 """
 
@@ -113,8 +113,8 @@ def train_policy(
         policy: `policy(x, t, params)` returning u (nu,): an `mlp`, or any callable.
         params: first parameters, any pytree of floating arrays.
         x0s: (M, nx) initial states, drawn in shuffled batches; or a function `sample(key) -> (nx,)`.
-        optimizer: an optax optimiser; None is `optax.adam(1e-3)`.
-        steps: number of optimiser steps.
+        optimizer: an optax optimizer; None is `optax.adam(1e-3)`.
+        steps: number of optimizer steps.
         batch_size: states per step; None takes all (64 with a sampling function).
         validation_x0s: (M', nx) states on which the best parameters are chosen; None takes x0s (256 fresh samples).
         check_every: steps between validations.
@@ -179,7 +179,7 @@ def train_layers(
         inputs: (M, width_0).
         targets: (M, ...), handed to `loss`.
         stage_cost: penalty on hidden states, such as `optctl.costs.HiddenPenalty(1e-4)`.
-        optimizer: an optax optimiser; None is `optax.sgd(0.1, momentum=0.9)`.
+        optimizer: an optax optimizer; None is `optax.sgd(0.1, momentum=0.9)`.
         epochs: passes through the data.
         batch_size: rows per step; the last, smaller batch of an epoch is dropped and reshuffled in.
         validation: (inputs, targets) on which the best weights are chosen; None takes the training data.
@@ -213,8 +213,8 @@ def train_layers(
         raise ValueError(f"`batch_size` is {batch_size}; expected 1 to {inputs.shape[0]}, the number of rows.")
     optimizer = optimizer or _default_optimizer("layers")
     params = jax.tree.map(jnp.asarray, check_tree(params, "params"))
-    problem = Problem(layers, stage_cost=stage_cost, terminal_cost=loss(targets[:batch_size]), params=params)
-    jax.eval_shape(problem.check_shapes, inputs[:batch_size], None, params)
+    problem = Problem(layers, stage_cost=stage_cost, terminal_cost=loss(targets), params=params)
+    problem.check_shapes(inputs, None, params)
     data = (inputs, targets)
     per_epoch = inputs.shape[0] // batch_size
     batches = partial(_shuffled_batches, data, batch_size, np.random.default_rng(seed))
@@ -264,7 +264,7 @@ def _validate(loss: Any, params: Any, batch: Any) -> Any:
 
 @partial(jax.jit, static_argnums=0)
 def _chunk(optimizer: Any, loss: Any, params: Any, state: Any, batches: Any) -> tuple[Any, Any, Any]:
-    """Run one optimiser step per batch; batches have a leading axis of steps."""
+    """Run one optimizer step per batch; batches have a leading axis of steps."""
 
     def step(carry: tuple, batch: Any) -> tuple:
         params, state = carry

@@ -20,7 +20,7 @@ from optctl.solvers.solution import Status
 
 @partial(jax.jit, static_argnames=("max_iterations",))
 def conjugate_gradient(objective: Objective, z: Any, *, tolerance: Any, max_iterations: int) -> Iterate:
-    """Minimise a quadratic J from z."""
+    """Minimize a quadratic J from z."""
     cost, slope = objective.cost_and_slope(z)
     first_cost = cost
     _, hessian = jax.linearize(lambda z: objective.cost_and_slope(z)[1], z)

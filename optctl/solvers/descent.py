@@ -33,7 +33,7 @@ LARGEST_X0 = 64
 
 @partial(jax.jit, static_argnames=("max_iterations", "step"))
 def gradient_descent(objective: Objective, z: Any, *, tolerance: Any, max_iterations: int, step: str) -> Iterate:
-    """Minimise by projected gradient steps from z."""
+    """Minimize by projected gradient steps from z."""
     lower, upper = objective.bounds()
     z = jnp.clip(z, lower, upper)
     cost, slope = objective.cost_and_slope(z)

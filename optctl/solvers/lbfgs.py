@@ -32,7 +32,7 @@ class _ReachedError(Exception):
 
 
 def lbfgs(objective: Objective, z: Any, *, tolerance: float, max_iterations: int) -> Iterate:
-    """Minimise J from z within bounds by L-BFGS-B."""
+    """Minimize J from z within bounds by L-BFGS-B."""
     dtype = z.dtype
     lower, upper = (np.asarray(side, dtype=np.float64) for side in objective.bounds())
     z = np.clip(np.asarray(z, dtype=np.float64), lower, upper)

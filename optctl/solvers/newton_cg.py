@@ -1,10 +1,10 @@
 r"""Newton's method with truncated conjugate gradients in a trust region, for any smooth problem.
 
-    minimise over d   g'd + 1/2 d'H d,   |d| <= radius,
+    minimize over d   g'd + 1/2 d'H d,   |d| <= radius,
 
 by conjugate gradients on Hessian-vector products; a direction of negative curvature or the edge of the region ends
 them (Steihaug). The region grows where the model predicts the cost well and shrinks where it does not. Per outer
-iteration the dynamics are linearised once; each product with H is one tangent and one second-order costate sweep.
+iteration the dynamics are linearized once; each product with H is one tangent and one second-order costate sweep.
 
 References: Steihaug (1983), SIAM Journal on Numerical Analysis 20; Nocedal and Wright (2006), algorithm 7.2.
 """
@@ -22,7 +22,7 @@ from optctl.solvers.solution import Status
 
 @partial(jax.jit, static_argnames=("max_iterations",))
 def newton_cg(objective: Objective, z: Any, *, tolerance: Any, max_iterations: int) -> Iterate:
-    """Minimise J from z by trust-region Newton-CG."""
+    """Minimize J from z by trust-region Newton-CG."""
     cost, slope = objective.cost_and_slope(z)
     first_cost = cost
     eps = jnp.finfo(z.dtype).eps

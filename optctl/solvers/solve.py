@@ -45,7 +45,7 @@ def solve(
     step: str = "bb",
     verbose: bool = False,
 ) -> Solution:
-    """Minimise the cost of a problem over what is free.
+    """Minimize the cost of a problem over what is free.
 
     Args:
         problem: the problem. Bounds on us and a free x0 are taken by "lbfgs" and "gradient_descent"; any other
@@ -151,7 +151,7 @@ def _objective(problem: Problem, us: Any, x0: Any, params: Any, free: Any) -> Ob
     objective = Objective(problem, us, x0, jax.tree.map(jnp.asarray, params), names)
     if not jax.tree.leaves([getattr(objective, name) for name in names]) or not objective.pack(objective).size:
         raise ValueError(
-            f"nothing is free: {names} hold no numbers; name what to optimise with free=('params',) or others."
+            f"nothing is free: {names} hold no numbers; name what to optimize with free=('params',) or others."
         )
     jax.eval_shape(lambda o: o.problem.check_shapes(o.x0, o.us, o.params), objective)
     dynamics.rehearse(x0, us, objective.params)

@@ -124,11 +124,11 @@ def test_multiplier_is_the_limit_of_a_penalty(us):
         steps = [problem.dynamics.step(xs[t], us[t], t, problem.params) for t in range(N)]
         return xs, xs[1:] - jnp.stack(steps)
 
-    def penalised(z, a):
+    def penalized(z, a):
         xs, H = violations(z)
         return problem.trajectory_cost(xs, us, problem.params) + jnp.sum(H**2) / (2 * a)
 
-    slope, bend = jax.jit(jax.grad(penalised)), jax.jit(jax.hessian(penalised))
+    slope, bend = jax.jit(jax.grad(penalized)), jax.jit(jax.hessian(penalized))
     errors = []
     for a in (1e-3, 1e-4, 1e-5):
         z = g.xs[1:].ravel()
@@ -196,5 +196,5 @@ def test_bad_inputs(bad, message):
 
 
 def test_first_argument_must_be_a_problem(us):
-    with pytest.raises(ValueError, match="`problem` is a Dynamics; expected optctl.Problem"):
+    with pytest.raises(ValueError, match=r"`problem` is a Dynamics; expected optctl.Problem"):
         oc.gradient(zoo.kinds()["function"][0], us)

@@ -187,7 +187,7 @@ def test_models_have_sizes_labels_and_finite_derivatives(model, rng):
 
 
 def cart_pole_energy(m, x):
-    p, q, v, w = x
+    _, q, v, w = x
     kinetic = 0.5 * (m.mc + m.mp) * v**2 + m.mp * v * m.l * w * jnp.cos(q) + 0.5 * m.mp * m.l**2 * w**2
     return kinetic - m.mp * m.g * m.l * jnp.cos(q)
 

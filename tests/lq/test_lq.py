@@ -168,8 +168,17 @@ def test_from_problem_reads_every_term_and_finds_what_is_not_quadratic():
         assert not oc.lq.is_linear_quadratic(changed)
         with pytest.raises(ValueError, match=f"`{name}` is not quadratic"):
             oc.lq.LQ.from_problem(changed)
-    with pytest.raises(ValueError, match="`dynamics` is Dynamics; expected LinearDynamics"):
+    with pytest.raises(ValueError, match="`dynamics` is not linear; use method='newton_cg'"):
         oc.lq.LQ.from_problem(zoo.pendulum_problem())
+
+
+@pytest.mark.parametrize("method", ["rk4", "trapezoid"])
+def test_a_linear_ode_by_any_scheme_is_linear_quadratic(method):
+    oscillator = oc.discretize(lambda x, u: [x[1], u[0] - x[0]], 0.1, method, nx=2, nu=1)
+    problem = oc.Problem(oscillator, lambda x, u: x @ x + u @ u, horizon=10, x0=[1.0, 0.0])
+    sol = oc.solve(problem, method="lq")
+    assert sol.converged
+    np.testing.assert_allclose(oc.gradient(problem, sol.us).us, 0, atol=1e-12)
 
 
 def test_to_cvxpy_with_all_constraints_satisfies_them():

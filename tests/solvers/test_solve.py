@@ -118,7 +118,7 @@ def test_solve_under_jit():
     [
         ({"method": "newton"}, r"`method` is 'newton'; expected one of \['lq'"),
         ({"method": "cg"}, "method 'cg' needs a quadratic problem"),
-        ({"method": "lq"}, "`dynamics` is Dynamics; expected LinearDynamics"),
+        ({"method": "lq"}, "`dynamics` is not linear"),
         ({"free": "inputs"}, "`free` is .*expected names among"),
         ({"free": "x0"}, "`free` names x0, but the problem fixes it"),
         ({"x0": np.zeros(2)}, "`x0` is given twice"),
