@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types contracts unit examples docs benchmark clean
+.PHONY: demo test lint types contracts unit examples benchmark clean
 
 demo: $(VENV)/.demo
 	$(BIN)/optctl demo

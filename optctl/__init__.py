@@ -11,6 +11,7 @@ if os.environ.get("JAX_ENABLE_X64", "1").lower() not in ("0", "false", "off"):
     jax.config.update("jax_enable_x64", True)
 
 from optctl import costs, data, lq, plot, problems
+from optctl._record import record
 from optctl.adjoint import (
     CheckReport,
     CostateGrowth,
@@ -79,6 +80,7 @@ __all__ = [
     "models",
     "plot",
     "problems",
+    "record",
     "smoothing_problem",
     "solve",
     "to_cvxpy",

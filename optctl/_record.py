@@ -16,7 +16,20 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True, eq_default=False)
 def record(*, static: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
-    """Make a class a frozen dataclass and a pytree; the fields named in `static` are structure."""
+    """Make a class a frozen dataclass and a pytree, such as an own kind of dynamics or a cost with data.
+
+    Args:
+        static: names of the fields that are structure, not data: functions, names, sizes. They must be hashable.
+
+    Example:
+        >>> import optctl as oc
+        >>> @oc.record(static=("name",))
+        ... class Spring:
+        ...     stiffness: float
+        ...     name: str = "spring"
+        >>> Spring(2.0)
+        Spring(stiffness=2.0, name='spring')
+    """
 
     def wrap(cls: type[T]) -> type[T]:
         made = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)

@@ -31,13 +31,15 @@ def as_float(value: Any, name: str, shape: tuple[int | None, ...] | None = None,
             value = np.asarray(value, dtype=jnp.zeros(()).dtype)
         except (TypeError, ValueError) as error:
             raise ValueError(f"`{name}` is not numeric: expected an array, got {type(value).__name__}.") from error
-    if not jnp.issubdtype(value.dtype, jnp.floating):
+    if value.dtype == np.float64 and jax.dtypes.canonicalize_dtype(np.float64) == np.float32:  # 64-bit mode is off
+        value = np.asarray(value, np.float32)
+    if value.dtype.kind != "f" and not jnp.issubdtype(value.dtype, jnp.floating):
         raise ValueError(
             f"`{name}` has dtype {value.dtype}; expected floating point. Write {name}=np.asarray({name}, float)."
         )
     if shape is not None:
         check_shape(value, name, shape)
-    if finite and is_concrete(value) and not np.isfinite(value).all():
+    if finite and not isinstance(value, jax.core.Tracer) and not np.isfinite(np.asarray(value)).all():
         first = tuple(int(i) for i in np.argwhere(~np.isfinite(np.asarray(value)))[0])
         raise ValueError(f"`{name}` holds NaN or inf, first at index {first}; expected finite numbers.")
     return value

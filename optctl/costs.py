@@ -282,17 +282,17 @@ class CrossEntropy:
         labels = jnp.asarray(self.labels)
         if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.ndim > 1:
             raise ValueError(f"`labels` has dtype {labels.dtype} and shape {labels.shape}; expected (batch,) integers.")
-        if is_concrete(labels) and labels.size and int(labels.min()) < 0:
-            raise ValueError(f"`labels` holds {int(labels.min())}; expected class numbers from 0.")
+        if is_concrete(labels) and labels.size and np.asarray(labels).min() < 0:
+            raise ValueError(f"`labels` holds {np.asarray(labels).min()}; expected class numbers from 0.")
         object.__setattr__(self, "labels", labels)
 
     def __call__(self, x: Any) -> Any:
         """Return the mean loss over the batch."""
         if self.labels.shape != x.shape[:-1]:
             raise ValueError(f"`labels` has shape {self.labels.shape}; expected {x.shape[:-1]}, one per row of logits.")
-        if is_concrete(self.labels) and self.labels.size and int(self.labels.max()) >= x.shape[-1]:
+        if is_concrete(self.labels) and self.labels.size and np.asarray(self.labels).max() >= x.shape[-1]:
             raise ValueError(
-                f"`labels` holds {int(self.labels.max())}; expected below {x.shape[-1]}, the number of classes."
+                f"`labels` holds {np.asarray(self.labels).max()}; expected below {x.shape[-1]}, the number of classes."
             )
         picked = jnp.take_along_axis(jax.nn.log_softmax(x), self.labels[..., None], axis=-1)
         return -jnp.mean(picked)

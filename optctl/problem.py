@@ -27,6 +27,9 @@ STATE_FUNCTIONS = ("terminal_cost", "initial_cost", "terminal_inequality", "term
 BOUNDS = ("u_min", "u_max", "x_min", "x_max", "x0_min", "x0_max")
 CONSTRAINTS = (*BOUNDS, "path_inequality", "path_equality", "terminal_inequality", "terminal_equality")
 
+REMEMBERED = 256
+_CHECKED: set[tuple] = set()
+
 
 @record(static=("horizon",))
 class Problem:
@@ -107,7 +110,7 @@ class Problem:
         nu = self.dynamics.nu
         uses_params = [f for f in STAGE_FUNCTIONS + STATE_FUNCTIONS if _uses_params(getattr(self, f))]
         if self.x0 is not None and nu is not None and (self.params is not None or not uses_params):
-            self._check_given(self.x0, nu)
+            self._check_once(self.x0, nu)
 
     def replace(self, **changes: Any) -> "Problem":
         """Return the same problem with other fields, such as `problem.replace(x0=...)`."""
@@ -151,6 +154,12 @@ class Problem:
         self.dynamics.check_data(x0, us, params)
         if us is not None:
             check_shape(us, "us", (self.horizon, self.dynamics.nu))
+            for name in ("u_min", "u_max"):
+                bound = getattr(self, name)
+                if bound is not None and np.ndim(bound) and np.shape(bound)[-1] != us.shape[1]:
+                    raise ValueError(
+                        f"`{name}` has shape {np.shape(bound)}; expected ({us.shape[1]},), as us {us.shape}."
+                    )
         last = x0 if us is not None else jax.eval_shape(lambda: self.dynamics.roll(x0, None, params))[-1]
         u, t = (None, 0) if us is None else (us[0], jnp.asarray(0))
         for name in STAGE_FUNCTIONS:
@@ -184,9 +193,17 @@ class Problem:
         if not name.endswith("cost") and (not isinstance(shape, tuple) or len(shape) != 1):
             raise ValueError(f"`{name}` returns shape {shape}; expected a vector. Wrap it: jnp.array([...]).")
 
-    def _check_given(self, x0: Any, nu: int) -> None:
+    def _check_once(self, x0: Any, nu: int) -> None:
+        """Check shapes unless a problem of the same functions and shapes has passed before."""
+        leaves, structure = jax.tree.flatten(self)
+        key = (structure, tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
+        if key in _CHECKED:
+            return
         us = None if self.dynamics.roll_without_inputs else jnp.zeros((self.steps, nu), jnp.result_type(x0))
         self.check_shapes(x0, us, self.params)
+        if len(_CHECKED) >= REMEMBERED:
+            _CHECKED.clear()
+        _CHECKED.add(key)
 
     def _check_bounds(self) -> None:
         nx, nu, N = self.dynamics.nx, self.dynamics.nu, self.steps

@@ -78,6 +78,10 @@ def test_second_call_does_not_recompile_and_vmap_equals_a_loop(method, compiled)
     batch = jax.vmap(lambda x0: oc.solve(problem.replace(x0=x0), method=method))(jnp.asarray(x0s))
     assert batch.converged.shape == (3,)
     assert repr(batch) == f"Solution batch ({method}): 3 of 3 converged"
+    assert batch.message.startswith("3 x solved")
+    with pytest.raises(ValueError, match="shows one solution"):
+        batch.table()
+    assert jax.tree.map(lambda leaf: leaf[0], batch).table().count("\n") == int(batch.iterations[0]) + 1
     for i, sol in enumerate(looped):
         np.testing.assert_allclose(batch.cost[i], sol.cost, rtol=1e-9)
         np.testing.assert_allclose(batch.us[i], sol.us, atol=1e-4)
@@ -132,6 +136,55 @@ def test_non_finite_values_end_with_the_last_finite_iterate(method):
     np.testing.assert_array_equal(sol.us, 0)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_float32_data_stay_float32(method):
+    """Beside 64-bit mode, single precision works and is kept."""
+    down = lambda a: np.asarray(a, np.float32)
+    problem = zoo.lq_problem()
+    linear = problem.dynamics
+    single = oc.Problem(
+        oc.LinearDynamics(down(linear.A), down(linear.B), down(linear.c)),
+        oc.costs.Quadratic(down(np.eye(3)), down(np.eye(2))), horizon=8, x0=down([1.0, -1.0, 0.5]),
+    )  # fmt: skip
+    sol = oc.solve(single, method=method)
+    assert sol.converged, sol
+    assert {leaf.dtype for leaf in (sol.xs, sol.us, sol.costates, sol.cost)} == {np.dtype(np.float32)}
+    exact = oc.solve(oc.Problem(linear, oc.costs.Quadratic(np.eye(3), np.eye(2)), horizon=8, x0=problem.x0))
+    np.testing.assert_allclose(sol.us, exact.us, atol=2e-2)
+    np.testing.assert_allclose(sol.cost, exact.cost, rtol=1e-4)
+
+
+def test_a_cost_in_double_does_not_break_a_single_precision_solve():
+    problem = oc.Problem(
+        oc.Dynamics(lambda x, u: x + u, 1, 1), lambda x, u: x @ x + np.float64(2.0) * (u @ u), horizon=3,
+        x0=np.ones(1, np.float32),
+    )  # fmt: skip
+    for method in ("newton_cg", "gradient_descent", "lbfgs"):
+        assert oc.solve(problem, method=method).converged
+
+
+def test_mixed_precision_of_the_model_is_named():
+    with pytest.raises(ValueError, match="`f` returns float64 for a float32 state"):
+        oc.Problem(oc.LinearDynamics(np.eye(1), np.eye(1)), horizon=3, x0=np.ones(1, np.float32))
+
+
+@pytest.mark.parametrize("method", ["newton_cg", "lbfgs", "gradient_descent"])
+def test_a_cost_that_falls_without_bound_is_called_so(method):
+    problem = oc.Problem(oc.LinearDynamics([[1.0]], [[1.0]]), lambda x, u: x @ x - 10 * u @ u, horizon=3, x0=[1.0])
+    sol = oc.solve(problem, 0.1 * np.ones((3, 1)), method=method)
+    assert not sol.converged
+    assert "falls without bound" in sol.message or "met inf or NaN" in sol.message
+
+
+def test_convex_but_not_strictly_so_falls_back_to_cg():
+    problem = oc.Problem(oc.LinearDynamics([[1.0]], [[1.0]]), lambda x, u: x @ x, horizon=3, x0=[1.0])
+    sol = oc.solve(problem)
+    assert sol.method == "cg"
+    assert sol.converged
+    np.testing.assert_allclose(sol.cost, 1.0, rtol=1e-12)
+    assert "give every input a small R > 0" in oc.solve(problem, method="lq").message
+
+
 def test_iteration_limit_is_reported():
     for method in ("gradient_descent", "lbfgs", "newton_cg"):
         sol = oc.solve(zoo.pendulum_problem(), method=method, max_iterations=1, tolerance=1e-12)
@@ -148,4 +201,4 @@ def test_concave_problems_are_not_called_solved():
     for method in ("cg", "lq"):
         sol = oc.solve(concave, 0.1 * np.ones((3, 1)), method=method)
         assert not sol.converged
-        assert "not convex" in sol.message
+        assert "not strictly convex" in sol.message

@@ -48,7 +48,15 @@ class CheckReport:
         lines = [f"{'check':<44} {'figure':>10}   {'expected':<10} result"]
         for name, figure, expected, holds in self.rows:
             lines.append(f"{name:<44} {figure:10.3g}   {expected:<10} {'ok' if holds else 'FAILS'}")
-        return "\n".join([*lines, *self.notes, "all hold" if self.passed else "NOT all hold: a derivative is wrong"])
+        return "\n".join(
+            [
+                *lines,
+                *self.notes,
+                "all hold"
+                if self.passed
+                else "NOT all hold: a derivative is wrong, or the function is not smooth here",
+            ]
+        )
 
     def figure(self, name: str) -> float:
         """Return the figure of the row whose name starts with `name`."""
@@ -80,7 +88,8 @@ def check_adjoint(
 
     Returns:
         A `CheckReport`: the dot-product gap |<w, Jv> - <J'w, v>| / (|w| |Jv|), expected below 1e-12 (1e-4 in
-        float32), and the Taylor order of the rollout, expected at least 1.9.
+        float32), and the Taylor order of the rollout, expected at least 1.9. For a simulator both sides of the dot
+        product come from the user's derivative: there the Taylor order tells whether it is right.
 
     Raises:
         ValueError: for wrong shapes, or sizes that are unknown.

@@ -40,14 +40,20 @@ class CostateGrowth:
         """What the numbers mean, in plain words."""
         log_norms = np.asarray(self.log10_norms)
         steps, radius = len(log_norms) - 1, float(self.spectral_radius)
-        change = f"|dx_N/dx_0| = 1e{log_norms[0]:+.1f} after {steps} steps (spectral radius {radius:.4g} a step)"
-        if radius > 1 and log_norms[0] > 1:
+        size = f"1e{log_norms[0]:+.1f}" if np.isfinite(log_norms[0]) else "0"
+        change = f"|dx_N/dx_0| = {size} after {steps} steps (spectral radius {radius:.4g} a step)"
+        if log_norms[0] > 1 and radius > 1:
             return (
                 f"Costates grow exponentially towards early times: {change}. The system is unstable over this horizon;"
-                " early inputs dominate the gradient. Shorten the horizon, stabilize with feedback first, or use a"
-                " second-order method."
+                " early inputs dominate the gradient. If solvers struggle, shorten the horizon, stabilize with feedback"
+                " first, or use a second-order method."
             )
-        if radius < 1 and log_norms[0] < -1:
+        if log_norms[0] > 1:
+            return (
+                f"Costates grow for a while towards early times: {change}. The system is stable but amplifies before it"
+                " decays; over a longer horizon the growth ends."
+            )
+        if log_norms[0] < -1:
             return (
                 f"Costates decay towards early times: {change}. The system is stable and forgets; early inputs hardly"
                 " move the end state, so their gradient is small and right."

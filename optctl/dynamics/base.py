@@ -106,8 +106,8 @@ class AbstractDynamics:
             dparams: direction in the parameters, like `params`; None means zero.
         """
         xs, us, dx0, dus = self._floats(xs=xs, us=us, dx0=dx0, dus=dus)
-        if dparams is None:
-            dparams = jax.tree.map(jnp.zeros_like, params)
+        params = check_tree(params, "params")
+        dparams = jax.tree.map(jnp.zeros_like, params) if dparams is None else check_tree(dparams, "dparams")
         return self._run(_tangent_rollout, xs, us, dx0, dus, params, dparams)
 
     def adjoint_rollout(self, xs: Any, us: Any, gxs: Any, params: Any = None) -> Adjoint:
@@ -120,17 +120,17 @@ class AbstractDynamics:
             params: parameters of f, any pytree.
         """
         xs, us, gxs = self._floats(xs=xs, us=us, gxs=gxs)
-        return self._run(_adjoint_rollout, xs, us, gxs, params)
+        return self._run(_adjoint_rollout, xs, us, gxs, check_tree(params, "params"))
 
     def linearize(self, xs: Any, us: Any, params: Any = None) -> tuple[Any, Any]:
         """Return A (N, nx, nx) and B (N, nx, nu), the Jacobians of all stages at once."""
         xs, us = self._floats(xs=xs, us=us)
-        return self._run(_linearize, xs, us, params)
+        return self._run(_linearize, xs, us, check_tree(params, "params"))
 
     def curvature(self, xs: Any, us: Any, costates: Any, params: Any = None) -> Any:
         """Return (N, nx+nu, nx+nu): second derivatives of lambda_{t+1}' f in (x_t, u_t), all stages at once."""
         xs, us, costates = self._floats(xs=xs, us=us, costates=costates)
-        return self._run(_curvature, xs, us, costates, params)
+        return self._run(_curvature, xs, us, costates, check_tree(params, "params"))
 
     # The verbs without checks, as the traced code inside the package composes them.
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 
 from optctl._record import record
-from optctl._validate import as_float, check_shape
+from optctl._validate import as_float
 from optctl.dynamics.base import AbstractDynamics, Labels, check_labels
 
 
@@ -83,8 +83,3 @@ class LinearDynamics(AbstractDynamics):
         """A and B of all stages: the given ones."""
         N = us.shape[0]
         return jnp.broadcast_to(self.A, (N, self.nx, self.nx)), jnp.broadcast_to(self.B, (N, self.nx, self.nu))
-
-    def check_data(self, x0: Any, us: Any, params: Any) -> None:
-        """Raise ValueError unless x0 is (nx,) and us is (N, nu) with this system's N, if it has one."""
-        check_shape(x0, "x0", (self.nx,))
-        check_shape(us, "us", (self.horizon, self.nu))

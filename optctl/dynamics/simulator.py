@@ -188,7 +188,7 @@ class SimulatorDynamics(AbstractDynamics):
             sizes.append(np.size(params))
         parts = self.jacobian(x, u, t, params)
         _check_count(parts, "jacobian", len(sizes) == 3)
-        for part, columns, what in zip(parts, sizes, ("A", "B", "f_p"), strict=True):
+        for part, columns, what in zip(parts, sizes, ("A", "B", "f_p"), strict=False):
             check_shape(part, f"jacobian's {what} at stage {t}", (self.nx, columns))
         return tuple(np.asarray(part) for part in parts)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optctl._record import record
 from optctl.lq.model import LQ
@@ -53,7 +54,7 @@ class LQSolution:
         Raises:
             RuntimeError: if it was not, naming the stage.
         """
-        if int(self.failed_stage) >= 0:
+        if (np.asarray(self.failed_stage) >= 0).any():
             raise RuntimeError(f"{self!r}; check the signs of Q, R and Qf there and later.")
         return self
 

@@ -62,7 +62,7 @@ def closed_loop(problem: Problem, policy: Callable) -> Problem:
         >>> loop = oc.closed_loop(plant, lambda x, t, K: K @ x)
         >>> g = oc.gradient(loop, None, params=jnp.array([[-0.5]]))
         >>> print(g.cost, g.params)
-        1.5625 [[-0.25]]
+        1.5625 [[0.]]
     """
     if not isinstance(problem, Problem):
         raise ValueError(f"`problem` is a {type(problem).__name__}; expected optctl.Problem.")

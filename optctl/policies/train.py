@@ -7,6 +7,7 @@ minibatch of inputs with their targets. Both run through the same loop: shuffled
 parameters with the lowest validation cost kept.
 """
 
+import contextlib
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -130,16 +131,22 @@ def train_policy(
 
     Example:
         >>> import jax.numpy as jnp
+        >>> import optax
         >>> import optctl as oc
         >>> problem = oc.Problem(
         ...     oc.LinearDynamics([[1.0]], [[1.0]]), lambda x, u: x @ x + u @ u, horizon=40, x0=[1.0]
         ... )
-        >>> result = oc.train_policy(problem, lambda x, t, K: K @ x, jnp.zeros((1, 1)), jnp.ones((1, 1)), steps=3000)
+        >>> optimizer = optax.adam(1e-2)
+        >>> policy = lambda x, t, K: K @ x
+        >>> first, x0s = jnp.array([[-0.5]]), jnp.ones((1, 1))
+        >>> result = oc.train_policy(problem, policy, first, x0s, optimizer=optimizer, steps=300)
         >>> print(result.params.round(3))  # the infinite-horizon gain
         [[-0.618]]
     """
     loop = closed_loop(problem, policy)
     params = jax.tree.map(jnp.asarray, check_tree(params, "params"))
+    if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
+        raise ValueError(f"`batch_size` is {batch_size}; expected at least 1, or None for all states.")
     nx = problem.dynamics.nx
     if callable(x0s):
         sample = partial(_sample, jax.jit(jax.vmap(x0s)), np.random.default_rng(seed))
@@ -307,9 +314,24 @@ def _optax() -> Any:
     return optax
 
 
+class _NoBar(contextlib.nullcontext):
+    """Stands in for a progress bar that nobody asked for."""
+
+    def __enter__(self) -> "_NoBar":
+        return self
+
+    def update(self, n: int) -> None:
+        """Do nothing."""
+
+    def set_postfix(self, **values: Any) -> None:
+        """Do nothing."""
+
+
 def _bar(steps: int, progress: bool) -> Any:
+    if not progress:
+        return _NoBar()
     try:
         from tqdm import tqdm
     except ImportError as error:
-        raise ImportError("training needs tqdm; install it with: pip install 'optctl[learn]'") from error
-    return tqdm(total=steps, disable=not progress, unit="step")
+        raise ImportError("progress=True needs tqdm; install it with: pip install 'optctl[learn]'") from error
+    return tqdm(total=steps, unit="step")

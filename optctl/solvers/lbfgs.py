@@ -49,7 +49,8 @@ def lbfgs(objective: Objective, z: Any, *, tolerance: float, max_iterations: int
             if np.isinf(best["cost"]):
                 raise _ReachedError  # not even the first point can be evaluated
             # A wall, steep enough for the line search to step back from it.
-            return best["cost"] + 1e8 * (1 + abs(best["cost"])), np.zeros_like(z)
+            lowest = float(best["cost"])
+            return min(lowest + 1e8 * (1 + abs(lowest)), 1e300), np.zeros_like(z)
         first_cost = cost if np.isnan(first_cost) else first_cost
         if cost <= best["cost"]:
             best.update(cost=cost, z=z.copy(), slope=slope, stationarity=stationarity)

@@ -51,7 +51,7 @@ class Objective:
 
     def cost(self, z: Any) -> Any:
         """Return J(z): one rollout."""
-        return total_cost(self.problem, **self.unpack(z))
+        return total_cost(self.problem, **self.unpack(z)).astype(z.dtype)
 
     def gradient(self, z: Any) -> Gradient:
         """Return the engine's full record at z."""
@@ -60,7 +60,7 @@ class Objective:
     def cost_and_slope(self, z: Any) -> tuple[Any, Any]:
         """Return J(z) and dJ/dz."""
         g = self.gradient(z)
-        return g.cost, self.pack(g)
+        return g.cost.astype(z.dtype), self.pack(g).astype(z.dtype)
 
     def bounds(self) -> tuple[Any, Any]:
         """Return the lower and upper bounds of z, infinite where there are none."""
@@ -109,7 +109,7 @@ def certify(objective: Objective, z: Any, slope: Any, cost: Any, first_cost: Any
         stationarity=jnp.max(jnp.abs(residual), initial=0.0),
         stationarity_scaled=scaled_stationarity(z, residual, size),
         primal_feasibility=jnp.max(jnp.maximum(-slack_lower, -slack_upper), initial=0.0),
-        dual_feasibility=jnp.maximum(jnp.max(-mu_lower, initial=0.0), jnp.max(-mu_upper, initial=0.0)),
+        dual_feasibility=jnp.max(jnp.maximum(jnp.abs(mu_lower) - mu_lower, jnp.abs(mu_upper) - mu_upper), initial=0.0),
         complementarity=jnp.max(mu_lower * slack_lower + mu_upper * slack_upper, initial=0.0) / size,
         tolerance=jnp.asarray(tolerance, z.dtype),
     )

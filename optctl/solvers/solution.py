@@ -17,6 +17,7 @@ class Status(enum.IntEnum):
     STALLED = 2
     NON_FINITE = 3
     NOT_CONVEX = 4
+    UNBOUNDED = 5
 
     @property
     def message(self) -> str:
@@ -32,14 +33,19 @@ _MESSAGES = {
     " smooth: check_gradient(problem, us) tells which; a looser tolerance may be all that is possible",
     Status.NON_FINITE: "met inf or NaN and kept the last finite iterate; the dynamics leave their domain or diverge:"
     " start from other inputs, add bounds, or shorten the step dt",
-    Status.NOT_CONVEX: "the quadratic problem is not convex: it has no minimum in some direction; check the signs of"
-    " Q, R and the terminal weight",
+    Status.NOT_CONVEX: "the quadratic problem is not strictly convex in the inputs (R + B'PB is singular or has a"
+    " negative eigenvalue): check the signs of Q, R and the terminal weight, and give every input a small R > 0",
+    Status.UNBOUNDED: "the cost falls without bound; check its signs, or bound the inputs",
 }
 
 
 @record()
 class Certificate:
     """How well the optimality conditions hold at a point, computed apart from the solver that found it.
+
+    `holds` asks the scaled stationarity, the complementarity and both feasibilities (in the units of the variables)
+    to be within the tolerance. Multipliers are read off the gradient with their right sign, so dual feasibility can
+    fail only through NaN.
 
     Attributes:
         stationarity: largest projected gradient, max |z - clip(z - dJ/dz, lower, upper)|.
@@ -59,7 +65,7 @@ class Certificate:
 
     @property
     def holds(self) -> Any:
-        """True if every scaled figure is within the tolerance."""
+        """True if every figure, the stationarity scaled, is within the tolerance."""
         worst = jnp.maximum(self.stationarity_scaled, self.complementarity)
         worst = jnp.maximum(worst, jnp.maximum(self.primal_feasibility, self.dual_feasibility))
         return worst <= self.tolerance
@@ -120,7 +126,10 @@ class Solution:
 
     @property
     def message(self) -> str:
-        """The status in words, with cause and remedy."""
+        """The status in words, with cause and remedy; for a batch, each status with its count."""
+        if np.ndim(self.status):
+            values, counts = np.unique(np.asarray(self.status), return_counts=True)
+            return "; ".join(f"{n} x {Status(int(v)).message}" for v, n in zip(values, counts, strict=True))
         return Status(int(self.status)).message
 
     def raise_if_failed(self) -> "Solution":
@@ -135,8 +144,14 @@ class Solution:
 
     def table(self) -> str:
         """Return the iterations as an aligned table."""
+        if np.ndim(self.status):
+            raise ValueError(
+                "table() shows one solution; pick one of the batch: jax.tree.map(lambda leaf: leaf[i], sol)."
+            )
         rows = [f"{'iter':>6} {'cost':>18} {'stationarity':>13} {'step':>10}"]
-        costs, marks, steps = (np.asarray(a) for a in (self.history.cost, self.history.stationarity, self.history.step))
+        last = int(self.iterations) + 1
+        columns = (self.history.cost, self.history.stationarity, self.history.step)
+        costs, marks, steps = (np.asarray(column)[:last] for column in columns)
         for i, (cost, mark, step) in enumerate(zip(costs, marks, steps, strict=True)):
             rows.append(f"{i:6d} {cost:18.10g} {mark:13.3e} {step:10.2e}")
         return "\n".join(rows)

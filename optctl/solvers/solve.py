@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optctl._validate import as_float, check_shape, check_tree, is_concrete
+from optctl._validate import as_float, check_shape, is_concrete
 from optctl.adjoint.gradient import Gradient
 from optctl.adjoint.hessian import require_second_derivatives
 from optctl.lq import riccati
@@ -87,13 +87,20 @@ def solve(
         Nocedal and Wright (2006), Numerical Optimization.
     """
     objective = _objective(problem, us, x0, params, free)
+    problem, asked = objective.problem, method
     method = _pick(problem, objective, method)
     _refuse_constraints(problem, objective, method)
-    if step not in ("bb", "armijo"):
-        raise ValueError(f"`step` is {step!r}; expected 'bb' or 'armijo'.")
+    if step not in ("bb", "armijo") or (step != "bb" and method != "gradient_descent"):
+        raise ValueError(f"`step` is {step!r}; expected 'bb', or 'armijo' with method 'gradient_descent'.")
     z = objective.pack(objective)
     if tolerance is None:
         tolerance = 1e-3 if z.dtype == jnp.float32 else 1e-6
+    if not isinstance(tolerance, int | float | np.number) or not 0 <= tolerance < np.inf:
+        raise ValueError(f"`tolerance` is {tolerance!r}; expected a number >= 0, such as 1e-6.")
+    if verbose and not is_concrete((objective, z)):
+        raise ValueError(
+            "`verbose` prints on the host; leave it out under jit, vmap or grad, and print sol.table() after."
+        )
     limit = MAX_ITERATIONS[method] if max_iterations is None else max_iterations
     limit = 2 * z.size + 10 if limit is None else limit
     if isinstance(limit, bool) or not isinstance(limit, int | np.integer) or limit < 0:
@@ -101,6 +108,9 @@ def solve(
     K = k = None
     if method == "lq":
         iterate, K, k = _solve_lq(problem, objective)
+        if asked is None and is_concrete(iterate.status) and int(iterate.status) == Status.NOT_CONVEX:
+            # Convex, perhaps, but not strictly so in u: conjugate gradients need no inverse.
+            return solve(problem, us, "cg", x0=x0, free=free, tolerance=tolerance, verbose=verbose)
     elif method == "gradient_descent":
         iterate = gradient_descent(objective, z, tolerance=tolerance, max_iterations=limit, step=step)
     elif method == "cg":
@@ -111,7 +121,8 @@ def solve(
     else:
         if not is_concrete((objective, z)):
             raise ValueError(
-                "method 'lbfgs' runs on the host; under jit, vmap or grad use 'newton_cg' or 'gradient_descent'."
+                "method 'lbfgs' runs on the host; under jit or vmap use 'newton_cg' or 'gradient_descent'. No iterative"
+                " method is differentiated through: the costates and multipliers of a solution are its sensitivities."
             )
         iterate = lbfgs(objective, z, tolerance=float(tolerance), max_iterations=limit)
     solution = _finish(objective, iterate, jnp.asarray(tolerance, z.dtype), K, k, method)
@@ -125,6 +136,8 @@ def _objective(problem: Problem, us: Any, x0: Any, params: Any, free: Any) -> Ob
         raise ValueError(f"`problem` is a {type(problem).__name__}; expected optctl.Problem.")
     dynamics = problem.dynamics
     names = _free_names(problem, free)
+    if params is not None:
+        problem = problem.replace(params=params)
     dtype = jnp.zeros(()).dtype
     for given in (problem.x0, us, x0):
         if given is not None and hasattr(given, "dtype"):
@@ -147,15 +160,18 @@ def _objective(problem: Problem, us: Any, x0: Any, params: Any, free: Any) -> Ob
         check_shape(us, "us", (problem.horizon, dynamics.nu))
         us = us.astype(np.result_type(us.dtype, x0.dtype))
         x0 = x0.astype(us.dtype)
-    params = problem.params if params is None else check_tree(params, "params")
-    objective = Objective(problem, us, x0, jax.tree.map(jnp.asarray, params), names)
+    objective = Objective(problem, us, x0, jax.tree.map(jnp.asarray, problem.params), names)
     if not jax.tree.leaves([getattr(objective, name) for name in names]) or not objective.pack(objective).size:
         raise ValueError(
             f"nothing is free: {names} hold no numbers; name what to optimize with free=('params',) or others."
         )
-    jax.eval_shape(lambda o: o.problem.check_shapes(o.x0, o.us, o.params), objective)
+    jax.eval_shape(_check_shapes, objective)
     dynamics.rehearse(x0, us, objective.params)
     return objective
+
+
+def _check_shapes(objective: Objective) -> None:
+    objective.problem.check_shapes(objective.x0, objective.us, objective.params)
 
 
 def _free_names(problem: Problem, free: Any) -> tuple[str, ...]:
@@ -251,6 +267,9 @@ def _finish(objective: Objective, iterate: Iterate, tolerance: Any, K: Any, k: A
         jnp.where(iterate.status == int(Status.SOLVED), int(Status.STALLED), iterate.status),
     )
     status = jnp.where(finite | (status == int(Status.NOT_CONVEX)), status, int(Status.NON_FINITE))
+    first = jnp.abs(iterate.history.cost[0])
+    fallen = g.cost < -1e6 * (1 + jnp.where(jnp.isfinite(first), first, 0.0))
+    status = jnp.where(fallen & ~converged, int(Status.UNBOUNDED), status)
     by_name = {
         name: multipliers[name.endswith("max")]["us" if name.startswith("u") else "x0"]
         for name in VARIABLE_BOUNDS

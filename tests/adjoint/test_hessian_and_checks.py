@@ -151,3 +151,7 @@ def test_growth_of_layers_and_of_a_dead_end():
     growth = oc.costate_growth(dead, np.zeros((4, 1)), np.zeros((3, 1)))
     assert growth.norms[0] == 0.0
     assert "decay" in growth.verdict
+    assert "= 0 after" in growth.verdict
+    jordan = oc.LinearDynamics([[0.99, 1.0], [0.0, 0.99]], np.ones((2, 1)))
+    growth = oc.costate_growth(jordan, np.zeros((51, 2)), np.zeros((50, 1)))
+    assert "grow for a while" in growth.verdict

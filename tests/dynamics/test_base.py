@@ -154,6 +154,21 @@ def test_wrong_arguments_are_refused(x0, us, message):
         KINDS["function"][0].rollout(x0, us, zoo.PARAMS)
 
 
+def test_integer_parameters_are_refused_by_every_verb():
+    dynamics, x0, us, params = KINDS["function"]
+    xs = dynamics.rollout(x0, us, params)
+    integers = {"k": np.array(1), "b": np.array(0)}
+    for call in (
+        lambda: dynamics.rollout(x0, us, integers),
+        lambda: dynamics.adjoint_rollout(xs, us, xs, integers),
+        lambda: dynamics.tangent_rollout(xs, us, x0, us, integers),
+        lambda: dynamics.linearize(xs, us, integers),
+        lambda: dynamics.curvature(xs, us, xs, integers),
+    ):
+        with pytest.raises(ValueError, match=r"`params\['[kb]'\]` has dtype int64"):
+            call()
+
+
 def test_adjoint_refuses_a_cotangent_of_the_wrong_shape():
     dynamics, x0, us, params = KINDS["function"]
     xs = dynamics.rollout(x0, us, params)

@@ -167,6 +167,11 @@ def test_simulator_bad_input():
         incomplete.adjoint_rollout(np.zeros((4, 2)), np.zeros((3, 1)), np.zeros((4, 2)), np.ones(2))
 
 
+def test_simulator_without_parameters():
+    plant = oc.SimulatorDynamics(lambda x, u: x + 0.1 * u, 2, 2, jacobian=lambda x, u: (np.eye(2), 0.1 * np.eye(2)))
+    assert oc.check_adjoint(plant).passed
+
+
 def test_a_wrong_user_derivative_is_found():
     wrong = lambda x, u, t, p: (zoo.sim_jacobian(x, u, t, p)[0].T, *zoo.sim_jacobian(x, u, t, p)[1:])
     plant = oc.SimulatorDynamics(zoo.sim_step, 2, 1, jacobian=wrong)

@@ -125,12 +125,31 @@ def test_solve_under_jit():
         ({"us": np.zeros((3, 1))}, r"`us` has shape \(3, 1\); expected \(7, 1\)"),
         ({"us": np.full((7, 1), np.inf)}, "`us` holds NaN or inf"),
         ({"max_iterations": -1}, "`max_iterations` is -1"),
-        ({"step": "newton"}, "`step` is 'newton'; expected 'bb' or 'armijo'"),
+        ({"tolerance": -1.0}, "`tolerance` is -1.0"),
+        ({"tolerance": "x"}, "`tolerance` is 'x'"),
+        ({"step": "armijo"}, "`step` is 'armijo'; expected 'bb', or 'armijo' with method 'gradient_descent'"),
+        ({"step": "newton"}, "`step` is 'newton'; expected 'bb', or 'armijo'"),
     ],
 )
 def test_bad_input(kwargs, message):
     with pytest.raises(ValueError, match=message):
         oc.solve(zoo.pendulum_problem(), **kwargs)
+
+
+def test_params_may_be_given_to_solve_alone():
+    problem = oc.Problem(
+        oc.LinearDynamics([[1.0]], [[1.0]]), lambda x, u, t, q: q["a"] * (x @ x) + u @ u, horizon=3, x0=[1.0]
+    )
+    a, b = (oc.solve(problem, params={"a": value}) for value in (1.0, 2.0))
+    assert a.method == b.method == "lq"
+    assert b.cost > a.cost
+    assert b.params["a"] == 2.0
+
+
+def test_bounds_are_compared_with_the_inputs_even_where_nu_is_unknown():
+    problem = oc.Problem(oc.Dynamics(lambda x, u: x + u), lambda x, u: u @ u, horizon=2, x0=[1.0], u_min=np.zeros(3))
+    with pytest.raises(ValueError, match=r"`u_min` has shape \(3,\); expected \(1,\)"):
+        oc.solve(problem, np.zeros((2, 1)))
 
 
 def test_nothing_free_is_an_error():
