@@ -21,7 +21,7 @@ contracts: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 unit: $(VENV)/.dev
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 4
 
 examples: $(VENV)/.dev
 	$(BIN)/python examples/run_all.py

@@ -19,7 +19,7 @@ import numpy as np
 
 from optctl._record import record
 from optctl._validate import as_float, check_shape, check_tree, is_concrete, result_shape
-from optctl.dynamics.base import AbstractDynamics
+from optctl.dynamics.base import AbstractDynamics, check_registered
 from optctl.dynamics.stage import STATE, stage_function
 
 STAGE_FUNCTIONS = ("stage_cost", "path_inequality", "path_equality")
@@ -95,6 +95,7 @@ class Problem:
                 f"`dynamics` is a {type(self.dynamics).__name__}; expected Dynamics(f), LinearDynamics, discretize(...)"
                 " or another kind."
             )
+        check_registered(self.dynamics)
         self._set("horizon", _check_horizon(self.horizon, self.dynamics))
         for name in STAGE_FUNCTIONS:
             if getattr(self, name) is not None:

@@ -216,6 +216,7 @@ class AbstractDynamics:
 
     def _run(self, verb: Any, *arguments: Any) -> Any:
         """Call a compiled verb."""
+        check_registered(self)
         return verb(self, *arguments)
 
     def _step_all(self, xs: Any, us: Any, params: Any) -> Any:
@@ -343,6 +344,13 @@ class Dynamics(AbstractDynamics):
 def as_state(value: Any) -> Any:
     """Return an array from what a user's function returned: an array, or a list or tuple of scalars."""
     return jnp.stack([jnp.asarray(v) for v in value]) if isinstance(value, list | tuple) else value
+
+
+def check_registered(dynamics: Any) -> None:
+    """Raise unless the kind is a pytree, which compiled code needs."""
+    if jax.tree_util.all_leaves([dynamics]):
+        name = type(dynamics).__name__
+        raise ValueError(f"`{name}` is not registered with JAX; decorate the class with @optctl.record().")
 
 
 def check_sizes(nx: Any, nu: Any) -> None:

@@ -176,6 +176,22 @@ def test_adjoint_refuses_a_cotangent_of_the_wrong_shape():
         dynamics.adjoint_rollout(xs, us, xs[:-1], params)
 
 
+def test_an_own_kind_must_be_registered():
+    class Bare(oc.AbstractDynamics):
+        nx, nu = 1, 1
+
+        def step(self, x, u, t, params):
+            return x + u
+
+    with pytest.raises(
+        ValueError, match=r"`Bare` is not registered with JAX; decorate the class with @optctl.record\(\)"
+    ):
+        Bare().rollout([0.0], [[1.0]])
+    with pytest.raises(ValueError, match="`Bare` is not registered"):
+        oc.Problem(Bare(), horizon=1, x0=[0.0])
+    assert oc.check_adjoint(oc.record()(Bare)()).passed
+
+
 @pytest.mark.parametrize(("nx", "nu"), [(0, 1), (2.5, 1), (2, -1)])
 def test_sizes_are_checked(nx, nu):
     with pytest.raises(ValueError, match=r"`n[xu]` is"):
