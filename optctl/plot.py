@@ -38,8 +38,10 @@ def trajectory(sol: Any, problem: Any = None, *, dt: float | None = None, label:
         for i, name in enumerate(_names(problem, "inputs", us.shape[1])):
             (line,) = axes[1].step(time, np.append(us[:, i], us[-1, i]), where="post", label=_with(name, label))
             _draw_bounds(axes[1], problem, "u", i, time, us.shape, line.get_color())
-        axes[1].set_ylabel("input" if _labels(problem) else "input u")
-        axes[1].legend(fontsize="small")
+        names = _names(problem, "inputs", us.shape[1])
+        axes[1].set_ylabel(names[0] if len(names) == 1 else "input" if _labels(problem) else "input u")
+        if len(names) > 1 or label:
+            axes[1].legend(fontsize="small")
     axes[-1].set_xlabel(_time_label(dt))
     return axes
 

@@ -132,7 +132,7 @@ def test_non_finite_values_end_with_the_last_finite_iterate(method):
     hopeless = problem.replace(x0=[0.0])
     sol = oc.solve(hopeless, method=method)
     assert not sol.converged
-    assert "met inf or NaN" in sol.message
+    assert "the first guess itself gives inf or NaN" in sol.message
     np.testing.assert_array_equal(sol.us, 0)
 
 

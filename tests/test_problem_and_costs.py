@@ -94,6 +94,11 @@ def test_helpers_of_the_wrong_size_are_refused(changes, message):
     assert problem(stage_cost=oc.costs.Tracking(EYE, ONE, np.ones((4, 2)))).horizon == 3
 
 
+def test_numpy_inside_a_model_is_named():
+    with pytest.raises(ValueError, match=r"`f` fails.*use jax.numpy inside models and costs"):
+        oc.Dynamics(lambda x, u: [np.sqrt(x[0]) + u[0]], 1, 1)
+
+
 def test_missing_parameters_are_named():
     plant = oc.Dynamics(lambda x, u, t, p: x * p["k"], 2, 1)
     with pytest.raises(ValueError, match=r"`f` fails.*Its `params` are None: pass params="):

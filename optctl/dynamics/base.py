@@ -35,7 +35,7 @@ DENSE_LIMIT = 24
 
 
 class Labels(NamedTuple):
-    """Names with units, such as `"angle [rad]"`, for states and inputs."""
+    """Names with units for figures: `Labels(states=("angle [rad]", "rate [rad/s]"), inputs=("torque [N m]",))`."""
 
     states: tuple[str, ...]
     inputs: tuple[str, ...]

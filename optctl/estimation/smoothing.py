@@ -64,10 +64,11 @@ def smoothing_problem(model: LinearGaussian, ys: Any, us: Any = None, *, loss: C
         loss: rho(r), elementwise on whitened residuals, rho(0) = 0; None is r^2/2. See `optctl.costs`.
 
     Returns:
-        A `Problem` with horizon N. `solve` gives states (means) and costates; `lq.covariances` the 2-sigma band.
+        A `Problem` with horizon N. `solve(problem)` gives means (xs) and costates, `lq.covariances(problem)` the
+        covariances for the 2-sigma band.
 
     Raises:
-        ValueError: for shapes that do not fit, fewer than two measurements, or a singular V or cov0.
+        ValueError: for shapes that do not fit, fewer than two rows of ys, nothing measured, or a singular V or cov0.
 
     Example:
         >>> import optctl as oc
@@ -161,6 +162,8 @@ def _check_measurements(model: LinearGaussian, ys: Any) -> Any:
         raise ValueError(f"`ys` has {ys.shape[0]} rows; expected at least two measurements.")
     if is_concrete(ys) and np.isinf(np.asarray(ys)).any():
         raise ValueError("`ys` holds inf; expected numbers, or NaN where a measurement is missing.")
+    if is_concrete(ys) and np.isnan(np.asarray(ys)).all():
+        raise ValueError("`ys` holds nothing but NaN; expected at least one measurement.")
     return ys
 
 

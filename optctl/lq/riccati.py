@@ -20,6 +20,7 @@ import numpy as np
 
 from optctl._record import record
 from optctl.lq.model import LQ
+from optctl.problem import Problem
 
 
 @record()
@@ -154,15 +155,34 @@ def cost(lq: LQ, xs: Any, us: Any) -> Any:
     return stages + 0.5 * xN @ lq.Qf @ xN + lq.qf @ xN + start + lq.constant
 
 
-@jax.jit
-def covariances(lq: LQ, solution: LQSolution) -> Any:
+def covariances(model: LQ | Problem, solution: LQSolution | None = None) -> Any:
     """Return (N+1, nx, nx), covariances of the states if the cost is a negative log density.
 
     With a free x_0 its covariance is (Q0 + P_0)^{-1}; under the optimal feedback the inputs scatter around
     K x + k with covariance S^{-1} = (R + B'PB)^{-1}, so Sigma_{t+1} = (A + BK) Sigma_t (A + BK)' + B S^{-1} B'.
     For a smoothing problem these are the smoother's covariances.
-    """
 
+    Args:
+        model: a linear-quadratic problem, such as `smoothing_problem` makes, or its `LQ` model.
+        solution: what `lq.solve` gave for that model; None solves it.
+
+    Example:
+        >>> import optctl as oc
+        >>> problem = oc.smoothing_problem(oc.problems.local_level(1.0, 1.0, 1.0), [1.0, 2.0, 3.0])
+        >>> print((13 * oc.lq.covariances(problem)[:, 0, 0]).round(9))
+        [5. 6. 8.]
+    """
+    lq = LQ.from_problem(model) if isinstance(model, Problem) else model
+    if not isinstance(lq, LQ) or not isinstance(solution, LQSolution | None):
+        got = f"{type(model).__name__} and {type(solution).__name__}"
+        raise ValueError(
+            f"`model` and `solution` are {got}; expected a Problem or LQ, and what lq.solve returned, or None."
+        )
+    return _covariances(lq, solve(lq) if solution is None else solution)
+
+
+@jax.jit
+def _covariances(lq: LQ, solution: LQSolution) -> Any:
     def stage(Sigma: Any, data: tuple) -> tuple:
         A, B, R, K, P = data
         F = A + B @ K

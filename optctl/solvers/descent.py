@@ -45,30 +45,31 @@ def gradient_descent(objective: Objective, z: Any, *, tolerance: Any, max_iterat
     def first_alpha(slope: Any) -> Any:
         return 1 / jnp.maximum(jnp.max(jnp.sqrt(metric) * jnp.abs(slope), initial=0.0), 1e-30)
 
-    def search(iterate: Iterate, direction: Any, ceiling: Any) -> tuple[Any, Any]:
-        """Halve theta until the cost has fallen enough."""
+    def search(iterate: Iterate, direction: Any, ceiling: Any) -> tuple[Any, Any, Any]:
+        """Halve theta until cost and slope are finite and the cost has fallen enough."""
         decrease = SUFFICIENT * iterate.slope @ direction
         # Near the optimum the decrease drowns in rounding; allow the cost that much noise.
         noise = 4 * jnp.finfo(z.dtype).eps * jnp.abs(iterate.cost)
 
-        def too_high(theta: Any, cost: Any) -> Any:
-            return ~(cost <= ceiling + theta * decrease + noise) & (theta > SMALLEST)
+        def refused(trial: tuple) -> Any:
+            theta, cost, slope = trial
+            fine = (cost <= ceiling + theta * decrease + noise) & jnp.all(jnp.isfinite(slope))
+            return ~fine & (theta > SMALLEST)
 
-        def halve(carry: tuple) -> tuple:
-            theta = carry[0] / 2
-            return theta, objective.cost(iterate.z + theta * direction)
+        def halve(trial: tuple) -> tuple:
+            theta = trial[0] / 2
+            return theta, *objective.cost_and_slope(iterate.z + theta * direction)
 
-        first = jnp.ones((), z.dtype), objective.cost(iterate.z + direction)
-        return jax.lax.while_loop(lambda c: too_high(*c), halve, first)
+        first = jnp.ones((), z.dtype), *objective.cost_and_slope(iterate.z + direction)
+        return jax.lax.while_loop(refused, halve, first)
 
     metric = diagonal_metric(objective, z)
 
     def body(carry: tuple) -> tuple:
         iterate, alpha, recent = carry
         direction = jnp.clip(iterate.z - alpha * metric * iterate.slope, lower, upper) - iterate.z
-        theta, _ = search(iterate, direction, jnp.max(recent) if step == "bb" else iterate.cost)
+        theta, cost, slope = search(iterate, direction, jnp.max(recent) if step == "bb" else iterate.cost)
         z = iterate.z + theta * direction
-        cost, slope = objective.cost_and_slope(z)
         s, y = z - iterate.z, slope - iterate.slope
         if step == "bb":
             curvature = s @ y

@@ -37,6 +37,8 @@ def lbfgs(objective: Objective, z: Any, *, tolerance: float, max_iterations: int
     lower, upper = (np.asarray(side, dtype=np.float64) for side in objective.bounds())
     z = np.clip(np.asarray(z, dtype=np.float64), lower, upper)
     best: dict[str, Any] = {"cost": np.inf, "z": z}
+    last: dict[str, Any] = {}  # the last finite point
+    base: dict[str, Any] = {}  # the last iterate, where the line search starts
     first_cost = np.asarray(np.nan, dtype)
     rows: list[tuple[float, float, float]] = []
     met_nonfinite = False
@@ -48,10 +50,12 @@ def lbfgs(objective: Objective, z: Any, *, tolerance: float, max_iterations: int
             met_nonfinite = True
             if np.isinf(best["cost"]):
                 raise _ReachedError  # not even the first point can be evaluated
-            # A wall, steep enough for the line search to step back from it.
-            lowest = float(best["cost"])
-            return min(lowest + 1e8 * (1 + abs(lowest)), 1e300), np.zeros_like(z)
+            # A wall that rises from the last iterate as fast as the cost falls there: the line search, which
+            # interpolates between the two, comes back by a fraction of the step.
+            fall = abs(float(base["slope"] @ (z - base["z"])))
+            return min(base["cost"] + max(fall, 1e-10 * abs(base["cost"])), 1e300), -base["slope"]
         first_cost = cost if np.isnan(first_cost) else first_cost
+        last.update(cost=float(cost), z=z.copy(), slope=slope.astype(np.float64))
         if cost <= best["cost"]:
             best.update(cost=cost, z=z.copy(), slope=slope, stationarity=stationarity)
             if stationarity <= tolerance:
@@ -59,6 +63,7 @@ def lbfgs(objective: Objective, z: Any, *, tolerance: float, max_iterations: int
         return float(cost), slope.astype(np.float64)
 
     def note(*_: Any) -> None:
+        base.update(last)
         step = np.linalg.norm(best["z"] - best.get("noted", best["z"]))
         best["noted"] = best["z"]
         rows.append((float(best["cost"]), float(best["stationarity"]), float(step)))
@@ -71,10 +76,17 @@ def lbfgs(objective: Objective, z: Any, *, tolerance: float, max_iterations: int
         if max_iterations > 0:
             evaluate(z)
             note()
-            result = scipy.optimize.minimize(
-                evaluate, z, jac=True, method="L-BFGS-B", bounds=limits, options=options, callback=note
-            )
-            status = Status.ITERATION_LIMIT if result.status == 1 else Status.STALLED
+            status = Status.STALLED
+            while status is Status.STALLED:
+                before, met_nonfinite = best["cost"], False
+                options["maxiter"] = max_iterations - len(rows) + 1
+                result = scipy.optimize.minimize(
+                    evaluate, best["z"], jac=True, method="L-BFGS-B", bounds=limits, options=options, callback=note
+                )
+                status = Status.ITERATION_LIMIT if len(rows) > max_iterations else Status.STALLED
+                # A line search that ends at a wall leaves a spoiled memory; begin anew while that helps.
+                if not (met_nonfinite and best["cost"] < before - 1e-6 * abs(before)):
+                    break
         else:
             evaluate(z)
             status = Status.ITERATION_LIMIT

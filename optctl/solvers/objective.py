@@ -100,6 +100,8 @@ def certify(objective: Objective, z: Any, slope: Any, cost: Any, first_cost: Any
     lower, upper = objective.bounds()
     size = cost_size(cost, first_cost)
     residual = projected_gradient(z, slope, lower, upper)
+    # A gradient whose rounding exceeds the tolerance certifies nothing, not even the sign of a multiplier.
+    rounding = scaled_stationarity(z, jnp.finfo(z.dtype).eps * slope, size)
     # A multiplier belongs to the bound that the step -slope would cross; the rest of the slope is the residual.
     mu_lower = jnp.where(jnp.isfinite(lower), jnp.maximum(slope - residual, 0.0), 0.0)
     mu_upper = jnp.where(jnp.isfinite(upper), jnp.maximum(residual - slope, 0.0), 0.0)
@@ -107,7 +109,7 @@ def certify(objective: Objective, z: Any, slope: Any, cost: Any, first_cost: Any
     slack_upper = jnp.where(jnp.isfinite(upper), upper - z, 0.0)
     certificate = Certificate(
         stationarity=jnp.max(jnp.abs(residual), initial=0.0),
-        stationarity_scaled=scaled_stationarity(z, residual, size),
+        stationarity_scaled=jnp.maximum(scaled_stationarity(z, residual, size), rounding),
         primal_feasibility=jnp.max(jnp.maximum(-slack_lower, -slack_upper), initial=0.0),
         dual_feasibility=jnp.max(jnp.maximum(jnp.abs(mu_lower) - mu_lower, jnp.abs(mu_upper) - mu_upper), initial=0.0),
         complementarity=jnp.max(mu_lower * slack_lower + mu_upper * slack_upper, initial=0.0) / size,

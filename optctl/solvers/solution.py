@@ -32,7 +32,7 @@ _MESSAGES = {
     Status.STALLED: "no further decrease found before the tolerance; rounding limits the cost, or its gradient is not"
     " smooth: check_gradient(problem, us) tells which; a looser tolerance may be all that is possible",
     Status.NON_FINITE: "met inf or NaN and kept the last finite iterate; the dynamics leave their domain or diverge:"
-    " start from other inputs, add bounds, or shorten the step dt",
+    " start from other inputs, add bounds, shorten the step dt, or keep the model defined outside its domain",
     Status.NOT_CONVEX: "the quadratic problem is not strictly convex in the inputs (R + B'PB is singular or has a"
     " negative eigenvalue): check the signs of Q, R and the terminal weight, and give every input a small R > 0",
     Status.UNBOUNDED: "the cost falls without bound; check its signs, or bound the inputs",
@@ -49,7 +49,8 @@ class Certificate:
 
     Attributes:
         stationarity: largest projected gradient, max |z - clip(z - dJ/dz, lower, upper)|.
-        stationarity_scaled: the same, each entry times max(1, |z|), over the size of the cost.
+        stationarity_scaled: the same, each entry times max(1, |z|), over the size of the cost; or the rounding of the
+            whole gradient on that scale, where that is larger.
         primal_feasibility: largest violation of a bound.
         dual_feasibility: largest multiplier of the wrong sign.
         complementarity: largest product of a multiplier and the distance to its bound, over the size of the cost.
@@ -130,6 +131,11 @@ class Solution:
         if np.ndim(self.status):
             values, counts = np.unique(np.asarray(self.status), return_counts=True)
             return "; ".join(f"{n} x {Status(int(v)).message}" for v, n in zip(values, counts, strict=True))
+        if int(self.status) == Status.NON_FINITE and not np.isfinite(self.cost):
+            return (
+                "the first guess itself gives inf or NaN, so there is no finite iterate: start from other inputs, and"
+                " keep the model defined outside its domain, such as a square root that is smooth below zero"
+            )
         return Status(int(self.status)).message
 
     def raise_if_failed(self) -> "Solution":

@@ -50,7 +50,7 @@ def solve(
     Args:
         problem: the problem. Bounds on us and a free x0 are taken by "lbfgs" and "gradient_descent"; any other
             constraint is refused, never ignored.
-        us: (N, nu) first guess of the inputs; None starts from zero.
+        us: (N, nu) first guess of the inputs, None starts from zero; or the known inputs where they are not free.
         method: one of "lq", "cg", "gradient_descent", "lbfgs", "newton_cg". None picks: "lq" for linear-quadratic
             problems without bounds, "lbfgs" with bounds or free parameters, else "newton_cg".
         x0: (nx,) first guess of a free x_0; None starts from zero (projected into its bounds).
@@ -148,12 +148,20 @@ def _objective(problem: Problem, us: Any, x0: Any, params: Any, free: Any) -> Ob
             "`x0` is given twice: the problem holds it; write problem.replace(x0=...), or x0=None there to free it."
         )
     if problem.x0 is None:
+        if x0 is None and "x0" not in names:
+            raise ValueError(
+                f"`x0` is neither given nor free (free: {', '.join(names)}); pass x0=..., or free it, too."
+            )
         if x0 is None and dynamics.nx is None:
             raise ValueError("`x0` is free and its size unknown; pass a first guess x0=..., or nx to the dynamics.")
         x0 = jnp.zeros(dynamics.nx, dtype) if x0 is None else jnp.asarray(as_float(x0, "x0"))
     else:
         x0 = jnp.asarray(problem.x0)
     if not dynamics.roll_without_inputs:
+        if us is None and "us" not in names and dynamics.nu != 0:
+            raise ValueError(
+                f"`us` is neither given nor free (free: {', '.join(names)}); pass the known inputs (N, nu)."
+            )
         if us is None and dynamics.nu is None:
             raise ValueError("`us` is missing; the number of inputs is unknown: pass a first guess (N, nu).")
         us = jnp.zeros((problem.horizon, dynamics.nu), x0.dtype) if us is None else jnp.asarray(as_float(us, "us"))

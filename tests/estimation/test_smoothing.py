@@ -17,9 +17,11 @@ MOMENTS = {  # t: smoothed mean, variance, with prior N(0, 1e7)
 
 
 def smooth(problem):
-    lq = oc.lq.LQ.from_problem(problem)
-    sol = oc.lq.solve(lq)
-    return sol, oc.lq.covariances(lq, sol)
+    sol = oc.solve(problem)
+    assert sol.method == "lq"
+    with pytest.raises(ValueError, match="`model` and `solution` are Problem and Solution"):
+        oc.lq.covariances(problem, sol)
+    return sol, oc.lq.covariances(problem)
 
 
 def test_nile_moments():
@@ -175,6 +177,7 @@ def test_model_bad_input(changes, message):
         ({}, np.zeros((5, 2)), r"`ys` has shape \(5, 2\); expected \(N\+1, 1\)"),
         ({}, [1.0], "`ys` has 1 rows; expected at least two"),
         ({}, [1.0, np.inf], "`ys` holds inf"),
+        ({}, [np.nan, np.nan], "`ys` holds nothing but NaN"),
         ({}, np.array([1, 2]), "`ys` has dtype int64"),
         ({"V": [[0.0]]}, [1.0, 2.0], "`V` is singular"),
         ({"cov0": [[0.0]]}, [1.0, 2.0], "`cov0` is singular"),

@@ -30,7 +30,7 @@ def test_solve_picks_and_says_which():
     assert oc.solve(zoo.lq_problem()).method == "lq"
     assert oc.solve(zoo.lq_problem().replace(u_min=-1.0)).method == "lbfgs"
     assert oc.solve(zoo.pendulum_problem()).method == "newton_cg"
-    assert oc.solve(zoo.pendulum_problem(), free="params", max_iterations=1).method == "lbfgs"
+    assert oc.solve(zoo.pendulum_problem(), np.zeros((7, 1)), free="params", max_iterations=1).method == "lbfgs"
 
 
 def test_lq_gains_reproduce_the_inputs():
@@ -152,6 +152,54 @@ def test_bounds_are_compared_with_the_inputs_even_where_nu_is_unknown():
         oc.solve(problem, np.zeros((2, 1)))
 
 
+def test_what_is_not_free_must_be_given():
+    problem = zoo.pendulum_problem()
+    with pytest.raises(ValueError, match="`us` is neither given nor free"):
+        oc.solve(problem, free="params")
+    with pytest.raises(ValueError, match="`x0` is neither given nor free"):
+        oc.solve(problem.replace(x0=None), np.zeros((7, 1)), free="params")
+
+
+def tank_problem(root):
+    """Two tanks in a row, level tracking; the root has no slope, then no value, where a tank runs empty."""
+    f = lambda x, u: [u[0] - 0.5 * root(x[0]), (0.5 * root(x[0]) - 0.4 * root(x[1])) / 1.5]
+    r = np.where(np.arange(121) < 40, 1.0, np.where(np.arange(121) < 80, 1.6, 0.8))
+    x_ref, Q = np.stack([0 * r, r], 1), np.diag([0.0, 10.0])
+    return oc.Problem(
+        oc.discretize(f, 0.25, nx=2, nu=1), oc.costs.Tracking(Q, [[0.05]], x_ref=x_ref),
+        oc.costs.TerminalQuadratic(Q, x_ref=x_ref[-1]), horizon=120, x0=[0.5, 0.5], u_min=0.0, u_max=1.0,
+    )  # fmt: skip
+
+
+def test_solvers_step_back_from_nan_and_go_on():
+    """Steps that leave the domain of a logarithm are halved until they stay inside; the optimum is interior."""
+    problem = oc.Problem(
+        oc.LinearDynamics([[1.0]], [[1.0]]), lambda x, u: 1e-2 * u @ u, lambda x: x[0] - 1e-3 * jnp.log(x[0]), horizon=5,
+        x0=[3.0],
+    )  # fmt: skip
+    best = oc.solve(problem, -0.55 * np.ones((5, 1)), "newton_cg", tolerance=1e-10)
+    for method in ("lbfgs", "gradient_descent", "newton_cg"):
+        sol = oc.solve(problem, method=method, tolerance=1e-7)
+        assert sol.converged, sol
+        np.testing.assert_allclose(sol.cost, best.cost, rtol=1e-8)
+
+
+def test_the_edge_of_the_domain_is_reported():
+    """The cost falls towards an empty tank, where the model ends: no solver can go on, and none pretends to."""
+    problem = tank_problem(jnp.sqrt)
+    for method in ("lbfgs", "gradient_descent"):
+        sol = oc.solve(problem, np.full((120, 1), 0.4), method, max_iterations=300)
+        assert np.isfinite(sol.cost)
+        assert "keep the model defined outside its domain" in sol.message
+    assert "the first guess itself gives inf or NaN" in oc.solve(problem).message
+
+
+def test_a_gradient_of_nothing_but_rounding_certifies_nothing():
+    """Costates of 1e17 at an empty tank: first-order conditions hold by sign alone, far from the optimum."""
+    sol = oc.solve(tank_problem(lambda h: jnp.sqrt(jnp.maximum(h, 1e-6))))
+    assert not sol.converged or sol.cost < 20
+
+
 def test_nothing_free_is_an_error():
     problem = oc.Problem(oc.Dynamics(lambda x, u: x, 1, 0), lambda x, u: x @ x, horizon=2, x0=[1.0])
     with pytest.raises(ValueError, match="nothing is free"):
@@ -160,4 +208,4 @@ def test_nothing_free_is_an_error():
 
 def test_bounds_of_what_is_fixed_are_refused():
     with pytest.raises(ValueError, match="they bound what is not free"):
-        oc.solve(zoo.pendulum_problem(u_min=-1.0), free="params", method="lbfgs")
+        oc.solve(zoo.pendulum_problem(u_min=-1.0), np.zeros((7, 1)), free="params", method="lbfgs")
