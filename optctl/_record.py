@@ -73,8 +73,24 @@ def _brief_value(value: Any) -> str:
     return getattr(value, "__name__", None) or repr(value)
 
 
-@record(static=("value",))
-class Static:
-    """A value without leaves: JAX compares it by identity or equality and never traces it."""
+class Identity:
+    """A value compared by identity, so that an object that merely equals another never takes its compiled code."""
 
-    value: Any
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Identity) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __repr__(self) -> str:
+        return getattr(self.value, "__name__", None) or repr(self.value)
+
+
+@record(static=("identity",))
+class Static:
+    """A value without leaves, which JAX compares by identity and never traces."""
+
+    identity: Identity

@@ -101,12 +101,12 @@ def as_weight(value: Any, name: str, shape: tuple[int | None, ...], *, definite:
     if not is_concrete(value) or value.shape[-1] == 0:
         return value
     matrix = np.asarray(value, dtype=float)
-    scale = max(np.abs(matrix).max(), 1e-300)
-    rounding = 1e-6 if value.dtype == np.float32 else 1e-9
-    skew = np.abs(matrix - np.swapaxes(matrix, -1, -2)).max()
-    if skew > rounding * scale:
+    scale = np.maximum(np.abs(matrix).max(axis=(-1, -2), keepdims=True), 1e-300)
+    single = value.dtype == np.float32
+    skew = np.abs(matrix - np.swapaxes(matrix, -1, -2))
+    if (skew > (1e-6 if single else 1e-9) * scale).any():
         raise ValueError(
-            f"`{name}` is not symmetric: |{name} - {name}'| reaches {skew:.3g}. Use ({name} + {name}.T) / 2."
+            f"`{name}` is not symmetric: |{name} - {name}'| reaches {skew.max():.3g}. Use ({name} + {name}.T) / 2."
         )
     lowest = np.linalg.eigvalsh(matrix)[..., 0]
     worst = float(lowest.min())
@@ -115,7 +115,7 @@ def as_weight(value: Any, name: str, shape: tuple[int | None, ...], *, definite:
         raise ValueError(
             f"`{name}` is not positive definite: its lowest eigenvalue{where} is {worst:.3g}; expected > 0."
         )
-    if worst < -rounding * scale:
+    if (lowest < -(1e-6 if single else 1e-12) * scale[..., 0, 0]).any():
         raise ValueError(
             f"`{name}` is not positive semidefinite: its lowest eigenvalue{where} is {worst:.3g}; expected >= 0."
         )

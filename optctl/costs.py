@@ -253,7 +253,10 @@ class HiddenPenalty:
     weight: Any
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "weight", jnp.asarray(as_float(self.weight, "weight")))
+        weight = jnp.asarray(as_float(self.weight, "weight"))
+        if is_concrete(weight) and (np.asarray(weight) < 0).any():
+            raise ValueError(f"`weight` is {self.weight}; expected numbers >= 0.")
+        object.__setattr__(self, "weight", weight)
 
     def check_stages(self, horizon: int) -> None:
         """Raise ValueError unless there is one weight, or one per layer."""

@@ -106,7 +106,7 @@ class Problem:
                 self._set(name, stage_function(getattr(self, name), name, STATE, least=1))
         self._set("params", check_tree(self.params, "params"))
         if self.x0 is not None:
-            self._set("x0", as_float(self.x0, "x0"))
+            self._set("x0", _own(as_float(self.x0, "x0")))
         self._check_bounds()
         nu = self.dynamics.nu
         uses_params = [f for f in STAGE_FUNCTIONS + STATE_FUNCTIONS if _uses_params(getattr(self, f))]
@@ -155,12 +155,11 @@ class Problem:
         self.dynamics.check_data(x0, us, params)
         if us is not None:
             check_shape(us, "us", (self.horizon, self.dynamics.nu))
-            for name in ("u_min", "u_max"):
+            widths = {"u_min": us.shape[1], "u_max": us.shape[1], "x0_min": x0.shape[0], "x0_max": x0.shape[0]}
+            for name, width in widths.items():
                 bound = getattr(self, name)
-                if bound is not None and np.ndim(bound) and np.shape(bound)[-1] != us.shape[1]:
-                    raise ValueError(
-                        f"`{name}` has shape {np.shape(bound)}; expected ({us.shape[1]},), as us {us.shape}."
-                    )
+                if bound is not None and np.ndim(bound) and np.shape(bound)[-1] != width:
+                    raise ValueError(f"`{name}` has shape {np.shape(bound)}; expected ({width},), as the data have.")
         last = x0 if us is not None else jax.eval_shape(lambda: self.dynamics.roll(x0, None, params))[-1]
         u, t = (None, 0) if us is None else (us[0], jnp.asarray(0))
         for name in STAGE_FUNCTIONS:
@@ -189,6 +188,8 @@ class Problem:
             return
         got = result_shape(f, name, x, *rest)
         shape = getattr(got, "shape", type(got).__name__)
+        if not jnp.issubdtype(getattr(got, "dtype", float), jnp.floating):
+            raise ValueError(f"`{name}` returns {got.dtype}; expected floating point numbers.")
         if name.endswith("cost") and shape != ():
             raise ValueError(f"`{name}` returns shape {shape}; expected a scalar. Sum it, or use x @ Q @ x.")
         if not name.endswith("cost") and (not isinstance(shape, tuple) or len(shape) != 1):
@@ -215,7 +216,10 @@ class Problem:
         for name in BOUNDS:
             if getattr(self, name) is not None:
                 rows, width = {"u": (N, nu), "x": (N + 1, nx)}[name[0]]
-                self._set(name, _check_bound(getattr(self, name), name, width, None if "x0" in name else rows))
+                bound = _check_bound(getattr(self, name), name, width, None if "x0" in name else rows)
+                self._set(name, _own(bound))
+                if is_concrete(bound) and (np.asarray(bound) == (np.inf if name.endswith("min") else -np.inf)).any():
+                    raise ValueError(f"`{name}` holds {'+' if name.endswith('min') else '-'}inf: no point is feasible.")
         for low, high in zip(BOUNDS[::2], BOUNDS[1::2], strict=True):
             lower, upper = getattr(self, low), getattr(self, high)
             if lower is not None and upper is not None and is_concrete((lower, upper)):
@@ -230,8 +234,13 @@ class Problem:
         object.__setattr__(self, name, value)
 
 
+def _own(value: Any) -> Any:
+    """Copy NumPy arrays, so that what the caller writes into them later does not change the problem."""
+    return value.copy() if isinstance(value, np.ndarray) else value
+
+
 def _uses_params(f: Any) -> bool:
-    return f is not None and f.arity == (4 if f.name in STAGE_FUNCTIONS else 2)
+    return f is not None and f.takes_params
 
 
 def _check_horizon(horizon: Any, dynamics: AbstractDynamics) -> int:

@@ -176,6 +176,41 @@ def test_a_cost_that_falls_without_bound_is_called_so(method):
     assert "falls without bound" in sol.message or "met inf or NaN" in sol.message
 
 
+LEVEL = oc.LinearDynamics([[1.0]], [[1.0]])
+SADDLES = {
+    "x0": oc.Problem(LEVEL, lambda x, u: x @ x + u @ u, initial_cost=lambda x: -10 * (x - 1) @ (x - 1), horizon=3),
+    "us": oc.Problem(LEVEL, lambda x, u: x @ x - 5 * u @ u, horizon=3, x0=[0.0]),
+    "one_input": oc.Problem(
+        oc.LinearDynamics([[1.0]], [[1.0, 0.0]]), lambda x, u: x @ x + u[0] ** 2 - u[1] ** 2, lambda x: x @ x, horizon=3,
+        x0=[1.0],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SADDLES)
+@pytest.mark.parametrize("method", [None, "lq", "cg"])
+def test_a_saddle_of_a_quadratic_is_not_called_solved(name, method):
+    """Negative curvature that the gradient does not see: in a free x_0, at the stationary point, in an idle input."""
+    sol = oc.solve(SADDLES[name], method=method)
+    assert not sol.converged
+    assert "not strictly convex" in sol.message
+
+
+def test_a_free_x0_that_is_partly_unseen_is_solved():
+    problem = oc.Problem(oc.LinearDynamics(np.eye(2), np.eye(2)), lambda x, u: u @ u + (x[0] - 1) ** 2, horizon=3)
+    sol = oc.solve(problem)
+    assert sol.converged
+    np.testing.assert_allclose(sol.xs[0, 0], 1.0, atol=1e-6)
+
+
+def test_a_constant_in_the_cost_does_not_fake_convergence():
+    pendulum = oc.discretize(oc.models.Pendulum(), 0.05)
+    problem = oc.Problem(pendulum, lambda x, u: 1e6 + (u[0] - 1) ** 2, horizon=5, x0=[0.0, 0.0])
+    for method in ("newton_cg", "lbfgs", "gradient_descent"):
+        sol = oc.solve(problem, method=method)
+        np.testing.assert_allclose(sol.us, 1.0, atol=1e-2)
+
+
 def test_convex_but_not_strictly_so_falls_back_to_cg():
     problem = oc.Problem(oc.LinearDynamics([[1.0]], [[1.0]]), lambda x, u: x @ x, horizon=3, x0=[1.0])
     sol = oc.solve(problem)

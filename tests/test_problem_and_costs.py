@@ -43,6 +43,8 @@ def test_functions_are_structure_and_arrays_are_leaves():
         ({"stage_cost": lambda x: x @ x}, r"`stage_cost` takes 1 arguments; expected stage_cost\(x, u\)"),
         ({"terminal_cost": lambda x: x[None] @ x}, r"`terminal_cost` returns shape \(1,\); expected a scalar"),
         ({"terminal_cost": 3.0}, "`terminal_cost` is a float; expected a function"),
+        ({"stage_cost": lambda x, u: 1}, "`stage_cost` returns int64; expected floating point"),
+        ({"u_min": np.inf}, r"`u_min` holds \+inf: no point is feasible"),
         ({"path_inequality": lambda x, u: x @ x}, r"`path_inequality` returns shape \(\); expected a vector"),
         ({"terminal_equality": lambda x: x[0]}, r"`terminal_equality` returns shape \(\); expected a vector"),
         ({"u_min": [0.0, 1.0]}, r"`u_min` has shape \(2,\); expected \(1,\)"),
@@ -109,6 +111,13 @@ def test_records_show_themselves_briefly():
     a = problem(stage_cost=oc.costs.Quadratic(EYE, ONE), u_max=1.0)
     assert repr(a) == "Problem: LinearDynamics, N = 3, nx = 2, nu = 1, x0 given; stage_cost; constraints: u_max"
     assert "xs=float64[4, 2]" in repr(oc.gradient(a, np.zeros((3, 1))))
+
+
+def test_later_changes_of_the_callers_arrays_do_not_reach_the_problem():
+    x0 = np.array([1.0, 2.0])
+    made = problem(x0=x0)
+    x0[0] = np.nan
+    assert np.isfinite(made.x0).all()
 
 
 def test_horizon_comes_from_the_dynamics_and_must_agree():

@@ -92,7 +92,9 @@ class AbstractDynamics:
             [1.   0.5  1.25]
         """
         x0, us = self._floats(x0=x0, us=us)
-        return self._run(_rollout, x0, us, check_tree(params, "params"))
+        params = check_tree(params, "params")
+        self.rehearse(x0, us, params)
+        return self._run(_rollout, x0, us, params)
 
     def tangent_rollout(self, xs: Any, us: Any, dx0: Any, dus: Any, params: Any = None, dparams: Any = None) -> Any:
         """Return dxs (N+1, nx), the derivative of the rollout along (dx0, dus, dparams): J v.
@@ -332,7 +334,7 @@ class Dynamics(AbstractDynamics):
         object.__setattr__(self, "f", stage_function(self.f, "f"))
         check_sizes(self.nx, self.nu)
         check_labels(self.labels, self.nx, self.nu)
-        if self.nx is not None and self.nu is not None and self.f.arity < 4:
+        if self.nx is not None and self.nu is not None and not self.f.takes_params:
             dtype = jnp.zeros(()).dtype
             self.check_data(jnp.zeros(self.nx, dtype), jnp.zeros((1, self.nu), dtype), None)
 

@@ -116,6 +116,11 @@ class Discretized(AbstractDynamics):
             return _zero_order_hold(lambda x, u: self._rate(x, u, start, params), x, u, h)
         return METHODS[self.method](lambda x, seconds: self._rate(x, u, seconds, params), x, start, h)
 
+    def rehearse(self, x0: Any, us: Any, params: Any) -> None:
+        """With "zoh", check that the ODE is linear at these parameters."""
+        if self.method == "zoh" and is_concrete((self, x0, us, params)):
+            _linear_part(self, x0.shape[0], us.shape[1], x0.dtype, params)
+
     def _rate(self, x: Any, u: Any, seconds: Any, params: Any) -> Any:
         return as_state(self.ode(x, u, seconds, params))
 
@@ -167,7 +172,7 @@ def discretize(
     labels = getattr(ode, "labels", None) if labels is None else labels
     check_labels(labels, nx, nu)
     dynamics = Discretized(stage_function(ode, "ode"), step, method, nx, nu, labels)
-    if nx is not None and nu is not None and dynamics.ode.arity < 4:
+    if nx is not None and nu is not None and not dynamics.ode.takes_params:
         dtype = jnp.zeros(()).dtype
         got = result_shape(
             lambda x, u: dynamics._rate(x, u, jnp.zeros(()), None), "ode", jnp.zeros(nx, dtype), jnp.zeros(nu, dtype)
@@ -197,25 +202,31 @@ def _hold_matrices(A: Any, B: Any, c: Any, h: Any) -> tuple[Any, Any, Any]:
     return hold[:nx, :nx], hold[:nx, nx:-1], hold[:nx, -1]
 
 
-def _exact_linear(dynamics: Discretized, nx: int, nu: int, dtype: Any) -> LinearDynamics:
-    """Check that the ODE is linear and constant in time, then hold it exactly."""
+def _linear_part(dynamics: Discretized, nx: int, nu: int, dtype: Any, params: Any) -> tuple[Any, Any, Any]:
+    """Return A, B, c of a linear ODE, checked at several points and times."""
 
     def f(x: Any, u: Any, seconds: Any = 0.0) -> Any:
-        return dynamics._rate(x, u, seconds, None)
+        return dynamics._rate(x, u, seconds, params)
 
     zeros = jnp.zeros(nx, dtype), jnp.zeros(nu, dtype)
     A, B = jax.jacfwd(f, argnums=(0, 1))(*zeros)
     c = f(*zeros)
     rng = np.random.default_rng(0)
     x, u = jnp.asarray(rng.normal(size=nx), dtype), jnp.asarray(rng.normal(size=nu), dtype)
-    for seconds in (0.0, 1.0):
-        got, expected = f(x, u, seconds), A @ x + B @ u + c
+    for seconds, scale in ((0.0, 1.0), (0.37, 1.0), (1.0, 30.0), (17.3, 1e-2)):
+        got, expected = f(scale * x, scale * u, seconds), A @ (scale * x) + B @ (scale * u) + c
         gap = float(jnp.max(jnp.abs(got - expected)))
-        if is_concrete(gap) and gap > 1e-5 * (1 + float(jnp.max(jnp.abs(expected)))):
+        if not gap <= 1e-5 * (1e-2 + float(jnp.max(jnp.abs(expected)))):
             raise ValueError(
                 f"`ode` is not linear in x and u, or not constant in t: it departs from A x + B u + c by {gap:.3g};"
                 " method 'zoh' is for linear models, use 'rk4'."
             )
+    return A, B, c
+
+
+def _exact_linear(dynamics: Discretized, nx: int, nu: int, dtype: Any) -> LinearDynamics:
+    """Hold a linear ODE exactly."""
+    A, B, c = _linear_part(dynamics, nx, nu, dtype, None)
     hold = jax.jit(_hold_matrices)
     if jnp.ndim(dynamics.dt):
         A, B, c = jax.vmap(hold, (None, None, None, 0))(A, B, c, dynamics.dt)

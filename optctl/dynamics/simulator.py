@@ -90,7 +90,9 @@ class SimulatorDynamics(AbstractDynamics):
             xs = np.empty((len(us) + 1, self.nx), x0.dtype)
             xs[0] = x0
             for t, u in enumerate(us):
-                x_next = np.asarray(self.f(xs[t], u, t, params))
+                x_next = np.asarray(self.f(xs[t].copy(), u.copy(), t, params))  # copies: it may work in place
+                if np.iscomplexobj(x_next):
+                    raise ValueError(f"`step` returns complex numbers at stage {t}; expected real ones.")
                 check_shape(x_next, f"step's result at stage {t}", (self.nx,))
                 xs[t + 1] = x_next
             return xs
@@ -169,7 +171,7 @@ class SimulatorDynamics(AbstractDynamics):
         if self.vjp is None:
             parts = tuple(part.T @ w for part in self._host_jacobian(x, u, t, params))
         else:
-            parts = self.vjp(w, x, u, t, params)
+            parts = self.vjp(w.copy(), x.copy(), u.copy(), t, params)
             _check_count(parts, "vjp", with_params)
         check_shape(parts[0], f"vjp's A'w at stage {t}", (self.nx,))
         check_shape(parts[1], f"vjp's B'w at stage {t}", (self.nu,))
@@ -186,7 +188,7 @@ class SimulatorDynamics(AbstractDynamics):
             if not jax.tree_util.all_leaves([params]) or np.ndim(params) != 1:
                 raise ValueError("`jacobian` needs parameters that are one vector (np,); give `vjp` for other pytrees.")
             sizes.append(np.size(params))
-        parts = self.jacobian(x, u, t, params)
+        parts = self.jacobian(x.copy(), u.copy(), t, params)
         _check_count(parts, "jacobian", len(sizes) == 3)
         for part, columns, what in zip(parts, sizes, ("A", "B", "f_p"), strict=False):
             check_shape(part, f"jacobian's {what} at stage {t}", (self.nx, columns))

@@ -87,9 +87,9 @@ def smoothing_problem(model: LinearGaussian, ys: Any, us: Any = None, *, loss: C
     us = _check_inputs(model, us, N)
     for name in ("V", "cov0"):
         _require_definite(getattr(model, name), name)
-    for name, rows in (("A", N), ("W", N), ("B", N), ("C", N + 1), ("V", N + 1), ("D", N + 1)):
+    for name, rows in (("A", N), ("W", N), ("B", N), ("c", N), ("C", N + 1), ("V", N + 1), ("D", N + 1)):
         matrix = getattr(model, name)
-        if matrix.ndim == 3 and matrix.shape[0] != rows:
+        if matrix.ndim == (2 if name == "c" else 3) and matrix.shape[0] != rows:
             raise ValueError(f"`{name}` has {matrix.shape[0]} stages; expected {rows} for {N + 1} measurements.")
     B, D = _rows(model.B, N, 2), _rows(model.D, N + 1, 2)
     c = _rows(model.c, N, 1) + jnp.einsum("tij,tj->ti", B, us[:N])
@@ -107,15 +107,20 @@ def smoothing_problem(model: LinearGaussian, ys: Any, us: Any = None, *, loss: C
 
 
 def noise_factor(W: Any) -> Any:
-    """Return G with G G' = W: the Cholesky factor, or where W is singular the scaled eigenvectors."""
-    if is_concrete(W):
-        values, vectors = np.linalg.eigh(np.asarray(W))
-        scale = np.maximum(np.max(values, axis=-1, keepdims=True), 1e-300)
-        keep = values > 1e-13 * scale
-        if not keep.all():
-            factor = vectors * np.sqrt(np.where(keep, values, 0.0))[..., None, :]
-            return jnp.asarray(factor if W.ndim == 3 else factor[:, keep] if keep.any() else factor[:, :1])
-    return jnp.linalg.cholesky(W)
+    """Return G with G G' = W: the Cholesky factor, or where W may be singular, scaled eigenvectors.
+
+    Ranks are judged on the correlations, so that noises of different units count alike.
+    """
+    scale = jnp.sqrt(jnp.diagonal(W, axis1=-2, axis2=-1))
+    safe = jnp.where(scale > 0, scale, 1.0)
+    values, vectors = jnp.linalg.eigh(W / (safe[..., :, None] * safe[..., None, :]))
+    keep = values > 1e3 * jnp.finfo(W.dtype).eps
+    if is_concrete(W) and bool(keep.all()):
+        return jnp.linalg.cholesky(W)
+    factor = safe[..., :, None] * vectors * jnp.sqrt(jnp.where(keep, values, 0.0))[..., None, :]
+    if is_concrete(W) and W.ndim == 2:
+        return factor[:, keep] if bool(keep.any()) else factor[:, :1]
+    return factor
 
 
 def _rows(matrix: Any, n: int, ndim: int) -> Any:
@@ -144,11 +149,14 @@ def _inverse(cov: Any) -> Any:
 
 def _require_definite(matrix: Any, name: str) -> None:
     if is_concrete(matrix):
-        values = np.linalg.eigvalsh(np.asarray(matrix))
-        if not values.min() > 1e-14 * max(values.max(), 1e-300):
+        cov = np.asarray(matrix)
+        scale = np.sqrt(np.diagonal(cov, axis1=-2, axis2=-1))
+        safe = np.where(scale > 0, scale, 1.0)
+        lowest = np.linalg.eigvalsh(cov / (safe[..., :, None] * safe[..., None, :])).min()
+        if not lowest > 10 * np.finfo(cov.dtype).eps:
             raise ValueError(
-                f"`{name}` is singular (lowest eigenvalue {values.min():.3g}); smoothing as control weighs by its"
-                " inverse. Add a small positive variance."
+                f"`{name}` is singular (its correlations have an eigenvalue of {lowest:.3g}); smoothing as control"
+                " weighs by its inverse. Add a small positive variance."
             )
 
 
@@ -175,4 +183,6 @@ def _check_inputs(model: LinearGaussian, us: Any, N: int) -> Any:
     us = jnp.asarray(as_float(us, "us"))
     if us.ndim != 2 or us.shape[0] not in (N, N + 1) or us.shape[1] != model.nu:
         raise ValueError(f"`us` has shape {us.shape}; expected ({N}, {model.nu}) or ({N + 1}, {model.nu}).")
+    if us.shape[0] == N and is_concrete(model.D) and np.asarray(model.D).any():
+        raise ValueError(f"`us` has {N} rows; expected {N + 1}: the last measurement sees the input u_N through D.")
     return us if us.shape[0] == N + 1 else jnp.concatenate([us, jnp.zeros_like(us[:1])])

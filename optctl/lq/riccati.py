@@ -36,7 +36,8 @@ class LQSolution:
         P: (N+1, nx, nx) value function's Hessian.
         p: (N+1, nx) value function's slope at the origin.
         cost: total cost.
-        failed_stage: the stage where R + B'PB was not positive definite, -1 if none; earlier gains are NaN.
+        failed_stage: the stage where R + B'PB was not positive definite, -1 if none; earlier gains are NaN. With a free
+            x_0 it is 0 where Q0 + P_0 was not.
     """
 
     xs: Any
@@ -100,7 +101,12 @@ def _solve(lq: LQ) -> LQSolution:
     stages = jnp.arange(K.shape[0])
     bad = ~jnp.all(jnp.isfinite(K), axis=(1, 2)) | ~jnp.all(jnp.isfinite(k), axis=1)
     failed = jnp.max(jnp.where(bad, stages, -1))
-    x0 = jnp.linalg.solve(lq.Q0 + P[0], -(lq.q0 + p[0])) if lq.x0 is None else lq.x0
+    if lq.x0 is None:
+        factor = jax.scipy.linalg.cho_factor(lq.Q0 + P[0], lower=True)
+        x0 = -jax.scipy.linalg.cho_solve(factor, lq.q0 + p[0])
+        failed = jnp.where((failed < 0) & ~jnp.all(jnp.isfinite(x0)), 0, failed)
+    else:
+        x0 = lq.x0
     xs, us = forward(lq, K, k, x0)
     costates = jnp.einsum("tij,tj->ti", P, xs) + p
     return LQSolution(xs, us, costates, K, k, P, p, cost(lq, xs, us), failed)

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 
 from optctl._validate import as_float, as_weight, check_shape, is_concrete
 
@@ -80,6 +81,8 @@ def dlqr(A: Any, B: Any, Q: Any, R: Any, M: Any = None) -> tuple[Any, Any]:
     M = jnp.zeros((nx, nu), A.dtype) if M is None else as_float(M, "M", (nx, nu))
     K, P, radius = _dlqr(*(jnp.asarray(m) for m in (A, B, Q, R, M)))
     if is_concrete(radius) and not float(radius) < 1:
+        K, P, radius = _ordered_schur(A, B, Q, R, M, radius)
+    if is_concrete(radius) and not float(radius) < 1:
         if np.isnan(radius):
             what = "the doubling iteration did not converge"
         else:
@@ -89,6 +92,17 @@ def dlqr(A: Any, B: Any, Q: Any, R: Any, M: Any = None) -> tuple[Any, Any]:
             " on or outside the unit circle."
         )
     return K, P
+
+
+def _ordered_schur(A: Any, B: Any, Q: Any, R: Any, M: Any, radius: Any) -> tuple[Any, Any, Any]:
+    """Find the stabilizing solution where doubling found another one: the cost does not see an unstable mode."""
+    A, B, Q, R, M = (np.asarray(m) for m in (A, B, Q, R, M))
+    try:
+        P = scipy.linalg.solve_discrete_are(A, B, Q, R, s=M)
+    except (np.linalg.LinAlgError, ValueError):
+        return None, None, radius
+    K = -np.linalg.solve(R + B.T @ P @ B, M.T + B.T @ P @ A)
+    return jnp.asarray(K), jnp.asarray(P), np.abs(np.linalg.eigvals(A + B @ K)).max()
 
 
 @jax.jit

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optctl._record import record
 
@@ -37,7 +38,7 @@ class MLP:
         Args:
             key: a JAX key or an integer seed.
         """
-        key = jax.random.key(key) if isinstance(key, int) else key
+        key = jax.random.key(key) if isinstance(key, int | np.integer) else key
         keys = jax.random.split(key, len(self.widths) - 1)
         layers = []
         for i, (n_in, n_out) in enumerate(zip(self.widths[:-1], self.widths[1:], strict=True)):
@@ -68,14 +69,16 @@ def mlp(widths: Any, activation: str = "tanh") -> MLP:
 
     Example:
         >>> import jax.numpy as jnp
+    import numpy as np
         >>> import optctl as oc
         >>> policy = oc.mlp([4, 16, 1])
         >>> policy(jnp.ones(4), 0, policy.init(0)).shape
         (1,)
     """
+    whole = isinstance(widths, list | tuple) and all(isinstance(n, int | np.integer) and n >= 1 for n in widths)
+    if not whole or len(widths) < 2:
+        raise ValueError(f"`widths` is {widths!r}; expected a list of at least input and output, whole numbers >= 1.")
     sizes = tuple(int(n) for n in widths)
-    if len(sizes) < 2 or min(sizes) < 1:
-        raise ValueError(f"`widths` is {list(widths)}; expected at least input and output, whole numbers >= 1.")
     if activation not in ACTIVATIONS:
         raise ValueError(f"`activation` is {activation!r}; expected one of {list(ACTIVATIONS)}.")
     return MLP(sizes, activation)

@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import scipy.sparse.linalg
 
 from optctl.solvers.iterate import Iterate, advance, start
 from optctl.solvers.objective import Objective, cost_size, scaled_stationarity
@@ -50,6 +52,36 @@ def conjugate_gradient(objective: Objective, z: Any, *, tolerance: Any, max_iter
     iterate = start(z, cost, slope, stationarity(z, slope, cost), max_iterations, tolerance)
     go = lambda carry: carry[0].running & (carry[0].iterations < max_iterations)  # noqa: E731
     return jax.lax.while_loop(go, body, (iterate, -slope))[0]
+
+
+DENSE = 500
+"""Largest number of unknowns for which the Hessian is formed to look at its eigenvalues."""
+
+
+def lowest_curvature(objective: Objective, z: Any) -> tuple[float, float]:
+    """Return the lowest eigenvalue of the Hessian and the size of its spectrum, on the host."""
+    n = z.size
+    if n <= DENSE:
+        values = np.linalg.eigvalsh(np.asarray(_hessian(objective, z)))
+        return float(values[0]), float(np.abs(values).max())
+    operator = scipy.sparse.linalg.LinearOperator((n, n), lambda v: np.asarray(_product(objective, z, v)), dtype=float)
+    options = {"k": 1, "return_eigenvectors": False, "maxiter": 300, "tol": 1e-6}
+    size = abs(float(scipy.sparse.linalg.eigsh(operator, which="LM", **options)[0]))
+    try:
+        return float(scipy.sparse.linalg.eigsh(operator, which="SA", **options)[0]), size
+    except scipy.sparse.linalg.ArpackNoConvergence:
+        return 0.0, size  # clustered at zero: not negative as far as could be seen
+
+
+@jax.jit
+def _product(objective: Objective, z: Any, v: Any) -> Any:
+    return jax.jvp(lambda z: objective.cost_and_slope(z)[1], (z,), (jnp.asarray(v, z.dtype).reshape(z.shape),))[1]
+
+
+@jax.jit
+def _hessian(objective: Objective, z: Any) -> Any:
+    H = jax.vmap(lambda v: _product(objective, z, v))(jnp.eye(z.size, dtype=z.dtype))
+    return (H + H.T) / 2
 
 
 @jax.jit

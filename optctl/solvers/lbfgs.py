@@ -80,7 +80,7 @@ def lbfgs(objective: Objective, z: Any, *, tolerance: float, max_iterations: int
             while status is Status.STALLED:
                 before, met_nonfinite = best["cost"], False
                 options["maxiter"] = max_iterations - len(rows) + 1
-                result = scipy.optimize.minimize(
+                scipy.optimize.minimize(
                     evaluate, best["z"], jac=True, method="L-BFGS-B", bounds=limits, options=options, callback=note
                 )
                 status = Status.ITERATION_LIMIT if len(rows) > max_iterations else Status.STALLED

@@ -91,8 +91,14 @@ def scaled_stationarity(z: Any, residual: Any, size: Any) -> Any:
 
 
 def cost_size(cost: Any, first_cost: Any) -> Any:
-    """Return the size of the cost that tolerances refer to; a cost that vanishes counts against the first one."""
-    return jnp.maximum(jnp.maximum(jnp.abs(cost), 1e-6 * jnp.abs(first_cost)), jnp.finfo(cost.dtype).tiny ** 0.5)
+    """Return the size of the cost that tolerances refer to.
+
+    It is |J|, or the change since the first guess where that is smaller (a constant in J must not make everything
+    look small), but at least 1e-3 |J|, and 1e-6 of the first cost for a J that vanishes.
+    """
+    changed = jnp.minimum(jnp.abs(cost), jnp.abs(first_cost - cost))
+    least = jnp.maximum(1e-3 * jnp.abs(cost), 1e-6 * jnp.abs(first_cost))
+    return jnp.maximum(jnp.maximum(changed, least), jnp.finfo(cost.dtype).tiny ** 0.5)
 
 
 def certify(objective: Objective, z: Any, slope: Any, cost: Any, first_cost: Any, tolerance: Any) -> tuple[Any, Any]:

@@ -43,6 +43,7 @@ _MESSAGES = {
 class Certificate:
     """How well the optimality conditions hold at a point, computed apart from the solver that found it.
 
+    It is a first-order certificate: it does not tell a minimum from a saddle (though "lq" and "cg" look at curvature).
     `holds` asks the scaled stationarity, the complementarity and both feasibilities (in the units of the variables)
     to be within the tolerance. Multipliers are read off the gradient with their right sign, so dual feasibility can
     fail only through NaN.

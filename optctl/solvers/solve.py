@@ -1,5 +1,6 @@
 """The front door: pick what is free, pick a method, solve, and certify."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from optctl.adjoint.hessian import require_second_derivatives
 from optctl.lq import riccati
 from optctl.lq.model import LQ, is_linear_quadratic
 from optctl.problem import Problem
-from optctl.solvers.cg import conjugate_gradient, slope_mismatch
+from optctl.solvers.cg import conjugate_gradient, lowest_curvature, slope_mismatch
 from optctl.solvers.descent import gradient_descent
 from optctl.solvers.iterate import Iterate
 from optctl.solvers.lbfgs import lbfgs
@@ -116,6 +117,7 @@ def solve(
     elif method == "cg":
         _require_quadratic(objective, z)
         iterate = conjugate_gradient(objective, z, tolerance=tolerance, max_iterations=limit)
+        iterate = _demand_convex(objective, z, iterate)
     elif method == "newton_cg":
         iterate = newton_cg(objective, z, tolerance=tolerance, max_iterations=limit)
     else:
@@ -187,7 +189,7 @@ def _free_names(problem: Problem, free: Any) -> tuple[str, ...]:
         names: tuple[str, ...] = () if problem.dynamics.nu == 0 else ("us",)
         names += ("x0",) if problem.x0 is None else ()
         return names or ("params",)
-    names = (free,) if isinstance(free, str) else tuple(free)
+    names = (free,) if isinstance(free, str) or not hasattr(free, "__iter__") else tuple(free)
     unknown = set(names) - {"us", "x0", "params"}
     if unknown or len(set(names)) != len(names):
         raise ValueError(f"`free` is {names}; expected names among 'us', 'x0', 'params'.")
@@ -200,7 +202,7 @@ def _free_names(problem: Problem, free: Any) -> tuple[str, ...]:
 
 def _pick(problem: Problem, objective: Objective, method: str | None) -> str:
     if method is not None:
-        if method not in METHODS:
+        if not isinstance(method, str) or method not in METHODS:
             raise ValueError(f"`method` is {method!r}; expected one of {list(METHODS)}.")
         if method in ("cg", "newton_cg"):
             require_second_derivatives(problem)
@@ -245,6 +247,17 @@ def _require_quadratic(objective: Objective, z: Any) -> None:
             )
 
 
+def _demand_convex(objective: Objective, z: Any, iterate: Iterate) -> Iterate:
+    """Mark the result as not convex if the Hessian has a negative eigenvalue, which cg may not have met."""
+    if not is_concrete((objective, z)):
+        return iterate
+    lowest, size = lowest_curvature(objective, z)
+    rounding = 1e-4 if z.dtype == jnp.float32 else 1e-10
+    if lowest >= -rounding * size:
+        return iterate
+    return dataclasses.replace(iterate, status=jnp.asarray(int(Status.NOT_CONVEX)))  # type: ignore[type-var]
+
+
 def _solve_lq(problem: Problem, objective: Objective) -> tuple[Iterate, Any, Any]:
     solution = riccati.solve(LQ.from_problem(problem.replace(params=objective.params)))
     z = objective.pack(Gradient(None, None, None, us=solution.us, x0=solution.xs[0], params=None))
@@ -268,7 +281,7 @@ def _evaluate(objective: Objective, iterate: Iterate, tolerance: Any) -> tuple[A
 def _finish(objective: Objective, iterate: Iterate, tolerance: Any, K: Any, k: Any, method: str) -> Solution:
     g, certificate, multipliers, values = _evaluate(objective, iterate, tolerance)
     finite = jnp.isfinite(g.cost) & jnp.isfinite(certificate.stationarity)
-    converged = certificate.holds & finite
+    converged = certificate.holds & finite & (iterate.status != int(Status.NOT_CONVEX))
     status = jnp.where(
         converged,
         int(Status.SOLVED),

@@ -176,6 +176,33 @@ def test_adjoint_refuses_a_cotangent_of_the_wrong_shape():
         dynamics.adjoint_rollout(xs, us, xs[:-1], params)
 
 
+def test_an_argument_named_params_gets_the_parameters():
+    dynamics = oc.Dynamics(lambda x, u, params: params * x + u, nx=1, nu=1)
+    np.testing.assert_array_equal(dynamics.rollout([1.0], [[0.0], [0.0]], 2.0)[:, 0], [1, 2, 4])
+    with pytest.raises(ValueError, match="`f` ends with the argument `gain`, in the place of the stage index t"):
+        oc.Dynamics(lambda x, u, gain: gain * x, nx=1, nu=1)
+    loop = oc.ClosedLoop(oc.LinearDynamics([[1.0]], [[1.0]]), lambda x, params: params * x)
+    np.testing.assert_array_equal(loop.rollout([1.0], np.zeros((2, 0)), -0.5)[:, 0], [1, 0.5, 0.25])
+    with pytest.raises(ValueError, match=r"`policy` ends with the argument `K`.*Call it `params`"):
+        oc.ClosedLoop(oc.LinearDynamics([[1.0]], [[1.0]]), lambda x, K: K @ x)
+
+
+def test_objects_that_compare_equal_do_not_share_compiled_code():
+    class Weighted:
+        w = 1.0
+
+        def cost(self, x, u):
+            return self.w * (x @ x) + u @ u
+
+    weighted = Weighted()
+    problem = oc.Problem(oc.LinearDynamics([[1.0]], [[1.0]]), weighted.cost, horizon=3, x0=[1.0])
+    first = oc.gradient(problem, np.zeros((3, 1))).cost
+    weighted.w = 100.0
+    np.testing.assert_allclose(
+        oc.gradient(problem.replace(stage_cost=weighted.cost), np.zeros((3, 1))).cost, 100 * first
+    )
+
+
 def test_an_own_kind_must_be_registered():
     class Bare(oc.AbstractDynamics):
         nx, nu = 1, 1

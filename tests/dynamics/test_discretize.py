@@ -114,6 +114,15 @@ def test_zoh_with_affine_term_and_mesh():
     np.testing.assert_allclose(hold.c[:, 0], 2 * (1 - np.exp(-dt)), rtol=1e-13)
 
 
+def test_zoh_finds_models_that_are_not_linear_or_not_constant():
+    periodic = lambda x, u, t: [x[1], u[0] - x[0] + jnp.sin(2 * jnp.pi * t)]
+    with pytest.raises(ValueError, match="not linear in x and u, or not constant in t"):
+        oc.discretize(periodic, 0.1, "zoh", nx=2, nu=1)
+    cubic = oc.discretize(lambda x, u, t, p: [-p[0] * x[0] ** 3 + u[0]], 0.1, "zoh", nx=1, nu=1)
+    with pytest.raises(ValueError, match="not linear in x and u"):
+        cubic.rollout([1.0], np.zeros((2, 1)), np.ones(1))
+
+
 def test_mesh_sees_the_right_seconds():
     """f = t integrated by midpoint over a mesh is exact."""
     dt = np.array([0.1, 0.4, 0.5])

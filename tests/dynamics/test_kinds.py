@@ -167,6 +167,24 @@ def test_simulator_bad_input():
         incomplete.adjoint_rollout(np.zeros((4, 2)), np.zeros((3, 1)), np.zeros((4, 2)), np.ones(2))
 
 
+def test_simulators_may_work_in_place():
+    def step(x, u):
+        x += u
+        return x
+
+    def vjp(w, x, u):
+        w *= 1.0
+        x *= 0.0
+        return w, w
+
+    plant = oc.SimulatorDynamics(step, 1, 1, vjp=vjp)
+    xs = plant.rollout([1.0], [[1.0], [2.0]])
+    np.testing.assert_array_equal(xs[:, 0], [1, 2, 4])
+    np.testing.assert_array_equal(plant.adjoint_rollout(xs, np.ones((2, 1)), np.ones((3, 1))).costates[:, 0], [3, 2, 1])
+    with pytest.raises(ValueError, match="`step` returns complex numbers"):
+        oc.SimulatorDynamics(lambda x, u: x + 1j, 1, 1, vjp=vjp).rollout([1.0], [[1.0]])
+
+
 def test_simulator_without_parameters():
     plant = oc.SimulatorDynamics(lambda x, u: x + 0.1 * u, 2, 2, jacobian=lambda x, u: (np.eye(2), 0.1 * np.eye(2)))
     assert oc.check_adjoint(plant).passed

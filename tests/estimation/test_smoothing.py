@@ -1,5 +1,6 @@
 """Smoothing as control: the Nile's known moments, exact rationals, a textbook smoother, missing data, singular W."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -138,6 +139,38 @@ def test_per_stage_model_equals_the_invariant_one(rng):
     np.testing.assert_allclose(a.xs, b.xs, atol=1e-12)
     with pytest.raises(ValueError, match="`A` has 5 stages; expected 4 for 5 measurements"):
         oc.smoothing_problem(oc.LinearGaussian(**staged), ys[:5])
+
+
+def test_noises_of_very_different_units_all_count():
+    ys = np.array([[0.0, 0.0], [0.0, 1e-4], [0.0, 3e-4]])
+    both = oc.LinearGaussian(np.eye(2), np.eye(2), np.diag([1e6, 1e-8]), np.diag([1.0, 1e-10]), np.zeros(2), np.eye(2))
+    alone = oc.LinearGaussian(np.eye(1), np.eye(1), [[1e-8]], [[1e-10]], np.zeros(1), np.eye(1))
+    got, want = (
+        oc.solve(oc.smoothing_problem(both, ys)).xs[:, 1],
+        oc.solve(oc.smoothing_problem(alone, ys[:, 1])).xs[:, 0],
+    )
+    np.testing.assert_allclose(got, want, atol=1e-12)
+
+
+def test_singular_noise_under_jit():
+    data = random_model(np.random.default_rng(0), singular=True)
+    ys = np.random.default_rng(1).normal(size=(6, 2))
+    want = oc.solve(oc.smoothing_problem(oc.LinearGaussian(**data), ys)).xs
+
+    @jax.jit
+    def smoothed(W):
+        model = oc.LinearGaussian(**(data | {"W": W}))
+        return oc.solve(oc.smoothing_problem(model, ys), method="newton_cg", tolerance=1e-10).xs
+
+    np.testing.assert_allclose(smoothed(jnp.asarray(data["W"])), want, atol=1e-6)
+
+
+def test_rows_of_offsets_and_the_last_input_are_checked():
+    model = {"A": [[1.0]], "C": [[1.0]], "W": [[1.0]], "V": [[1.0]], "mean0": [0.0], "cov0": [[1.0]]}
+    with pytest.raises(ValueError, match="`c` has 1 stages; expected 3"):
+        oc.smoothing_problem(oc.LinearGaussian(**model, c=np.ones((1, 1))), np.ones(4))
+    with pytest.raises(ValueError, match="the last measurement sees the input u_N through D"):
+        oc.smoothing_problem(oc.LinearGaussian(**model, D=[[1.0]]), np.ones(4), np.ones((3, 1)))
 
 
 def test_one_far_measurement_hardly_moves_the_robust_smoother():

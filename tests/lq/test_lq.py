@@ -111,13 +111,16 @@ def test_kalman_gain_is_the_lqr_gain_of_the_dual_system():
     np.testing.assert_allclose(gain[:, 0], [0.53453754, 0.01013319, -0.47756789], atol=5e-9)
 
 
-@pytest.mark.parametrize(
-    ("A", "Q"), [([[2.0]], [[0.0]]), (np.diag([0.5, 1.5]), np.diag([1.0, 1.0])), ([[1.0]], [[0.0]])]
-)
+@pytest.mark.parametrize(("A", "Q"), [(np.diag([0.5, 1.5]), np.diag([1.0, 1.0])), ([[1.0]], [[0.0]])])
 def test_dare_says_when_there_is_no_stabilizing_solution(A, Q):
     B = np.ones((1, 1)) if np.shape(A) == (1, 1) else np.array([[1.0], [0.0]])
     with pytest.raises(ValueError, match="no stabilizing solution"):
         oc.dare(A, B, Q, [[1.0]])
+
+
+def test_dare_stabilizes_a_mode_that_the_cost_does_not_see():
+    K, P = oc.dlqr([[2.0]], [[1.0]], [[0.0]], [[1.0]])
+    np.testing.assert_allclose([P[0, 0], K[0, 0]], [3.0, -1.5], rtol=1e-12)
 
 
 def test_indefinite_model_reports_its_stage(rng):
@@ -216,6 +219,11 @@ EYE, ONE = np.eye(2), np.ones((2, 1))
         (lambda: oc.lqr(EYE, ONE, EYE, [[1.0]], horizon=3, x_ref=np.zeros((3, 2))), "numbers of stages differ"),
         (lambda: oc.lqr(EYE, ONE, EYE, [[1.0]], horizon=3, x0=np.ones(3)), r"`x0` has shape \(3,\); expected \(2,\)"),
         (lambda: oc.lqr(EYE, ONE, EYE, [[1.0]], horizon=3, M=np.ones((1, 2))), r"`M` has shape \(1, 2\); expected"),
+        (
+            lambda: oc.lqr([[1.0]], [[1.0]], np.array([1e12, 1.0, -1.0])[:, None, None], [[1.0]]),
+            "`Q`.*at stage 2 is -1",
+        ),
+        (lambda: oc.costs.Quadratic(np.diag([1e12, -100.0]), [[1.0]]), "lowest eigenvalue is -100"),
         (lambda: oc.dlqr(np.eye(2, dtype=int), ONE, EYE, [[1.0]]), "`A` has dtype int64"),
     ],
 )
