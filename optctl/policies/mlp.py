@@ -69,7 +69,6 @@ def mlp(widths: Any, activation: str = "tanh") -> MLP:
 
     Example:
         >>> import jax.numpy as jnp
-    import numpy as np
         >>> import optctl as oc
         >>> policy = oc.mlp([4, 16, 1])
         >>> policy(jnp.ones(4), 0, policy.init(0)).shape
