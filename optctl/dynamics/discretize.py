@@ -202,26 +202,43 @@ def _hold_matrices(A: Any, B: Any, c: Any, h: Any) -> tuple[Any, Any, Any]:
     return hold[:nx, :nx], hold[:nx, nx:-1], hold[:nx, -1]
 
 
+LINEAR_PROBES = ((0.0, 1.0), (0.37, 1.0), (1.0, 30.0), (17.3, 1e-2))
+"""Seconds and sizes of the points where "zoh" compares an ODE with its linear part."""
+
+
 def _linear_part(dynamics: Discretized, nx: int, nu: int, dtype: Any, params: Any) -> tuple[Any, Any, Any]:
     """Return A, B, c of a linear ODE, checked at several points and times."""
-
-    def f(x: Any, u: Any, seconds: Any = 0.0) -> Any:
-        return dynamics._rate(x, u, seconds, params)
-
-    zeros = jnp.zeros(nx, dtype), jnp.zeros(nu, dtype)
-    A, B = jax.jacfwd(f, argnums=(0, 1))(*zeros)
-    c = f(*zeros)
     rng = np.random.default_rng(0)
     x, u = jnp.asarray(rng.normal(size=nx), dtype), jnp.asarray(rng.normal(size=nu), dtype)
-    for seconds, scale in ((0.0, 1.0), (0.37, 1.0), (1.0, 30.0), (17.3, 1e-2)):
-        got, expected = f(scale * x, scale * u, seconds), A @ (scale * x) + B @ (scale * u) + c
-        gap = float(jnp.max(jnp.abs(got - expected)))
-        if not gap <= 1e-5 * (1e-2 + float(jnp.max(jnp.abs(expected)))):
+    A, B, c, gaps, sizes = _probe_linear(dynamics.ode, x, u, params)
+    if not is_concrete((gaps, sizes)):
+        return A, B, c  # numbers of the model are being traced: there is nothing to compare
+    for gap, size in zip(gaps.tolist(), sizes.tolist(), strict=True):
+        if not gap <= 1e-5 * (1e-2 + size):
             raise ValueError(
                 f"`ode` is not linear in x and u, or not constant in t: it departs from A x + B u + c by {gap:.3g};"
                 " method 'zoh' is for linear models, use 'rk4'."
             )
     return A, B, c
+
+
+@jax.jit
+def _probe_linear(ode: StageFunction, x: Any, u: Any, params: Any) -> tuple[Any, ...]:
+    """A, B, c at the origin; and at each probe the distance from A x + B u + c, and the size of that."""
+
+    def f(x: Any, u: Any, seconds: Any = 0.0) -> Any:
+        return as_state(ode(x, u, seconds, params))
+
+    zeros = jnp.zeros_like(x), jnp.zeros_like(u)
+    A, B = jax.jacfwd(f, argnums=(0, 1))(*zeros)
+    c = f(*zeros)
+
+    def compare(seconds: float, scale: float) -> tuple[Any, Any]:
+        expected = A @ (scale * x) + B @ (scale * u) + c
+        return jnp.max(jnp.abs(f(scale * x, scale * u, seconds) - expected)), jnp.max(jnp.abs(expected))
+
+    gaps, sizes = zip(*(compare(*probe) for probe in LINEAR_PROBES), strict=True)
+    return A, B, c, jnp.stack(gaps), jnp.stack(sizes)
 
 
 def _exact_linear(dynamics: Discretized, nx: int, nu: int, dtype: Any) -> LinearDynamics:

@@ -76,7 +76,6 @@ def lbfgs(objective: Objective, z: Any, *, tolerance: float, max_iterations: int
         if max_iterations > 0:
             evaluate(z)
             note()
-            status = Status.STALLED
             while status is Status.STALLED:
                 before, met_nonfinite = best["cost"], False
                 options["maxiter"] = max_iterations - len(rows) + 1

@@ -111,7 +111,9 @@ def solve(
         iterate, K, k = _solve_lq(problem, objective)
         if asked is None and is_concrete(iterate.status) and int(iterate.status) == Status.NOT_CONVEX:
             # Convex, perhaps, but not strictly so in u: conjugate gradients need no inverse.
-            return solve(problem, us, "cg", x0=x0, free=free, tolerance=tolerance, verbose=verbose)
+            return solve(
+                problem, us, "cg", x0=x0, free=free, tolerance=tolerance, max_iterations=max_iterations, verbose=verbose
+            )
     elif method == "gradient_descent":
         iterate = gradient_descent(objective, z, tolerance=tolerance, max_iterations=limit, step=step)
     elif method == "cg":
@@ -259,7 +261,7 @@ def _demand_convex(objective: Objective, z: Any, iterate: Iterate) -> Iterate:
 
 
 def _solve_lq(problem: Problem, objective: Objective) -> tuple[Iterate, Any, Any]:
-    solution = riccati.solve(LQ.from_problem(problem.replace(params=objective.params)))
+    solution = riccati.solve(LQ.from_problem(problem))
     z = objective.pack(Gradient(None, None, None, us=solution.us, x0=solution.xs[0], params=None))
     row = jnp.stack([jnp.asarray(jnp.nan, z.dtype), solution.cost.astype(z.dtype)])
     status = jnp.where(solution.failed_stage < 0, int(Status.SOLVED), int(Status.NOT_CONVEX))
