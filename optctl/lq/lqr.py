@@ -7,7 +7,7 @@ import numpy as np
 
 from optctl._validate import as_float, as_weight, check_shape
 from optctl.lq.model import LQ
-from optctl.lq.riccati import LQSolution, solve
+from optctl.lq.solution import LQSolution, solve
 
 
 def lqr(

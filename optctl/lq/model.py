@@ -3,9 +3,10 @@ r"""The quadratic model: linear dynamics with stage-wise quadratic cost.
     minimize   1/2 x_0'Q0 x_0 + q0'x_0
                + sum_t ( 1/2 x_t'Q_t x_t + x_t'M_t u_t + 1/2 u_t'R_t u_t + q_t'x_t + r_t'u_t )
                + 1/2 x_N'Qf x_N + qf'x_N + constant
-    subject to x_{t+1} = A_t x_t + B_t u_t + c_t,    x_0 given, or free (then Q0, q0 weigh it).
+    subject to x_{t+1} = A_t x_t + B_t u_t + c_t,    x_0 given, or free (then Q0, q0 weigh it), or partly free.
 
-One record for an LQR problem, a Kalman smoother (process noise as input, x_0 free) and the step of a Newton method.
+One record for an LQR problem, a Kalman smoother (process noise as input, x_0 free), the step of a Newton method and the
+system of an implicit derivative.
 """
 
 from typing import Any
@@ -15,46 +16,151 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import is_concrete
+from optctl._validate import as_float, is_concrete
 from optctl.dynamics.stage import StageFunction
 from optctl.problem import Problem
 
 
-@record()
+@record(static=("horizon", "x0_free"))
 class LQ:
-    """A linear-quadratic problem; every stage quantity has a leading axis N.
+    """A linear-quadratic problem.
 
-    Attributes:
-        A: (N, nx, nx).
-        B: (N, nx, nu).
-        c: (N, nx).
-        Q: (N, nx, nx).
-        R: (N, nu, nu).
-        M: (N, nx, nu).
-        q: (N, nx).
-        r: (N, nu).
-        Qf: (nx, nx).
+    A stage quantity has a leading axis N, or none where it is the same at every stage (it is never copied then).
+
+    Args:
+        A: (nx, nx) or (N, nx, nx).
+        B: (nx, nu) or (N, nx, nu).
+        Q: (nx, nx) or (N, nx, nx), symmetric.
+        R: (nu, nu) or (N, nu, nu), symmetric.
+        Qf: (nx, nx), symmetric.
+        c: (nx,) or (N, nx) offset of the dynamics; None is zero, as for all that follow.
+        M: (nx, nu) or (N, nx, nu) cross weight.
+        q: (nx,) or (N, nx).
+        r: (nu,) or (N, nu).
         qf: (nx,).
-        x0: (nx,) given initial state, or None if free.
-        Q0: (nx, nx) weight of a free x_0.
+        x0: (nx,) given initial state; None if all of it is free.
+        Q0: (nx, nx) weight of a free x_0, symmetric.
         q0: (nx,) linear weight of a free x_0.
         constant: the part of the cost that nothing changes.
+        horizon: N; needed only where no stage quantity has a leading axis.
+        x0_free: which components of x_0 are free, nx booleans; the others are those of `x0`. None: all, if x0 is None,
+            else none.
+
+    Raises:
+        ValueError: for shapes that do not fit, weights that are not symmetric, NaN, integer arrays, missing horizon.
+            Indefinite weights are allowed: whether the problem is convex, the solution tells.
+
+    Example:
+        >>> import optctl as oc
+        >>> lq = oc.lq.LQ([[1.0]], [[1.0]], Q=[[1.0]], R=[[1.0]], Qf=[[0.0]], x0=[1.0], horizon=30)
+        >>> print(oc.lq.solve(lq).K[0].round(6))
+        [[-0.618034]]
     """
 
     A: Any
     B: Any
-    c: Any
     Q: Any
     R: Any
-    M: Any
-    q: Any
-    r: Any
     Qf: Any
-    qf: Any
-    x0: Any
-    Q0: Any
-    q0: Any
-    constant: Any
+    c: Any = None
+    M: Any = None
+    q: Any = None
+    r: Any = None
+    qf: Any = None
+    x0: Any = None
+    Q0: Any = None
+    q0: Any = None
+    constant: Any = 0.0
+    horizon: int | None = None
+    x0_free: tuple[bool, ...] | None = None
+
+    def __post_init__(self) -> None:
+        A, B = as_float(self.A, "A"), as_float(self.B, "B")
+        if A.ndim not in (2, 3) or A.shape[-1] != A.shape[-2]:
+            raise ValueError(f"`A` has shape {A.shape}; expected (nx, nx) or (N, nx, nx).")
+        nx = A.shape[-1]
+        if B.ndim not in (2, 3) or B.shape[-2] != nx:
+            raise ValueError(f"`B` has shape {B.shape}; expected ({nx}, nu) or (N, {nx}, nu), as `A` is {A.shape}.")
+        nu = B.shape[-1]
+        fields = {"A": A, "B": B}
+        for name, shape in _stage_shapes(nx, nu).items():
+            fields[name] = _checked(getattr(self, name), name, shape, A.dtype, stages=True)
+        for name, shape in (("Qf", (nx, nx)), ("qf", (nx,)), ("Q0", (nx, nx)), ("q0", (nx,)), ("constant", ())):
+            fields[name] = _checked(getattr(self, name), name, shape, A.dtype)
+        fields["x0"] = None if self.x0 is None else as_float(self.x0, "x0", (nx,))
+        lengths = {name: value.shape[0] for name, value in fields.items() if _has_stages(name, value)}
+        if self.horizon is not None:
+            lengths["horizon"] = int(self.horizon)
+        if not lengths:
+            raise ValueError("`horizon` is missing; nothing is given per stage, so pass horizon=N.")
+        if len(set(lengths.values())) > 1 or min(lengths.values()) < 1:
+            raise ValueError(f"numbers of stages differ or are not positive: {lengths}; expected one N >= 1.")
+        is_free = (self.x0 is None,) * nx if self.x0_free is None else tuple(bool(b) for b in self.x0_free)
+        if len(is_free) != nx or (self.x0 is None and not all(is_free)):
+            raise ValueError(f"`x0_free` is {self.x0_free}; expected {nx} booleans, and x0 where one of them is False.")
+        for name, value in fields.items():
+            object.__setattr__(self, name, None if value is None else jnp.asarray(value))
+        object.__setattr__(self, "horizon", next(iter(lengths.values())))
+        object.__setattr__(self, "x0_free", is_free)
+
+    @property
+    def nx(self) -> int:
+        """Number of states."""
+        return self.B.shape[-2]
+
+    @property
+    def nu(self) -> int:
+        """Number of inputs."""
+        return self.B.shape[-1]
+
+    def per_stage(self) -> "LQ":
+        """Return the same model with a leading axis N on every stage quantity."""
+        shapes = {"A": (self.nx, self.nx), "B": (self.nx, self.nu), **_stage_shapes(self.nx, self.nu)}
+        full = {name: jnp.broadcast_to(getattr(self, name), (self.horizon, *shape)) for name, shape in shapes.items()}
+        return self.replace(**full)
+
+    def replace(self, **changes: Any) -> "LQ":
+        """Return a copy with other values in the named fields, unchecked."""
+        made = object.__new__(LQ)
+        for name, value in {**vars(self), **changes}.items():
+            object.__setattr__(made, name, value)
+        return made
+
+    @classmethod
+    def along(cls, problem: Problem, xs: Any, us: Any, params: Any = None, *, costates: Any = None) -> "LQ":
+        """Return the quadratic model of a problem around a trajectory, in the steps dx = x - xs_t, du = u - us_t.
+
+        A and B are the Jacobians, c the gaps f(x_t, u_t) - x_{t+1}, Q, R, M the Hessian of the cost: Gauss-Newton in
+        the dynamics. With costates the curvature of costates' f is added: Newton's model. The first step is x0 - xs_0
+        where the problem gives x0, else free.
+
+        Args:
+            problem: the problem; its constraints play no part.
+            xs: (N+1, nx) states, which need not satisfy the dynamics.
+            us: (N, nu) inputs.
+            params: as the problem's; None takes those.
+            costates: (N+1, nx) multipliers, None leaves the curvature out.
+
+        Raises:
+            ValueError: for shapes that do not fit.
+
+        Example:
+            >>> import optctl as oc
+            >>> problem = oc.problems.cartpole_push()
+            >>> us = np.zeros((problem.horizon, 1))
+            >>> xs = problem.dynamics.rollout(problem.x0, us)
+            >>> step = oc.lq.solve(oc.lq.LQ.along(problem, xs, us)).us
+            >>> step.shape
+            (25, 1)
+
+        References:
+            Li and Todorov (2004), Iterative linear quadratic regulator design, section 3.
+        """
+        N, nx, nu = problem.steps, problem.dynamics.nx, problem.dynamics.nu
+        xs, us = as_float(xs, "xs", (N + 1, nx)), as_float(us, "us", (N, nu))
+        if costates is not None:
+            costates = as_float(costates, "costates", (N + 1, nx))
+        return _model_along(problem, xs, us, problem.params if params is None else params, costates)
 
     @classmethod
     def from_problem(cls, problem: Problem) -> "LQ":
@@ -73,7 +179,40 @@ class LQ:
             if name is not None:
                 what = "linear" if name == "dynamics" else "quadratic"
                 raise ValueError(f"`{name}` is not {what}; use method='newton_cg' or 'lbfgs'.")
-        return _quadratic_model(problem)
+        return _model_along(problem, *zero_trajectory(problem), problem.params, None)
+
+
+def _stage_shapes(nx: int, nu: int) -> dict[str, tuple[int, ...]]:
+    return {"c": (nx,), "Q": (nx, nx), "R": (nu, nu), "M": (nx, nu), "q": (nx,), "r": (nu,)}
+
+
+def _has_stages(name: str, value: Any) -> bool:
+    return value is not None and value.ndim == {"c": 2, "q": 2, "r": 2, "A": 3, "B": 3, "Q": 3, "R": 3, "M": 3}.get(
+        name
+    )
+
+
+def _checked(value: Any, name: str, shape: tuple[int, ...], dtype: Any, *, stages: bool = False) -> Any:
+    """Return a field as an array of the given shape, perhaps with stages; weights must be symmetric."""
+    if value is None:
+        return jnp.zeros(shape, dtype)
+    if not shape and not hasattr(value, "dtype"):
+        value = np.asarray(value, dtype)
+    value = as_float(value, name)
+    if not (stages and value.ndim == len(shape) + 1 and value.shape[1:] == shape):
+        expected = f"{shape} or (N, {str(shape)[1:]}" if stages else f"{shape}"
+        if value.shape != shape:
+            raise ValueError(f"`{name}` has shape {value.shape}; expected {expected}.")
+    if name in ("Q", "R", "Qf", "Q0") and is_concrete(value):
+        matrix = np.asarray(value)
+        skew = np.abs(matrix - np.swapaxes(matrix, -1, -2))
+        if (skew > (1e-5 if matrix.dtype == np.float32 else 1e-9) * np.abs(matrix).max(initial=1e-300)).any():
+            where = f" at stage {int(np.argmax(skew.max(axis=(1, 2))))}" if matrix.ndim == 3 else ""
+            raise ValueError(
+                f"`{name}` is not symmetric{where}: |{name} - {name}'| reaches {skew.max():.3g}."
+                f" Use ({name} + {name}.T) / 2."
+            )
+    return value
 
 
 def is_linear_quadratic(problem: Problem) -> bool:
@@ -89,23 +228,23 @@ def zero_trajectory(problem: Problem) -> tuple[Any, Any]:
 
 
 @jax.jit
-def _quadratic_model(problem: Problem) -> LQ:
-    xs, us = zero_trajectory(problem)
-    problem.check_shapes(xs[0], us, problem.params)
+def _model_along(problem: Problem, xs: Any, us: Any, params: Any, costates: Any) -> LQ:
+    problem.check_shapes(xs[0], us, params)
     nx = xs.shape[1]
-    A, B = problem.dynamics.jacobians(xs, us, problem.params)
-    zeros = jnp.zeros((nx,), xs.dtype)
-    c = problem.dynamics.map_stages(lambda x, u, t: problem.dynamics.step(x, u, t, problem.params), xs, us)
-    value, slope, bend = _expand_stages(problem, xs, us)
-    value_f, qf, Qf = _expand(problem.terminal_cost, zeros, problem.params)
-    value_0, q0, Q0 = _expand(problem.initial_cost, zeros, problem.params)
-    constant = (
-        jnp.sum(value) + value_f + (value_0 if problem.x0 is None else problem.start_cost(problem.x0, problem.params))
-    )
+    A, B = problem.dynamics.jacobians(xs, us, params)
+    reached = problem.dynamics.map_stages(lambda x, u, t: problem.dynamics.step(x, u, t, params), xs, us)
+    value, slope, bend = _expand_stages(problem, xs, us, params)
+    if costates is not None:
+        bend = bend + problem.dynamics.hessians(xs, us, costates, params)
+    value_f, qf, Qf = _expand(problem.terminal_cost, xs[-1], params)
+    value_0, q0, Q0 = _expand(problem.initial_cost, xs[0], params)
+    if problem.x0 is not None:
+        value_0, q0, Q0 = problem.start_cost(problem.x0, params), jnp.zeros_like(q0), jnp.zeros_like(Q0)
     return LQ(
-        A=A, B=B, c=c,
+        A=A, B=B, c=reached - xs[1:],
         Q=bend[:, :nx, :nx], R=bend[:, nx:, nx:], M=bend[:, :nx, nx:], q=slope[:, :nx], r=slope[:, nx:],
-        Qf=Qf, qf=qf, x0=problem.x0, Q0=Q0, q0=q0, constant=constant,
+        Qf=Qf, qf=qf, x0=None if problem.x0 is None else problem.x0 - xs[0], Q0=Q0, q0=q0,
+        constant=jnp.sum(value) + value_f + value_0,
     )  # fmt: skip
 
 
@@ -117,7 +256,7 @@ def _expand(cost: StageFunction | None, x: Any, params: Any) -> tuple[Any, Any, 
     return value, slope, jax.hessian(cost)(x, params)
 
 
-def _expand_stages(problem: Problem, xs: Any, us: Any) -> tuple[Any, Any, Any]:
+def _expand_stages(problem: Problem, xs: Any, us: Any, params: Any) -> tuple[Any, Any, Any]:
     """Value, gradient and Hessian of the stage cost in z = (x, u), for all stages at once."""
     nx = xs.shape[1]
     stage_cost = problem.stage_cost
@@ -128,7 +267,7 @@ def _expand_stages(problem: Problem, xs: Any, us: Any) -> tuple[Any, Any, Any]:
             return jnp.zeros((), z.dtype), jnp.zeros_like(z), jnp.zeros(z.shape * 2, z.dtype)
 
         def cost(z: Any) -> Any:
-            return stage_cost(z[:nx], z[nx:], t, problem.params)
+            return stage_cost(z[:nx], z[nx:], t, params)
 
         return *jax.value_and_grad(cost)(z), jax.hessian(cost)(z)
 
@@ -161,7 +300,7 @@ def _quadratic_gaps(problem: Problem) -> dict[str, Any]:
         nothing = jnp.zeros((1,), xs.dtype)
         return {
             "dynamics": nothing if problem.dynamics.is_linear else problem.dynamics.map_stages(step, xs, us),
-            "stage_cost": _expand_stages(problem, xs, us)[1],
+            "stage_cost": _expand_stages(problem, xs, us, problem.params)[1],
             "terminal_cost": _expand(problem.terminal_cost, xs[-1], problem.params)[1],
             "initial_cost": _expand(problem.initial_cost, xs[0], problem.params)[1],
         }

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optctl import lq
 from optctl._validate import as_float, check_shape, is_concrete
 from optctl.adjoint.gradient import Gradient
 from optctl.adjoint.hessian import require_second_derivatives
-from optctl.lq import riccati
 from optctl.lq.model import LQ, is_linear_quadratic
 from optctl.problem import Problem
 from optctl.solvers.cg import conjugate_gradient, lowest_curvature, slope_mismatch
@@ -261,7 +261,7 @@ def _demand_convex(objective: Objective, z: Any, iterate: Iterate) -> Iterate:
 
 
 def _solve_lq(problem: Problem, objective: Objective) -> tuple[Iterate, Any, Any]:
-    solution = riccati.solve(LQ.from_problem(problem))
+    solution = lq.solve(LQ.from_problem(problem))
     z = objective.pack(Gradient(None, None, None, us=solution.us, x0=solution.xs[0], params=None))
     row = jnp.stack([jnp.asarray(jnp.nan, z.dtype), solution.cost.astype(z.dtype)])
     status = jnp.where(solution.failed_stage < 0, int(Status.SOLVED), int(Status.NOT_CONVEX))

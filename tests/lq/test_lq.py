@@ -145,7 +145,7 @@ def test_marginal_covariances_are_blocks_of_the_inverse_hessian(rng):
         return jnp.stack(xs)
 
     def cost(z):
-        from optctl.lq.riccati import cost
+        from optctl.lq.kkt import cost
 
         return cost(lq, states(z), z[nx:].reshape(N, nu))
 

@@ -1,0 +1,242 @@
+// Dense linear algebra on small and medium blocks.
+//
+// Matrices are row-major. Those of the workspace are padded: rows start a whole number of vectors apart (`ld`) and the
+// lanes beyond the last column are finite numbers that no result depends on. Every product has one form,
+//     C[i, :] = D[i, :] + s * sum_l a(i, l) B[l, :],
+// scalars of the left factor times rows of the right one, so the left factor may be transposed for free. Called with
+// constant sizes the loops unroll; called with run-time sizes they are blocked for the registers.
+#pragma once
+
+#include <cmath>
+
+#include "simd.h"
+
+namespace optctl::OPTCTL_ISA {
+
+// The left factor of a product: a(i, l) = p[i * row + l * column].
+template <class T>
+struct Left {
+  const T* p;
+  int row, column;
+};
+
+template <class T>
+OPTCTL_INLINE Left<T> plain(const T* p, int ld) { return {p, ld, 1}; }
+
+template <class T>
+OPTCTL_INLINE Left<T> transposed(const T* p, int ld) { return {p, 1, ld}; }
+
+template <int Sign, class V, int Rows, int Vectors, class T>
+OPTCTL_INLINE void block(int k, Left<T> a, const T* B, int ldb, const T* D, int ldd, T* C, int ldc) {
+  V sum[Rows][Vectors];
+  OPTCTL_UNROLL
+  for (int i = 0; i < Rows; ++i) {
+    OPTCTL_UNROLL
+    for (int j = 0; j < Vectors; ++j) sum[i][j] = D ? V::load(D + i * ldd + j * V::lanes) : V::zero();
+  }
+  for (int l = 0; l < k; ++l) {
+    V b[Vectors];
+    OPTCTL_UNROLL
+    for (int j = 0; j < Vectors; ++j) b[j] = V::load(B + l * ldb + j * V::lanes);
+    OPTCTL_UNROLL
+    for (int i = 0; i < Rows; ++i) {
+      const T s = a.p[i * a.row + l * a.column];
+      OPTCTL_UNROLL
+      for (int j = 0; j < Vectors; ++j) {
+        if constexpr (Sign > 0) sum[i][j].v += s * b[j].v;
+        else sum[i][j].v -= s * b[j].v;
+      }
+    }
+  }
+  OPTCTL_UNROLL
+  for (int i = 0; i < Rows; ++i) {
+    OPTCTL_UNROLL
+    for (int j = 0; j < Vectors; ++j) sum[i][j].store(C + i * ldc + j * V::lanes);
+  }
+}
+
+template <int Sign, class V, int Rows, int Vectors, class T>
+OPTCTL_INLINE void rows_of(int m, int k, Left<T> a, const T* B, int ldb, const T* D, int ldd, T* C, int ldc) {
+  int i = 0;
+  for (; i + Rows <= m; i += Rows)
+    block<Sign, V, Rows, Vectors>(k, Left<T>{a.p + i * a.row, a.row, a.column}, B, ldb, D ? D + i * ldd : D, ldd,
+                                  C + i * ldc, ldc);
+  if constexpr (Rows > 1) {
+    if (i < m)
+      rows_of<Sign, V, Rows / 2, Vectors>(m - i, k, Left<T>{a.p + i * a.row, a.row, a.column}, B, ldb,
+                                          D ? D + i * ldd : D, ldd, C + i * ldc, ldc);
+  }
+}
+
+// C (m, n) = D + Sign * a B, with k the inner size; D may be null (zero) or C itself. n counts padded columns.
+template <int Sign, class V, class T>
+OPTCTL_INLINE void multiply(int m, int n, int k, Left<T> a, const T* B, int ldb, const T* D, int ldd, T* C, int ldc) {
+  constexpr int W = V::lanes;
+  constexpr int rows = vector_bytes == 64 ? 8 : 4;  // rows x 3 sums and 3 operands fill the registers
+  int j = 0;
+  for (; j + 3 * W <= n; j += 3 * W) rows_of<Sign, V, rows, 3>(m, k, a, B + j, ldb, D ? D + j : D, ldd, C + j, ldc);
+  if (j + 2 * W <= n) {
+    rows_of<Sign, V, rows, 2>(m, k, a, B + j, ldb, D ? D + j : D, ldd, C + j, ldc);
+    j += 2 * W;
+  }
+  if (j < n) rows_of<Sign, V, rows, 1>(m, k, a, B + j, ldb, D ? D + j : D, ldd, C + j, ldc);
+}
+
+// The same for a result (n, n) known to be symmetric: only vectors that reach the diagonal or lie right of it.
+template <int Sign, class V, class T>
+OPTCTL_INLINE void multiply_upper(int n, int padded, int k, Left<T> a, const T* B, int ldb, const T* D, int ldd, T* C,
+                                  int ldc) {
+  constexpr int strip = 3 * V::lanes;
+  for (int j = 0; j < padded; j += strip) {  // columns j..j+strip need rows 0..j+strip
+    const int rows = j + strip < n ? j + strip : n;
+    const int columns = padded - j < strip ? padded - j : strip;
+    multiply<Sign, V>(rows, columns, k, a, B + j, ldb, D ? D + j : D, ldd, C + j, ldc);
+  }
+}
+
+template <class T>
+OPTCTL_INLINE void mirror_upper(int n, T* C, int ld) {
+  for (int i = 1; i < n; ++i)
+    for (int j = 0; j < i; ++j) C[i * ld + j] = C[j * ld + i];
+}
+
+// Copy (rows, columns) between a packed matrix and a padded one.
+template <class V, class T>
+OPTCTL_INLINE void copy_in(int rows, int columns, const T* from, int from_ld, T* to, int ld) {
+  for (int i = 0; i < rows; ++i)
+    for (int j = 0; j < columns; j += V::lanes)
+      V::load(from + i * from_ld + j, columns - j).store(to + i * ld + j);
+}
+
+template <class V, class T>
+OPTCTL_INLINE void copy_out(int rows, int columns, const T* from, int ld, T* to, int to_ld) {
+  for (int i = 0; i < rows; ++i)
+    for (int j = 0; j < columns; j += V::lanes)
+      V::load(from + i * ld + j).store(to + i * to_ld + j, columns - j);
+}
+
+template <class V, class T>
+OPTCTL_INLINE void copy_negative(int n, const T* from, T* to) {
+  for (int j = 0; j < n; j += V::lanes) (V::zero() - V::load(from + j, n - j)).store(to + j);
+}
+
+template <class T>
+OPTCTL_INLINE void copy_transposed(int rows, int columns, const T* from, int from_ld, T* to, int ld) {
+  for (int i = 0; i < rows; ++i)
+    for (int j = 0; j < columns; ++j) to[j * ld + i] = from[i * from_ld + j];
+}
+
+// y += s * row, over n padded lanes.
+template <class V, class T>
+OPTCTL_INLINE void add_row(int n, T s, const T* row, T* y) {
+  for (int j = 0; j < n; j += V::lanes) (V::load(y + j) + s * V::load(row + j)).store(y + j);
+}
+
+// Eliminate the symmetric S (m, m) from [S | H]: S = U'DU with U unit upper triangular (L D L' with L = U').
+// On return U and the pivots lie in S's upper triangle, H holds U'^{-1} H and Y = D^{-1} U'^{-1} H, so that
+// H' S^{-1} H = H_new' Y. Returns false where a pivot is not above `floor` times its diagonal, or not finite.
+template <class VS, class VH, class T>
+OPTCTL_INLINE bool eliminate(int m, T* S, int lds, int n, T* H, int ldh, T* Y, T floor) {
+  bool good = true;
+  for (int i = 0; i < m; ++i) {
+    const T pivot = S[i * lds + i];
+    good = good && pivot > floor && pivot < static_cast<T>(INFINITY);
+    const T inverse = 1 / pivot;
+    for (int j = 0; j < n; j += VH::lanes) (inverse * VH::load(H + i * ldh + j)).store(Y + i * ldh + j);
+    for (int r = i + 1; r < m; ++r) {
+      const T f = S[i * lds + r] * inverse;
+      for (int c = r; c < m; ++c) S[r * lds + c] -= f * S[i * lds + c];
+      add_row<VH>(n, -f, H + i * ldh, H + r * ldh);
+    }
+    for (int r = i + 1; r < m; ++r) {
+      S[i * lds + r] *= inverse;
+      S[r * lds + i] = 0;
+    }
+  }
+  return good;
+}
+
+// Solve U X = -Y in place for X (m, n), U unit upper triangular.
+template <class V, class T>
+OPTCTL_INLINE void back_substitute_negative(int m, const T* U, int ldu, int n, const T* Y, int ldy, T* X, int ldx) {
+  for (int i = m - 1; i >= 0; --i)
+    for (int j = 0; j < n; j += V::lanes) {
+      V x = V::zero() - V::load(Y + i * ldy + j);
+      for (int r = i + 1; r < m; ++r) x = x - U[i * ldu + r] * V::load(X + r * ldx + j);
+      x.store(X + i * ldx + j);
+    }
+}
+
+// y (n) += sum_i x_i A[i, :] for a packed A (m, n): A' x. y is padded.
+template <class V, class T>
+OPTCTL_INLINE void add_transposed_times(int m, int n, const T* A, const T* x, T* y) {
+  for (int j = 0; j < n; j += V::lanes) {
+    V sum = V::load(y + j);
+    for (int i = 0; i < m; ++i) sum = sum + x[i] * V::load(A + i * n + j, n - j);
+    sum.store(y + j);
+  }
+}
+
+// y (m) += A x for a packed A (m, n); x is padded with zeros.
+template <class V, class T>
+OPTCTL_INLINE void add_times(int m, int n, const T* A, const T* x, T* y) {
+  for (int i = 0; i < m; ++i) {
+    V sum = V::zero();
+    for (int j = 0; j < n; j += V::lanes) sum = sum + V::load(A + i * n + j, n - j) * V::load(x + j);
+    y[i] += sum.sum();
+  }
+}
+
+// Factor a symmetric packed matrix (n, n) in place, U and pivots in its upper triangle; solve with it.
+template <class T>
+inline bool factor_packed(int n, T* S) {
+  for (int i = 0; i < n; ++i) {
+    const T pivot = S[i * n + i];
+    if (!(pivot > 0) || !(pivot < static_cast<T>(INFINITY))) return false;
+    for (int r = i + 1; r < n; ++r) {
+      const T f = S[i * n + r] / pivot;
+      for (int c = r; c < n; ++c) S[r * n + c] -= f * S[i * n + c];
+    }
+    for (int r = i + 1; r < n; ++r) {
+      S[i * n + r] /= pivot;
+      S[r * n + i] = 0;
+    }
+  }
+  return true;
+}
+
+template <class T>
+OPTCTL_INLINE void solve_packed(int n, const T* U, T* x) {
+  for (int i = 0; i < n; ++i)
+    for (int r = i + 1; r < n; ++r) x[r] -= U[i * n + r] * x[i];
+  for (int i = 0; i < n; ++i) x[i] /= U[i * n + i];
+  for (int i = n - 1; i >= 0; --i)
+    for (int r = i + 1; r < n; ++r) x[i] -= U[i * n + r] * x[r];
+}
+
+// Aligned memory from one allocation, handed out in pieces.
+template <class T>
+class Workspace {
+ public:
+  explicit Workspace(size_t count) : memory_(new T[count + 64 / sizeof(T)]()) {
+    const auto address = reinterpret_cast<std::uintptr_t>(memory_);
+    next_ = memory_ + ((64 - address % 64) % 64) / sizeof(T);
+  }
+  ~Workspace() { delete[] memory_; }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+
+  // Room for `count` numbers, zero, on a cache line of its own. `padded(count)` is what it takes.
+  T* take(size_t count) {
+    T* piece = next_;
+    next_ += padded(count);
+    return piece;
+  }
+  static constexpr size_t padded(size_t count) { return (count * sizeof(T) + 63) / 64 * 64 / sizeof(T); }
+
+ private:
+  T* memory_;
+  T* next_;
+};
+
+}  // namespace optctl::OPTCTL_ISA

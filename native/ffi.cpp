@@ -1,0 +1,133 @@
+// The doors: XLA's foreign function interface to the kernels.
+//
+// Every operand is (batch..., core): the core's rank is a digit of the signature, and where it counts stages, its first
+// axis has one row per stage or a single row for all. Batch axes of length 1 are repeated, never copied.
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "batch.h"
+#include "kernels.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace optctl {
+namespace {
+
+// Ranks of the cores of operands and results: lower case letters have stages first, upper case do not.
+// m: (stages, ., .)   v: (stages, .)   M: (., .)   V: (.)
+struct Signature {
+  Name name;
+  const char *in, *out;
+};
+
+int core_rank(char kind) { return kind == 'm' ? 3 : kind == 'v' || kind == 'M' ? 2 : kind == 'V' ? 1 : 0; }
+
+struct Operand {
+  char* data;
+  ptrdiff_t core;               // numbers of one problem
+  ptrdiff_t step;               // numbers from one stage to the next
+  std::vector<ptrdiff_t> batch;  // numbers from one problem to the next, for each batch axis
+};
+
+struct Shape {
+  std::vector<int64_t> batch;
+  int64_t count = 1;
+};
+
+Operand operand(const ffi::AnyBuffer& buffer, char kind, size_t batch_rank) {
+  const auto dims = buffer.dimensions();
+  const size_t rank = core_rank(kind);
+  Operand made{static_cast<char*>(buffer.untyped_data()), 1, 0, std::vector<ptrdiff_t>(batch_rank, 0)};
+  const size_t given = dims.size() - rank;
+  for (size_t i = given; i < dims.size(); ++i) made.core *= dims[i];
+  if ((kind == 'm' || kind == 'v') && dims[given] > 1) made.step = made.core / dims[given];
+  ptrdiff_t stride = made.core;
+  for (size_t i = given; i-- > 0;) {
+    if (dims[i] > 1) made.batch[i + batch_rank - given] = stride;
+    stride *= dims[i];
+  }
+  return made;
+}
+
+template <class T>
+ffi::Error call(Kernel<T> kernel, const Sizes& sizes, const Shape& shape, const std::vector<Operand>& ins,
+                const std::vector<Operand>& outs, int32_t* status, ffi::ThreadPool& pool) {
+  auto offset = [&](const Operand& o, int64_t index) {
+    ptrdiff_t at = 0;
+    for (size_t axis = shape.batch.size(); axis-- > 0; index /= shape.batch[axis])
+      at += (index % shape.batch[axis]) * o.batch[axis];
+    return reinterpret_cast<T*>(o.data) + at;
+  };
+  run_batch(pool, shape.count, [&](int64_t index) {
+    constexpr size_t most = 32;
+    Stages<T> in[most];
+    T* out[most];
+    for (size_t i = 0; i < ins.size(); ++i) in[i] = {offset(ins[i], index), ins[i].step};
+    for (size_t i = 0; i < outs.size(); ++i) out[i] = reinterpret_cast<T*>(outs[i].data) + index * outs[i].core;
+    status[index] = kernel(sizes, in, out);
+  });
+  return ffi::Error::Success();
+}
+
+// The last result is the status, int32, one for each problem: -1, or the stage that failed.
+ffi::Error handle(const Signature& signature, ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
+                  int64_t N, int64_t nx, int64_t nu, int64_t ny) {
+  const std::string in_kinds = signature.in, out_kinds = signature.out;
+  if (args.size() != in_kinds.size() || rets.size() != out_kinds.size() + 1)
+    return ffi::Error(ffi::ErrorCode::kInvalidArgument, "optctl: wrong number of operands");
+  auto status = *rets.get<ffi::AnyBuffer>(out_kinds.size());
+  Shape shape;
+  for (auto n : status->dimensions()) {
+    shape.batch.push_back(n);
+    shape.count *= n;
+  }
+  if (shape.count == 0) return ffi::Error::Success();
+  std::vector<Operand> ins, outs;
+  ffi::DataType type = ffi::DataType::F64;
+  for (size_t i = 0; i < in_kinds.size(); ++i) {
+    const auto buffer = *args.get<ffi::AnyBuffer>(i);
+    if (i && buffer.element_type() != type)
+      return ffi::Error(ffi::ErrorCode::kInvalidArgument, "optctl: operands differ in type");
+    type = buffer.element_type();
+    if (static_cast<int>(buffer.dimensions().size()) < core_rank(in_kinds[i]))
+      return ffi::Error(ffi::ErrorCode::kInvalidArgument, "optctl: an operand has too few axes");
+    ins.push_back(operand(buffer, in_kinds[i], shape.batch.size()));
+  }
+  for (size_t i = 0; i < out_kinds.size(); ++i) {
+    auto result = *rets.get<ffi::AnyBuffer>(i);
+    if (static_cast<int>(result->dimensions().size()) < core_rank(out_kinds[i]))
+      return ffi::Error(ffi::ErrorCode::kInvalidArgument, "optctl: a result has too few axes");
+    outs.push_back(operand(*result, out_kinds[i], shape.batch.size()));
+  }
+  const Sizes sizes{N, static_cast<int>(nx), static_cast<int>(nu), static_cast<int>(ny)};
+  int32_t* codes = static_cast<int32_t*>(status->untyped_data());
+  if (type == ffi::DataType::F64) return call(find_kernel<double>(signature.name, sizes), sizes, shape, ins, outs, codes, pool);
+  if (type == ffi::DataType::F32) return call(find_kernel<float>(signature.name, sizes), sizes, shape, ins, outs, codes, pool);
+  return ffi::Error(ffi::ErrorCode::kInvalidArgument, "optctl: operands are neither float32 nor float64");
+}
+
+}  // namespace
+}  // namespace optctl
+
+#define OPTCTL_DOOR(name, in, out)                                                                               \
+  static ffi::Error name##_door(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets, int64_t N, \
+                                int64_t nx, int64_t nu, int64_t ny) {                                            \
+    static const optctl::Signature signature{optctl::Name::name, in, out};                                       \
+    return optctl::handle(signature, pool, args, rets, N, nx, nu, ny);                                           \
+  }                                                                                                              \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(optctl_##name, name##_door,                                                      \
+                                ffi::Ffi::Bind()                                                                 \
+                                    .Ctx<ffi::ThreadPool>()                                                      \
+                                    .RemainingArgs()                                                             \
+                                    .RemainingRets()                                                             \
+                                    .Attr<int64_t>("N")                                                          \
+                                    .Attr<int64_t>("nx")                                                         \
+                                    .Attr<int64_t>("nu")                                                         \
+                                    .Attr<int64_t>("ny"))
+
+#pragma GCC visibility push(default)
+OPTCTL_DOOR(lq_factor, "mmmmmMMV", "mmmM");
+OPTCTL_DOOR(lq_sweep, "mmvvvVVmmmM", "Vvvvvv");
+#pragma GCC visibility pop

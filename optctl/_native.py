@@ -1,0 +1,60 @@
+"""The compiled kernels: found, registered with JAX, and called.
+
+The kernels live in `native/` (C++) and are built into one shared library next to the package. They run on the CPU;
+elsewhere, and where the library was not built, the JAX definitions of the same recursions do the work.
+"""
+
+import ctypes
+import functools
+import importlib.util
+from typing import Any
+
+import jax
+import numpy as np
+
+KERNELS = ("lq_factor", "lq_sweep")
+
+
+@functools.cache
+def available() -> bool:
+    """True if the kernels are there and arrays live on the CPU by default."""
+    return jax.default_backend() == "cpu" and _register()
+
+
+@functools.cache
+def _register() -> bool:
+    spec = importlib.util.find_spec("optctl._kernels")
+    if spec is None or spec.origin is None:
+        return False
+    library = ctypes.CDLL(spec.origin)
+    for name in KERNELS:
+        handler = jax.ffi.pycapsule(getattr(library, f"optctl_{name}"))
+        jax.ffi.register_ffi_target(f"optctl_{name}", handler, platform="cpu")
+    return True
+
+
+def require() -> None:
+    """Raise where the kernels cannot run.
+
+    Raises:
+        ValueError: naming what is missing and what to use instead.
+    """
+    if not available():
+        why = "the compiled kernels are not installed" if jax.default_backend() == "cpu" else "the kernels need a CPU"
+        raise ValueError(f"`method` is 'native', but {why}; use 'auto', 'scan' or 'parallel'.")
+
+
+def call(
+    name: str, shapes: tuple[tuple[int, ...], ...], *operands: Any, N: int, nx: int, nu: int = 0, ny: int = 0
+) -> Any:
+    """Call a kernel: results of the given shapes, and the stage that failed (-1: none) as last one.
+
+    Under `vmap` operands that do not vary are passed once; the kernel runs the batch on all cores.
+    """
+    require()
+    dtype = operands[0].dtype
+    results = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+    results.append(jax.ShapeDtypeStruct((), np.int32))
+    kernel = jax.ffi.ffi_call(f"optctl_{name}", results, vmap_method="expand_dims")
+    sizes = {"N": N, "nx": nx, "nu": nu, "ny": ny}
+    return kernel(*(o.astype(dtype) for o in operands), **{key: np.int64(value) for key, value in sizes.items()})

@@ -1,0 +1,70 @@
+r"""The quadratic model by conjugate gradients: matrix-free, no R + B'PB to factor.
+
+The states are eliminated by a rollout, the slope in the inputs and in the free components y of x_0 comes from the
+costate recursion:
+
+    g_u = R u + M'x + r + B'lambda,     g_y = E(Q0 E y + lambda_0) + (I - E) y - w.
+
+Conjugate gradients on g = 0 need one forward and one backward sweep of vectors per iteration. There are no gains and no
+value function, and badly scaled or long unstable problems converge slowly or not at all, which the result says.
+
+Reference: Hestenes and Stiefel (1952), Methods of conjugate gradients for solving linear systems.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optctl.lq.kkt import Point, times, transposed_times
+from optctl.lq.model import LQ
+
+
+def sweep(lq: LQ, factors: None, b: Point) -> tuple[Point, None, None]:
+    """Solve the optimality system with right-hand side b; NaN where the iteration did not converge."""
+    full = lq.per_stage()
+    is_free = jnp.asarray(lq.x0_free)
+
+    def point(y: Any, us: Any, b: Point) -> Point:
+        """Return states and costates that satisfy their rows of the system."""
+        x0 = jnp.where(is_free, y, 0.0) - b.costates[0]
+        xs = _rollout(full.A, times(full.B, us) - b.costates[1:], x0)
+        stage = times(full.Q, xs[:-1]) + times(full.M, us) - b.xs[:-1]
+        return Point(y, xs, us, _costates(full.A, stage, full.Qf @ xs[-1] - b.xs[-1]))
+
+    def slope(y: Any, us: Any, b: Point) -> tuple[Any, Any]:
+        z = point(y, us, b)
+        x, costates = z.xs[:-1], z.costates[1:]
+        g_us = times(full.R, us) + transposed_times(full.M, x) + transposed_times(full.B, costates) - b.us
+        g_y = jnp.where(is_free, full.Q0 @ jnp.where(is_free, y, 0.0) + z.costates[0], y) - b.start
+        return g_y, g_us
+
+    nothing = jax.tree.map(jnp.zeros_like, b)
+    zero = nothing.start, nothing.us
+    first = jax.tree.map(jnp.negative, slope(*zero, b))
+    eps = jnp.finfo(b.us.dtype).eps
+    limit = 4 * (b.us.size + b.start.size) + 50
+    product = lambda v: slope(*v, nothing)  # noqa: E731
+    (y, us), _ = jax.scipy.sparse.linalg.cg(product, first, tol=100 * eps, maxiter=limit)
+    left = jnp.sqrt(sum(jnp.sum(g**2) for g in slope(y, us, b)))
+    scale = jnp.sqrt(sum(jnp.sum(g**2) for g in first))
+    converged = left <= jnp.sqrt(eps) * 1e-1 * scale
+    return jax.tree.map(lambda v: jnp.where(converged, v, jnp.nan), point(y, us, b)), None, None
+
+
+def _rollout(A: Any, forcing: Any, x0: Any) -> Any:
+    def stage(x: Any, data: tuple) -> tuple:
+        A, f = data
+        x = A @ x + f
+        return x, x
+
+    return jnp.concatenate([x0[None], jax.lax.scan(stage, x0, (A, forcing))[1]])
+
+
+def _costates(A: Any, slopes: Any, last: Any) -> Any:
+    def stage(costate: Any, data: tuple) -> tuple:
+        A, g = data
+        costate = A.T @ costate + g
+        return costate, costate
+
+    return jnp.concatenate([jax.lax.scan(stage, last, (A, slopes), reverse=True)[1], last[None]])

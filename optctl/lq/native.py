@@ -1,0 +1,39 @@
+"""The matrix and the vector sweep by the compiled kernels; `optctl/lq/riccati.py` is their definition."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from optctl import _native
+from optctl.lq.kkt import Point
+from optctl.lq.model import LQ
+from optctl.lq.riccati import Factors
+
+
+def factor(lq: LQ) -> Factors:
+    """Sweep backward over the matrices."""
+    N, nx, nu = lq.horizon, lq.nx, lq.nu
+    shapes = (N, nu, nx), (N + 1, nx, nx), (N, nu, nu), (nx, nx)
+    data = [_stages(getattr(lq, name), 3) for name in ("A", "B", "Q", "R", "M")]
+    return Factors(*_native.call("lq_factor", shapes, *data, lq.Qf, lq.Q0, _is_free(lq), N=N, nx=nx, nu=nu))
+
+
+def sweep(lq: LQ, factors: Factors, b: Point) -> tuple[Point, Any, Any]:
+    """Solve the optimality system with right-hand side b; return its solution and k, p."""
+    N, nx, nu = lq.horizon, lq.nx, lq.nu
+    shapes = (nx,), (N + 1, nx), (N, nu), (N + 1, nx), (N, nu), (N + 1, nx)
+    operands = (
+        *(_stages(lq.A, 3), _stages(lq.B, 3), b.costates, b.xs, b.us, b.start, _is_free(lq)),
+        *(factors.K, factors.P, factors.S, factors.S0),
+    )
+    y, xs, us, costates, k, p, _ = _native.call("lq_sweep", shapes, *operands, N=N, nx=nx, nu=nu)
+    return Point(y, xs, us, costates), k, p
+
+
+def _stages(value: Any, ndim: int) -> Any:
+    """Give an invariant quantity a stage axis of length 1."""
+    return value if value.ndim == ndim else value[None]
+
+
+def _is_free(lq: LQ) -> Any:
+    return jnp.asarray(lq.x0_free, lq.Qf.dtype)

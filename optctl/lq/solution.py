@@ -1,0 +1,249 @@
+r"""Solve the quadratic model: one call over all methods, and its exact derivative.
+
+The solution satisfies the linear system `kkt.apply(lq, z) = kkt.right_hand_side(lq)`. So its derivative, forward or
+reverse, in every leaf of the model, is the solution for another right-hand side with the factors at hand; no method is
+differentiated through. That holds whichever method solves, and for derivatives of derivatives.
+"""
+
+import functools
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optctl import _native
+from optctl._record import record
+from optctl.lq import cg, kkt, native, parallel, riccati
+from optctl.lq.model import LQ
+from optctl.lq.riccati import Factors
+from optctl.lq.value import value_function
+from optctl.problem import Problem
+
+METHODS = ("auto", "native", "scan", "parallel", "cg")
+NOT_CONVERGED = -2
+
+
+@record()
+class LQSolution:
+    """The solution of a quadratic model.
+
+    Attributes:
+        xs: (N+1, nx) states; None where no x_0 was asked for, as us, costates and cost.
+        us: (N, nu) inputs.
+        costates: (N+1, nx), dJ/dx_t = P_t x_t + p_t.
+        K: (N, nu, nx) gains, u = K x + k; None with method "cg", as k, P and p.
+        k: (N, nu) offsets.
+        P: (N+1, nx, nx) value function's Hessian.
+        p: (N+1, nx) value function's slope at the origin.
+        cost: total cost.
+        failed_stage: the stage where R + B'PB was not positive definite, -1 if none; earlier gains are NaN. With a free
+            x_0 it is 0 where Q0 + P_0 was not. -2: conjugate gradients did not converge.
+    """
+
+    xs: Any
+    us: Any
+    costates: Any
+    K: Any
+    k: Any
+    P: Any
+    p: Any
+    cost: Any
+    failed_stage: Any
+
+    def raise_if_failed(self) -> "LQSolution":
+        """Return the solution itself if the model was convex and its solution is finite.
+
+        Raises:
+            RuntimeError: if it was not, naming the stage.
+        """
+        if self._status() != "solved":
+            raise RuntimeError(f"{self!r}; check the signs of Q, R and Qf there and later.")
+        return self
+
+    def _status(self) -> str:
+        failed = np.max(np.asarray(self.failed_stage))
+        if failed >= 0:
+            return f"R + B'PB not positive definite at stage {failed}"
+        if np.any(np.asarray(self.failed_stage) == NOT_CONVERGED):
+            return "conjugate gradients did not converge"
+        if self.cost is not None and not np.all(np.isfinite(np.asarray(self.cost))):
+            return "not finite: the states overflow"
+        return "solved"
+
+    def __repr__(self) -> str:
+        if (self.K is not None and np.ndim(self.K) > 3) or np.ndim(self.cost) > 0:
+            return f"LQSolution: {self._status()}, a batch of shape {np.shape(self.failed_stage)}"
+        cost = "gains only" if self.cost is None else f"cost {float(self.cost):.10g}"
+        N, nu, nx = self.K.shape if self.K is not None else (*self.us.shape, self.xs.shape[1])
+        return f"LQSolution: {self._status()}, {cost}, N = {N}, nx = {nx}, nu = {nu}"
+
+
+def solve(lq: LQ, method: str = "auto", *, factors: Factors | None = None) -> LQSolution:
+    """Solve a quadratic model in time linear in N.
+
+    Works under `jit`, `vmap` (batches run on all cores) and `grad`; the derivative is one more solve with the same
+    factors.
+
+    Args:
+        lq: the model; x_0 given, free with weights Q0, q0, or partly free.
+        method: "native", compiled code; "scan", the same recursion in JAX; "parallel", O(log N) deep, for
+            accelerators, R positive definite; "cg", matrix-free, no gains. "auto" takes native code on a CPU, else
+            "parallel". All give the same numbers.
+        factors: what `lq.factor` gave for the same A, B, Q, R, M, Qf and Q0; c, q, r, qf, x0 may differ. The solve then
+            costs the vector sweeps only.
+
+    Returns:
+        An `LQSolution`; `failed_stage` tells where the model is not convex in u.
+
+    Raises:
+        ValueError: for an unknown method, or "native" where it is not available.
+
+    Example:
+        >>> import optctl as oc
+        >>> problem = oc.Problem(
+        ...     oc.LinearDynamics(A=[[1.0]], B=[[1.0]]),
+        ...     oc.costs.Quadratic(Q=[[1.0]], R=[[1.0]]),
+        ...     oc.costs.TerminalQuadratic(Q=[[1.0]]),
+        ...     horizon=30,
+        ...     x0=[1.0],
+        ... )
+        >>> round(float(oc.lq.solve(oc.lq.LQ.from_problem(problem)).P[0, 0, 0]), 10)
+        1.6180339887
+
+    References:
+        Anderson and Moore (1990), Optimal Control: Linear Quadratic Methods, section 2.4.
+    """
+    _check(lq, factors)
+    return _solve(lq, factors, _pick(method))
+
+
+def factor(lq: LQ, method: str = "auto") -> Factors:
+    """Sweep over the matrices only: gains, value function's Hessian and factors, to be used for many right-hand sides.
+
+    The derivative of a later `solve(lq, factors=...)` is exact in every leaf of its `lq`; the factors themselves are
+    not differentiated.
+
+    Args:
+        lq: the model; c, q, r, qf, q0 and x0 play no part.
+        method: as for `solve`, without "cg".
+
+    Example:
+        >>> import optctl as oc
+        >>> lq = oc.lq.LQ([[1.0]], [[1.0]], Q=[[1.0]], R=[[1.0]], Qf=[[1.0]], x0=[1.0], horizon=3)
+        >>> factors = oc.lq.factor(lq)
+        >>> print(oc.lq.solve(lq.replace(x0=-lq.x0), factors=factors).us[:, 0].round(4))
+        [0.6154 0.2308 0.0769]
+
+    References:
+        Anderson and Moore (1990), Optimal Control: Linear Quadratic Methods, section 2.4.
+    """
+    _check(lq, None)
+    method = _pick(method)
+    if method == "cg":
+        raise ValueError("`method` is 'cg', which has no factors; expected 'auto', 'native', 'scan' or 'parallel'.")
+    return _factor(lq, method)
+
+
+def _check(lq: Any, factors: Any) -> None:
+    if not isinstance(lq, LQ):
+        raise ValueError(f"`lq` is a {type(lq).__name__}; expected optctl.lq.LQ, such as LQ.from_problem(problem).")
+    if factors is not None and not isinstance(factors, Factors):
+        raise ValueError(f"`factors` is a {type(factors).__name__}; expected what optctl.lq.factor returned.")
+    if factors is not None and factors.K.shape != (lq.horizon, lq.nu, lq.nx):
+        raise ValueError(
+            f"`factors` are of a model with K {factors.K.shape}; expected {(lq.horizon, lq.nu, lq.nx)} as of `lq`."
+        )
+
+
+def _pick(method: str) -> str:
+    if method not in METHODS:
+        raise ValueError(f"`method` is {method!r}; expected one of {list(METHODS)}.")
+    if method == "native":
+        _native.require()
+    if method == "auto":
+        if _native.available():
+            return "native"
+        return "scan" if jax.default_backend() == "cpu" else "parallel"
+    return method
+
+
+_MODULES: dict[str, ModuleType] = {"native": native, "scan": riccati, "parallel": parallel, "cg": cg}
+
+
+@functools.partial(jax.jit, static_argnames="method")
+def _factor(lq: LQ, method: str) -> Factors:
+    return _MODULES[method].factor(jax.lax.stop_gradient(lq))
+
+
+@functools.partial(jax.jit, static_argnames="method")
+def _solve(lq: LQ, factors: Factors | None, method: str) -> LQSolution:
+    still = jax.lax.stop_gradient(lq)
+    if factors is None and method != "cg":
+        factors = _MODULES[method].factor(still)
+    factors = jax.lax.stop_gradient(factors)
+
+    def system(z: Any) -> Any:
+        return kkt.apply(lq, kkt.Point.unpack(z, lq)).pack()
+
+    def solve_system(_: Any, b: Any) -> tuple[Any, Any]:
+        z, k, p = _MODULES[method].sweep(still, factors, kkt.Point.unpack(b, lq))
+        return z.pack(), (k, p)
+
+    b = kkt.right_hand_side(lq).pack()
+    z, (k, p) = jax.lax.custom_linear_solve(system, b, solve_system, symmetric=True, has_aux=True)
+    z = kkt.Point.unpack(z, lq)
+    cost = kkt.cost(lq, z.xs, z.us)
+    if factors is None:
+        failed = jnp.where(jnp.all(jnp.isfinite(z.us)), -1, NOT_CONVERGED)
+        return LQSolution(z.xs, z.us, z.costates, None, None, None, None, cost, failed)
+    k, p = jax.lax.stop_gradient((k, p))
+    K, k, P, p = value_function(lq, factors.K, k, factors.P, p)
+    return LQSolution(z.xs, z.us, z.costates, K, k, P, p, cost, factors.failed_stage)
+
+
+def covariances(model: LQ | Problem, solution: LQSolution | None = None) -> Any:
+    """Return (N+1, nx, nx), covariances of the states if the cost is a negative log density.
+
+    With a free x_0 its covariance is (Q0 + P_0)^{-1}; under the optimal feedback the inputs scatter around
+    K x + k with covariance S^{-1} = (R + B'PB)^{-1}, so Sigma_{t+1} = (A + BK) Sigma_t (A + BK)' + B S^{-1} B'.
+    For a smoothing problem these are the smoother's covariances.
+
+    Args:
+        model: a linear-quadratic problem, such as `smoothing_problem` makes, or its `LQ` model.
+        solution: what `lq.solve` gave for that model; None solves it.
+
+    Example:
+        >>> import optctl as oc
+        >>> problem = oc.smoothing_problem(oc.problems.local_level(1.0, 1.0, 1.0), [1.0, 2.0, 3.0])
+        >>> print((13 * oc.lq.covariances(problem)[:, 0, 0]).round(9))
+        [5. 6. 8.]
+    """
+    lq = LQ.from_problem(model) if isinstance(model, Problem) else model
+    if not isinstance(lq, LQ) or not isinstance(solution, LQSolution | None):
+        got = f"{type(model).__name__} and {type(solution).__name__}"
+        raise ValueError(
+            f"`model` and `solution` are {got}; expected a Problem or LQ, and what lq.solve returned, or None."
+        )
+    return _covariances(lq, solve(lq) if solution is None else solution)
+
+
+@jax.jit
+def _covariances(lq: LQ, solution: LQSolution) -> Any:
+    lq = lq.per_stage()
+    is_free = jnp.asarray(lq.x0_free)
+    both = is_free[:, None] & is_free[None, :]
+    eye = jnp.eye(lq.nx, dtype=lq.Qf.dtype)
+
+    def stage(Sigma: Any, data: tuple) -> tuple:
+        A, B, R, K, P = data
+        F = A + B @ K
+        S = R + B.T @ P @ B
+        scatter = B @ jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(S, lower=True), B.T)
+        Sigma_next = F @ Sigma @ F.T + scatter
+        return Sigma_next, Sigma_next
+
+    Sigma0 = jnp.where(both, jnp.linalg.inv(jnp.where(both, lq.Q0 + solution.P[0], eye)), 0.0)
+    _, Sigmas = jax.lax.scan(stage, Sigma0, (lq.A, lq.B, lq.R, solution.K, solution.P[1:]))
+    return jnp.concatenate([Sigma0[None], Sigmas])
