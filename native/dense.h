@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cmath>
+#include <limits>
 
 #include "simd.h"
 
@@ -55,42 +56,47 @@ OPTCTL_INLINE void block(int k, Left<T> a, const T* B, int ldb, const T* D, int 
   }
 }
 
-template <int Sign, class V, int Rows, int Vectors, class T>
-OPTCTL_INLINE void rows_of(int m, int k, Left<T> a, const T* B, int ldb, const T* D, int ldd, T* C, int ldc) {
+// Rows i, i+1, ... of a strip of columns: blocks of Rows rows while they fit, then of half as many. M > 0 is the number
+// of rows at compile time; the blocks that it does not need are then never generated.
+template <int Sign, class V, int Rows, int Vectors, int M, class T>
+OPTCTL_INLINE void strip(int m, int k, Left<T> a, const T* B, int ldb, const T* D, int ldd, T* C, int ldc) {
   int i = 0;
-  for (; i + Rows <= m; i += Rows)
-    block<Sign, V, Rows, Vectors>(k, Left<T>{a.p + i * a.row, a.row, a.column}, B, ldb, D ? D + i * ldd : D, ldd,
-                                  C + i * ldc, ldc);
-  if constexpr (Rows > 1) {
+  if constexpr (M == 0 || M >= Rows) {
+    for (; i + Rows <= m; i += Rows)
+      block<Sign, V, Rows, Vectors>(k, Left<T>{a.p + i * a.row, a.row, a.column}, B, ldb, D ? D + i * ldd : D, ldd,
+                                    C + i * ldc, ldc);
+  }
+  if constexpr (Rows > 1 && (M == 0 || M % Rows != 0)) {
     if (i < m)
-      rows_of<Sign, V, Rows / 2, Vectors>(m - i, k, Left<T>{a.p + i * a.row, a.row, a.column}, B, ldb,
-                                          D ? D + i * ldd : D, ldd, C + i * ldc, ldc);
+      strip<Sign, V, Rows / 2, Vectors, M % Rows>(m - i, k, Left<T>{a.p + i * a.row, a.row, a.column}, B, ldb,
+                                                  D ? D + i * ldd : D, ldd, C + i * ldc, ldc);
   }
 }
+
+constexpr int most_rows = vector_bytes == 64 ? 8 : 4;  // times 3 sums, and 3 operands: they fill the registers
 
 // C (m, n) = D + Sign * a B, with k the inner size; D may be null (zero) or C itself. n counts padded columns.
 template <int Sign, class V, class T>
-OPTCTL_INLINE void multiply(int m, int n, int k, Left<T> a, const T* B, int ldb, const T* D, int ldd, T* C, int ldc) {
+__attribute__((noinline)) void multiply_any(int m, int n, int k, Left<T> a, const T* B, int ldb, const T* D, int ldd,
+                                            T* C, int ldc) {
   constexpr int W = V::lanes;
-  constexpr int rows = vector_bytes == 64 ? 8 : 4;  // rows x 3 sums and 3 operands fill the registers
   int j = 0;
-  for (; j + 3 * W <= n; j += 3 * W) rows_of<Sign, V, rows, 3>(m, k, a, B + j, ldb, D ? D + j : D, ldd, C + j, ldc);
-  if (j + 2 * W <= n) {
-    rows_of<Sign, V, rows, 2>(m, k, a, B + j, ldb, D ? D + j : D, ldd, C + j, ldc);
-    j += 2 * W;
-  }
-  if (j < n) rows_of<Sign, V, rows, 1>(m, k, a, B + j, ldb, D ? D + j : D, ldd, C + j, ldc);
+  for (; j + 3 * W <= n; j += 3 * W) strip<Sign, V, most_rows, 3, 0>(m, k, a, B + j, ldb, D ? D + j : D, ldd, C + j, ldc);
+  for (; j < n; j += W) strip<Sign, V, most_rows, 1, 0>(m, k, a, B + j, ldb, D ? D + j : D, ldd, C + j, ldc);
 }
 
-// The same for a result (n, n) known to be symmetric: only vectors that reach the diagonal or lie right of it.
-template <int Sign, class V, class T>
-OPTCTL_INLINE void multiply_upper(int n, int padded, int k, Left<T> a, const T* B, int ldb, const T* D, int ldd, T* C,
-                                  int ldc) {
-  constexpr int strip = 3 * V::lanes;
-  for (int j = 0; j < padded; j += strip) {  // columns j..j+strip need rows 0..j+strip
-    const int rows = j + strip < n ? j + strip : n;
-    const int columns = padded - j < strip ? padded - j : strip;
-    multiply<Sign, V>(rows, columns, k, a, B + j, ldb, D ? D + j : D, ldd, C + j, ldc);
+// The same with sizes at compile time, where they are not 0.
+template <int Sign, class V, int M, int K, int Columns, class T>
+OPTCTL_INLINE void multiply(int m, int n, int k, Left<T> a, const T* B, int ldb, const T* D, int ldd, T* C, int ldc) {
+  if constexpr (M == 0 || K == 0 || Columns == 0) {
+    multiply_any<Sign, V>(m, n, k, a, B, ldb, D, ldd, C, ldc);
+  } else {
+    constexpr int vectors = (Columns + V::lanes - 1) / V::lanes;
+    constexpr int triples = vectors / 3, rest = vectors % 3;
+    for (int j = 0; j < 3 * triples * V::lanes; j += 3 * V::lanes)
+      strip<Sign, V, most_rows, 3, M>(M, K, a, B + j, ldb, D ? D + j : D, ldd, C + j, ldc);
+    constexpr int j = 3 * triples * V::lanes;
+    if constexpr (rest > 0) strip<Sign, V, most_rows, rest, M>(M, K, a, B + j, ldb, D ? D + j : D, ldd, C + j, ldc);
   }
 }
 
@@ -98,6 +104,24 @@ template <class T>
 OPTCTL_INLINE void mirror_upper(int n, T* C, int ld) {
   for (int i = 1; i < n; ++i)
     for (int j = 0; j < i; ++j) C[i * ld + j] = C[j * ld + i];
+}
+
+// The same for a result (n, n) known to be symmetric: large ones compute the strips that reach the diagonal or lie
+// right of it and mirror them.
+template <int Sign, class V, int M, int K, class T>
+OPTCTL_INLINE void multiply_symmetric(int n, int padded, int k, Left<T> a, const T* B, int ldb, const T* D, int ldd, T* C,
+                                      int ldc) {
+  if constexpr (M != 0 && K != 0) {
+    multiply<Sign, V, M, K, M>(n, padded, k, a, B, ldb, D, ldd, C, ldc);
+  } else {
+    constexpr int width = 3 * V::lanes;
+    for (int j = 0; j < padded; j += width) {  // columns j..j+width need rows 0..j+width
+      const int rows = j + width < n ? j + width : n;
+      const int columns = padded - j < width ? padded - j : width;
+      multiply_any<Sign, V>(rows, columns, k, a, B + j, ldb, D ? D + j : D, ldd, C + j, ldc);
+    }
+  }
+  mirror_upper(n, C, ldc);
 }
 
 // Copy (rows, columns) between a packed matrix and a padded one.
@@ -134,13 +158,15 @@ OPTCTL_INLINE void add_row(int n, T s, const T* row, T* y) {
 
 // Eliminate the symmetric S (m, m) from [S | H]: S = U'DU with U unit upper triangular (L D L' with L = U').
 // On return U and the pivots lie in S's upper triangle, H holds U'^{-1} H and Y = D^{-1} U'^{-1} H, so that
-// H' S^{-1} H = H_new' Y. Returns false where a pivot is not above `floor` times its diagonal, or not finite.
-template <class VS, class VH, class T>
-OPTCTL_INLINE bool eliminate(int m, T* S, int lds, int n, T* H, int ldh, T* Y, T floor) {
+// H' S^{-1} H = H_new' Y. Returns false where a pivot is not finite or not above `floor` times S's own diagonal there;
+// `diagonal` is room for m numbers.
+template <class VH, class T>
+OPTCTL_INLINE bool eliminate(int m, T* S, int lds, int n, T* H, int ldh, T* Y, T* diagonal, T floor) {
   bool good = true;
+  for (int i = 0; i < m; ++i) diagonal[i] = S[i * lds + i];
   for (int i = 0; i < m; ++i) {
     const T pivot = S[i * lds + i];
-    good = good && pivot > floor && pivot < static_cast<T>(INFINITY);
+    good = good && pivot > 0 && pivot > floor * diagonal[i] && pivot < static_cast<T>(INFINITY);
     const T inverse = 1 / pivot;
     for (int j = 0; j < n; j += VH::lanes) (inverse * VH::load(H + i * ldh + j)).store(Y + i * ldh + j);
     for (int r = i + 1; r < m; ++r) {
@@ -154,6 +180,28 @@ OPTCTL_INLINE bool eliminate(int m, T* S, int lds, int n, T* H, int ldh, T* Y, T
     }
   }
   return good;
+}
+
+// X <- U'^{-1} X for X (m, n), U unit upper triangular.
+template <class V, class T>
+OPTCTL_INLINE void forward_substitute(int m, const T* U, int ldu, int n, T* X, int ldx) {
+  for (int i = 0; i < m; ++i)
+    for (int r = i + 1; r < m; ++r) add_row<V>(n, -U[i * ldu + r], X + i * ldx, X + r * ldx);
+}
+
+// X <- U^{-1} X.
+template <class V, class T>
+OPTCTL_INLINE void back_substitute(int m, const T* U, int ldu, int n, T* X, int ldx) {
+  for (int i = m - 1; i >= 0; --i)
+    for (int r = i + 1; r < m; ++r) add_row<V>(n, -U[i * ldu + r], X + r * ldx, X + i * ldx);
+}
+
+// sum_j a_j b_j over n padded lanes.
+template <class V, class T>
+OPTCTL_INLINE T dot(int n, const T* a, const T* b) {
+  V sum = V::zero();
+  for (int j = 0; j < n; j += V::lanes) sum = sum + V::load(a + j) * V::load(b + j);
+  return sum.sum();
 }
 
 // Solve U X = -Y in place for X (m, n), U unit upper triangular.
@@ -212,6 +260,11 @@ OPTCTL_INLINE void solve_packed(int n, const T* U, T* x) {
   for (int i = 0; i < n; ++i) x[i] /= U[i * n + i];
   for (int i = n - 1; i >= 0; --i)
     for (int r = i + 1; r < n; ++r) x[i] -= U[i * n + r] * x[r];
+}
+
+template <class T>
+void fill_nan(T* p, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) p[i] = std::numeric_limits<T>::quiet_NaN();
 }
 
 // Aligned memory from one allocation, handed out in pieces.

@@ -16,7 +16,7 @@ namespace optctl {
 namespace {
 
 // Ranks of the cores of operands and results: lower case letters have stages first, upper case do not.
-// m: (stages, ., .)   v: (stages, .)   M: (., .)   V: (.)
+// m: (stages, ., .)   v: (stages, .)   M: (., .)   V: (.)   S: ()
 struct Signature {
   Name name;
   const char *in, *out;
@@ -130,4 +130,9 @@ ffi::Error handle(const Signature& signature, ffi::ThreadPool pool, ffi::Remaini
 #pragma GCC visibility push(default)
 OPTCTL_DOOR(lq_factor, "mmmmmMMV", "mmmM");
 OPTCTL_DOOR(lq_sweep, "mmvvvVVmmmM", "Vvvvvv");
+OPTCTL_DOOR(kalman_likelihood, "mmmmVMvv", "S");
+OPTCTL_DOOR(kalman_forward, "mmmmVMvv", "Svmmmv");
+OPTCTL_DOOR(kalman_filter, "mmmmVMvv", "Svmmmvvm");
+OPTCTL_DOOR(kalman_smoother, "mmmvvmmmv", "vmmv");
+OPTCTL_DOOR(kalman_score, "mmmmvvvmmmv", "mmmmVMvv");
 #pragma GCC visibility pop

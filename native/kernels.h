@@ -9,28 +9,24 @@ template <int...>
 struct Sequence {};
 #ifdef OPTCTL_RUN_TIME_SIZES
 using StateSizes = Sequence<>;
+using KalmanSizes = Sequence<>;
 #else
-using StateSizes = Sequence<2, 4, 6, 8, 12, 16>;
+using StateSizes = Sequence<2, 4, 6, 8, 12>;
+using KalmanSizes = Sequence<2, 4, 6, 8>;
 #endif
-using SmallSizes = Sequence<1, 2, 4, 8>;  // inputs, or measurements
-using Widths = Sequence<2, 4>;            // where sizes only choose how wide vectors are
+using SmallSizes = Sequence<1, 2, 4, 8>;     // of inputs
+using MeasurementSizes = Sequence<1, 2, 4>;
+using Widths = Sequence<2, 4>;               // where sizes only choose how wide vectors are
 
-enum class Name { lq_factor, lq_sweep };
+enum class Name { lq_factor, lq_sweep, kalman_likelihood, kalman_forward, kalman_filter, kalman_smoother, kalman_score };
 
 struct Finders {
   Kernel<float> (*in_float)(Name, const Sizes&);
   Kernel<double> (*in_double)(Name, const Sizes&);
 };
 
-const Finders& best_finders();  // of the best instruction set this processor has
-
+// The kernel of the best instruction set this processor has.
 template <class T>
 Kernel<T> find_kernel(Name name, const Sizes& sizes);
-template <>
-inline Kernel<float> find_kernel<float>(Name name, const Sizes& sizes) { return best_finders().in_float(name, sizes); }
-template <>
-inline Kernel<double> find_kernel<double>(Name name, const Sizes& sizes) {
-  return best_finders().in_double(name, sizes);
-}
 
 }  // namespace optctl

@@ -8,8 +8,6 @@
 // optctl/lq/riccati.py states the same recursions in JAX and is their definition.
 #pragma once
 
-#include <limits>
-
 #include "dense.h"
 #include "stages.h"
 
@@ -36,11 +34,6 @@ bool factor_start(int nx, const T* Q0, const T* P0, const T* free0, T* S0) {
   return factor_packed(nx, S0);
 }
 
-template <class T>
-void fill_nan(T* p, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) p[i] = std::numeric_limits<T>::quiet_NaN();
-}
-
 // NX and NU are the sizes the loops are compiled for, at least the problem's own; 0 stands for run-time sizes.
 template <class T, int NX, int NU>
 int32_t lq_factor(const Sizes& sizes, const Stages<T>* in, T* const* out) {
@@ -52,7 +45,7 @@ int32_t lq_factor(const Sizes& sizes, const Stages<T>* in, T* const* out) {
   const int lx = round_up(mx, VX::lanes), lu = round_up(mu, VU::lanes);  // of the rows
   using Space = Workspace<T>;
   Space space(3 * Space::padded(mx * lx) + Space::padded(mx * lu) + 4 * Space::padded(mu * lx) +
-              2 * Space::padded(mu * lu));
+              Space::padded(mu * lu) + Space::padded(lu));
   T* a = space.take(mx * lx);
   T* b = space.take(mx * lu);
   T* value = space.take(mx * lx);  // P
@@ -62,6 +55,7 @@ int32_t lq_factor(const Sizes& sizes, const Stages<T>* in, T* const* out) {
   T* Y = space.take(mu * lx);
   T* gain = space.take(mu * lx);
   T* s = space.take(mu * lu);
+  T* diagonal = space.take(lu);
   const int64_t N = sizes.N;
   T* Ps = out[P];
   copy_in<VX>(nx, nx, in[Qf][0], nx, value, lx);
@@ -72,18 +66,15 @@ int32_t lq_factor(const Sizes& sizes, const Stages<T>* in, T* const* out) {
     copy_in<VU>(nu, nu, in[R][t], nu, s, lu);
     for (int i = nu; i < mu; ++i) s[i * lu + i] = 1;
     copy_transposed(nx, nu, in[M][t], nu, h, lx);
-    multiply<1, VX>(mu, lx, mx, transposed(b, lu), value, lx, static_cast<T*>(nullptr), 0, BP, lx);
-    multiply<1, VX>(mx, lx, mx, plain(value, lx), a, lx, static_cast<T*>(nullptr), 0, PA, lx);
-    multiply<1, VU>(mu, lu, mx, plain(BP, lx), b, lu, s, lu, s, lu);
-    multiply<1, VX>(mu, lx, mx, plain(BP, lx), a, lx, h, lx, h, lx);
+    multiply<1, VX, NU, NX, NX>(mu, lx, mx, transposed(b, lu), value, lx, static_cast<T*>(nullptr), 0, BP, lx);
+    multiply<1, VX, NX, NX, NX>(mx, lx, mx, plain(value, lx), a, lx, static_cast<T*>(nullptr), 0, PA, lx);
+    multiply<1, VU, NU, NX, NU>(mu, lu, mx, plain(BP, lx), b, lu, s, lu, s, lu);
+    multiply<1, VX, NU, NX, NX>(mu, lx, mx, plain(BP, lx), a, lx, h, lx, h, lx);
     copy_in<VX>(nx, nx, in[Q][t], nx, value, lx);
-    if (NX) multiply<1, VX>(mx, lx, mx, transposed(a, lx), PA, lx, value, lx, value, lx);
-    else multiply_upper<1, VX>(mx, lx, mx, transposed(a, lx), PA, lx, value, lx, value, lx);
-    const bool good = eliminate<VU, VX>(mu, s, lu, lx, h, lx, Y, T(0));
+    multiply_symmetric<1, VX, NX, NX>(mx, lx, mx, transposed(a, lx), PA, lx, value, lx, value, lx);
+    const bool good = eliminate<VX>(mu, s, lu, lx, h, lx, Y, diagonal, T(0));
     back_substitute_negative<VX>(mu, s, lu, lx, Y, lx, gain, lx);
-    if (NX) multiply<-1, VX>(mx, lx, mu, transposed(h, lx), Y, lx, value, lx, value, lx);
-    else multiply_upper<-1, VX>(mx, lx, mu, transposed(h, lx), Y, lx, value, lx, value, lx);
-    mirror_upper(mx, value, lx);
+    multiply_symmetric<-1, VX, NX, NU>(mx, lx, mu, transposed(h, lx), Y, lx, value, lx, value, lx);
     T trace = 0;
     for (int i = 0; i < mx; ++i) trace += value[i * lx + i];
     if (!good || !std::isfinite(trace)) {

@@ -34,7 +34,14 @@ from optctl.dynamics import (
     discretize,
     models,
 )
-from optctl.estimation import LinearGaussian, smoothing_problem
+from optctl.estimation import (
+    LinearGaussian,
+    Posterior,
+    kalman_filter,
+    kalman_smoother,
+    log_likelihood,
+    smoothing_problem,
+)
 from optctl.lq import LQSolution, dare, dlqr, lqr, to_cvxpy
 from optctl.policies import MLP, TrainingResult, closed_loop, mlp, train_layers, train_policy
 from optctl.problem import Problem
@@ -58,6 +65,7 @@ __all__ = [
     "Layers",
     "LinearDynamics",
     "LinearGaussian",
+    "Posterior",
     "Problem",
     "SimulatorDynamics",
     "Solution",
@@ -74,6 +82,9 @@ __all__ = [
     "dlqr",
     "gradient",
     "hessian_vector_product",
+    "kalman_filter",
+    "kalman_smoother",
+    "log_likelihood",
     "lq",
     "lqr",
     "mlp",

@@ -12,7 +12,15 @@ from typing import Any
 import jax
 import numpy as np
 
-KERNELS = ("lq_factor", "lq_sweep")
+KERNELS = (
+    "lq_factor",
+    "lq_sweep",
+    "kalman_likelihood",
+    "kalman_forward",
+    "kalman_filter",
+    "kalman_smoother",
+    "kalman_score",
+)
 
 
 @functools.cache

@@ -20,11 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, is_concrete
+from optctl._validate import is_concrete
 from optctl.costs import SquaredLoss, TerminalQuadratic
 from optctl.dynamics.linear import LinearDynamics
 from optctl.dynamics.stage import StageFunction, stage_function
 from optctl.estimation.linear_gaussian import LinearGaussian
+from optctl.estimation.measurements import check_inputs, check_measurements, check_stages
 from optctl.problem import Problem
 
 
@@ -80,17 +81,14 @@ def smoothing_problem(model: LinearGaussian, ys: Any, us: Any = None, *, loss: C
     References:
         Bryson and Frazier (1963), Smoothing for linear and nonlinear dynamic systems.
     """
-    if not isinstance(model, LinearGaussian):
-        raise ValueError(f"`model` is a {type(model).__name__}; expected optctl.LinearGaussian.")
-    ys = _check_measurements(model, ys)
+    ys = check_measurements(model, ys, least=2)
+    if is_concrete(ys) and np.isnan(np.asarray(ys)).all():
+        raise ValueError("`ys` holds nothing but NaN; expected at least one measurement.")
     N = ys.shape[0] - 1
-    us = _check_inputs(model, us, N)
+    us = check_inputs(model, us, N)
+    check_stages(model, N)
     for name in ("V", "cov0"):
         _require_definite(getattr(model, name), name)
-    for name, rows in (("A", N), ("W", N), ("B", N), ("c", N), ("C", N + 1), ("V", N + 1), ("D", N + 1)):
-        matrix = getattr(model, name)
-        if matrix.ndim == (2 if name == "c" else 3) and matrix.shape[0] != rows:
-            raise ValueError(f"`{name}` has {matrix.shape[0]} stages; expected {rows} for {N + 1} measurements.")
     B, D = _rows(model.B, N, 2), _rows(model.D, N + 1, 2)
     c = _rows(model.c, N, 1) + jnp.einsum("tij,tj->ti", B, us[:N])
     G = noise_factor(model.W)
@@ -158,31 +156,3 @@ def _require_definite(matrix: Any, name: str) -> None:
                 f"`{name}` is singular (its correlations have an eigenvalue of {lowest:.3g}); smoothing as control"
                 " weighs by its inverse. Add a small positive variance."
             )
-
-
-def _check_measurements(model: LinearGaussian, ys: Any) -> Any:
-    ys = jnp.asarray(as_float(ys, "ys", finite=False))
-    if ys.ndim == 1 and model.ny == 1:
-        ys = ys[:, None]
-    if ys.ndim != 2 or ys.shape[1] != model.ny:
-        raise ValueError(f"`ys` has shape {ys.shape}; expected (N+1, {model.ny}), as `C` is {model.C.shape}.")
-    if ys.shape[0] < 2:
-        raise ValueError(f"`ys` has {ys.shape[0]} rows; expected at least two measurements.")
-    if is_concrete(ys) and np.isinf(np.asarray(ys)).any():
-        raise ValueError("`ys` holds inf; expected numbers, or NaN where a measurement is missing.")
-    if is_concrete(ys) and np.isnan(np.asarray(ys)).all():
-        raise ValueError("`ys` holds nothing but NaN; expected at least one measurement.")
-    return ys
-
-
-def _check_inputs(model: LinearGaussian, us: Any, N: int) -> Any:
-    if us is None:
-        if model.nu:
-            raise ValueError(f"`us` is missing; the model has inputs: expected ({N + 1}, {model.nu}).")
-        return jnp.zeros((N + 1, 0), model.A.dtype)
-    us = jnp.asarray(as_float(us, "us"))
-    if us.ndim != 2 or us.shape[0] not in (N, N + 1) or us.shape[1] != model.nu:
-        raise ValueError(f"`us` has shape {us.shape}; expected ({N}, {model.nu}) or ({N + 1}, {model.nu}).")
-    if us.shape[0] == N and is_concrete(model.D) and np.asarray(model.D).any():
-        raise ValueError(f"`us` has {N} rows; expected {N + 1}: the last measurement sees the input u_N through D.")
-    return us if us.shape[0] == N + 1 else jnp.concatenate([us, jnp.zeros_like(us[:1])])

@@ -1,0 +1,392 @@
+// The linear-Gaussian kernels: filter (forward) and adjoint (backward).
+//
+// Forward, m, P the moments of x_t before the measurement z = C x + v:
+//     S = C P C' + V = U'DU,   e = U'^{-1} (z - C m),   H = U'^{-1} C P,   Y = D^{-1} H,
+//     m <- m + Y'e,   P <- P - H'Y,   then   m <- A m + b,   P <- A P A' + W.
+// Backward, rho and Lambda the slope and minus the curvature of the later log-likelihood at the filtered state:
+//     G = D^{-1} + Y Lambda Y',   Chat = U'^{-1} C,   Z = Y Lambda - G Chat / 2,
+//     r = rho + Chat'(D^{-1} e - Y rho),   n = Lambda - Chat'Z - Z'Chat,   rho <- A'r,   Lambda <- A'n A.
+// The smoothed moments are m + P rho and P - P Lambda P at the filtered m, P; the gradient of the log-likelihood in
+// every matrix is a sum of outer products of the same vectors. No inverse of P, V or W is taken.
+// optctl/estimation/kalman.py states the same recursions in JAX and is their definition.
+#pragma once
+
+#include <cmath>
+#include <limits>
+
+#include "dense.h"
+#include "stages.h"
+
+namespace optctl::OPTCTL_ISA {
+
+namespace filter_io {
+enum In { A, C, W, V, mean0, cov0, b, z };
+enum Out { log_likelihood, means, covs, S, Y, e, predicted_means, predicted_covs };
+}  // namespace filter_io
+
+namespace smooth_io {
+enum In { A, C, W, z, means, covs, S, Y, e };
+enum Out { smoothed_means, smoothed_covs, lag_one_covs, r };
+}  // namespace smooth_io
+
+namespace score_io {
+enum In { A, C, W, V, b, z, means, covs, S, Y, e };
+enum Out { gA, gC, gW, gV, gmean0, gcov0, gb, gz };
+}  // namespace score_io
+
+// A product of many positive numbers whose logarithm is taken once.
+template <class T>
+struct LogProduct {
+  T mantissa = 1;
+  int64_t exponent = 0;
+  OPTCTL_INLINE void times(T factor) {
+    mantissa *= factor;
+    if (mantissa > T(1e18) || mantissa < T(1e-18)) {
+      int shift;
+      mantissa = std::frexp(mantissa, &shift);
+      exponent += shift;
+    }
+  }
+  double log() const { return std::log(static_cast<double>(mantissa)) + exponent * 0.69314718055994530942; }
+};
+
+template <class T>
+OPTCTL_INLINE int missing_count(int ny, const T* z) {
+  int missing = 0;
+  for (int i = 0; i < ny; ++i) missing += std::isnan(z[i]);
+  return missing;
+}
+
+enum class Keep { nothing, filtered, predicted };
+
+template <class T, int NX, int NY>
+__attribute__((noinline)) int32_t kalman_forward(Keep keep, const Sizes& sizes, const Stages<T>* in, T* const* out) {
+  using namespace filter_io;
+  using VX = Vec<T, lanes_for<T>(NX ? NX : 1 << 20)>;
+  using VY = Vec<T, lanes_for<T>(NY ? NY : 1 << 20)>;
+  const int nx = sizes.nx, ny = sizes.ny;
+  const int mx = NX ? NX : nx, my = NY ? NY : ny;
+  const int lx = round_up(mx, VX::lanes), ly = round_up(my, VY::lanes);
+  using Space = Workspace<T>;
+  Space space(4 * Space::padded(mx * lx) + 2 * Space::padded(mx * ly) + 2 * Space::padded(my * lx) +
+              2 * Space::padded(my * ly) + 2 * Space::padded(lx) + 2 * Space::padded(ly));
+  T* at = space.take(mx * lx);  // A'
+  T* w = space.take(mx * lx);
+  T* P = space.take(mx * lx);
+  T* AP = space.take(mx * lx);
+  T* ct = space.take(mx * ly);       // C'
+  T* ct_seen = space.take(mx * ly);  // with the columns of missing measurements zero
+  T* h = space.take(my * lx);
+  T* y = space.take(my * lx);
+  T* v = space.take(my * ly);
+  T* s = space.take(my * ly);
+  T* m = space.take(lx);
+  T* m_next = space.take(lx);
+  T* innovation = space.take(ly);
+  T* diagonal = space.take(ly);
+  const int64_t N = sizes.N;
+  const T floor = 8 * std::numeric_limits<T>::epsilon();
+  LogProduct<T> determinant;
+  double square = 0;
+  int64_t seen = 0;
+  copy_in<VX>(1, nx, in[mean0][0], nx, m, lx);
+  copy_in<VX>(nx, nx, in[cov0][0], nx, P, lx);
+  for (int64_t t = 0;; ++t) {
+    if (keep == Keep::predicted) {
+      copy_out<VX>(1, nx, m, lx, out[predicted_means] + t * nx, nx);
+      copy_out<VX>(nx, nx, P, lx, out[predicted_covs] + t * nx * nx, nx);
+    }
+    // Measurement.
+    const T* zt = in[z][t];
+    if (t == 0 || in[C].step) copy_transposed(ny, nx, in[C][t], nx, ct, ly);
+    if (t == 0 || in[V].step) copy_in<VY>(ny, ny, in[V][t], ny, v, ly);
+    for (int i = 0; i < my; ++i)
+      for (int j = 0; j < ly; j += VY::lanes) VY::load(v + i * ly + j).store(s + i * ly + j);
+    for (int i = ny; i < my; ++i) s[i * ly + i] = 1;
+    copy_in<VY>(1, ny, zt, ny, innovation, ly);
+    const T* c = ct;
+    const int missing = missing_count(ny, zt);
+    seen += ny - missing;
+    if (missing) {
+      for (int k = 0; k < mx; ++k)
+        for (int i = 0; i < ny; ++i) ct_seen[k * ly + i] = std::isnan(zt[i]) ? T(0) : ct[k * ly + i];
+      for (int i = 0; i < ny; ++i) {
+        if (!std::isnan(zt[i])) continue;
+        innovation[i] = 0;
+        for (int j = 0; j < ny; ++j) s[i * ly + j] = s[j * ly + i] = 0;
+        s[i * ly + i] = 1;
+      }
+      c = ct_seen;
+    }
+    multiply<1, VX, NY, NX, NX>(my, lx, mx, transposed(c, ly), P, lx, static_cast<T*>(nullptr), 0, h, lx);
+    multiply<1, VY, NY, NX, NY>(my, ly, mx, plain(h, lx), c, ly, s, ly, s, ly);
+    for (int k = 0; k < mx; ++k) add_row<VY>(ly, -m[k], c + k * ly, innovation);
+    const bool good = eliminate<VX>(my, s, ly, lx, h, lx, y, diagonal, floor);
+    for (int i = 0; i < my; ++i)
+      for (int r = i + 1; r < my; ++r) innovation[r] -= s[i * ly + r] * innovation[i];
+    for (int i = 0; i < my; ++i) {
+      add_row<VX>(lx, innovation[i], y + i * lx, m);
+      square += innovation[i] * innovation[i] / s[i * ly + i];
+      determinant.times(s[i * ly + i]);
+    }
+    multiply_symmetric<-1, VX, NX, NY>(mx, lx, my, transposed(h, lx), y, lx, P, lx, P, lx);
+    T trace = 0;
+    for (int i = 0; i < mx; ++i) trace += P[i * lx + i];
+    if (!good || !std::isfinite(trace)) {
+      out[log_likelihood][0] = std::numeric_limits<T>::quiet_NaN();
+      if (keep != Keep::nothing) {
+        const int64_t left = N + 1 - t;
+        fill_nan(out[means] + t * nx, left * nx);
+        fill_nan(out[covs] + t * nx * nx, left * nx * nx);
+        fill_nan(out[S] + t * ny * ny, left * ny * ny);
+        fill_nan(out[Y] + t * ny * nx, left * ny * nx);
+        fill_nan(out[e] + t * ny, left * ny);
+      }
+      if (keep == Keep::predicted) {
+        fill_nan(out[predicted_means] + (t + 1) * nx, (N - t) * nx);
+        fill_nan(out[predicted_covs] + (t + 1) * nx * nx, (N - t) * nx * nx);
+      }
+      return static_cast<int32_t>(t);
+    }
+    if (keep != Keep::nothing) {
+      copy_out<VX>(1, nx, m, lx, out[means] + t * nx, nx);
+      copy_out<VX>(nx, nx, P, lx, out[covs] + t * nx * nx, nx);
+      copy_out<VY>(ny, ny, s, ly, out[S] + t * ny * ny, ny);
+      copy_out<VX>(ny, nx, y, lx, out[Y] + t * ny * nx, nx);
+      copy_out<VY>(1, ny, innovation, ly, out[e] + t * ny, ny);
+    }
+    if (t == N) break;
+    // Step in time.
+    if (t == 0 || in[A].step) copy_transposed(nx, nx, in[A][t], nx, at, lx);
+    if (t == 0 || in[W].step) copy_in<VX>(nx, nx, in[W][t], nx, w, lx);
+    copy_in<VX>(1, nx, in[b][t], nx, m_next, lx);
+    for (int k = 0; k < mx; ++k) add_row<VX>(lx, m[k], at + k * lx, m_next);
+    T* swap = m;
+    m = m_next;
+    m_next = swap;
+    multiply<1, VX, NX, NX, NX>(mx, lx, mx, transposed(at, lx), P, lx, static_cast<T*>(nullptr), 0, AP, lx);
+    multiply_symmetric<1, VX, NX, NX>(mx, lx, mx, plain(AP, lx), at, lx, w, lx, P, lx);
+  }
+  out[log_likelihood][0] =
+      static_cast<T>(-0.5 * (square + determinant.log() + seen * 1.83787706640934548356));
+  return -1;
+}
+
+// The backward recursion, with what both its users need at each time.
+template <class T, int NX, int NY>
+class Adjoint {
+ public:
+  using VX = Vec<T, lanes_for<T>(NX ? NX : 1 << 20)>;
+  using VY = Vec<T, lanes_for<T>(NY ? NY : 1 << 20)>;
+  using Space = Workspace<T>;
+  const int nx, ny, mx, my, lx, ly;
+  Space space;
+  T *a, *c, *rho, *r, *Lambda, *n, *nA, *P, *PL, *Chat, *y, *YL, *Z, *G, *s, *slope, *weight;
+
+  explicit Adjoint(const Sizes& sizes)
+      : nx(sizes.nx), ny(sizes.ny), mx(NX ? NX : nx), my(NY ? NY : ny), lx(round_up(mx, VX::lanes)),
+        ly(round_up(my, VY::lanes)),
+        space(7 * Space::padded(mx * lx) + 5 * Space::padded(my * lx) + 2 * Space::padded(my * ly) +
+              2 * Space::padded(lx) + 2 * Space::padded(ly)) {
+    a = space.take(mx * lx);
+    Lambda = space.take(mx * lx);
+    n = space.take(mx * lx);
+    nA = space.take(mx * lx);
+    P = space.take(mx * lx);
+    PL = space.take(mx * lx);
+    c = space.take(my * lx);
+    Chat = space.take(my * lx);
+    y = space.take(my * lx);
+    YL = space.take(my * lx);
+    Z = space.take(my * lx);
+    G = space.take(my * ly);
+    s = space.take(my * ly);
+    rho = space.take(lx);
+    r = space.take(lx);
+    slope = space.take(ly);   // D^{-1} e - Y rho
+    weight = space.take(ly);  // 1 / D
+  }
+
+  // Load stage t: its filtered covariance and factors, rows of C that were seen.
+  __attribute__((noinline)) void load(int64_t t, const Stages<T>& C, const T* z, const T* cov, const T* S, const T* Y) {
+    copy_in<VX>(nx, nx, cov, nx, P, lx);
+    copy_in<VX>(ny, nx, Y, nx, y, lx);
+    copy_in<VY>(ny, ny, S, ny, s, ly);
+    if (C.step || !loaded_ || missing_) {
+      copy_in<VX>(ny, nx, C[t], nx, c, lx);
+      loaded_ = true;
+    }
+    missing_ = missing_count(ny, z) > 0;
+    if (missing_)
+      for (int i = 0; i < ny; ++i)
+        if (std::isnan(z[i]))
+          for (int j = 0; j < lx; ++j) c[i * lx + j] = 0;
+  }
+
+  // From (rho, Lambda) after the measurement to (r, n) before it.
+  __attribute__((noinline)) void measure(const T* e) {
+    for (int i = 0; i < my; ++i)
+      for (int j = 0; j < lx; j += VX::lanes) VX::load(c + i * lx + j).store(Chat + i * lx + j);
+    forward_substitute<VX>(ny, s, ly, lx, Chat, lx);
+    multiply<1, VX, NY, NX, NX>(my, lx, mx, plain(y, lx), Lambda, lx, static_cast<T*>(nullptr), 0, YL, lx);
+    for (int i = 0; i < ny; ++i) {
+      weight[i] = 1 / s[i * ly + i];
+      slope[i] = e[i] * weight[i] - dot<VX>(lx, y + i * lx, rho);
+      for (int j = 0; j < ny; ++j) G[i * ly + j] = dot<VX>(lx, YL + i * lx, y + j * lx) + (i == j ? weight[i] : T(0));
+    }
+    for (int i = 0; i < ny; ++i) {
+      for (int j = 0; j < lx; j += VX::lanes) {
+        VX sum = VX::load(YL + i * lx + j);
+        for (int k = 0; k < ny; ++k) sum = sum - (G[i * ly + k] / 2) * VX::load(Chat + k * lx + j);
+        sum.store(Z + i * lx + j);
+      }
+    }
+    for (int j = 0; j < lx; j += VX::lanes) VX::load(rho + j).store(r + j);
+    for (int i = 0; i < ny; ++i) add_row<VX>(lx, slope[i], Chat + i * lx, r);
+    multiply<-1, VX, NX, NY, NX>(mx, lx, my, transposed(Chat, lx), Z, lx, Lambda, lx, n, lx);
+    multiply_symmetric<-1, VX, NX, NY>(mx, lx, my, transposed(Z, lx), Chat, lx, n, lx, n, lx);
+  }
+
+  // From (r, n) of stage t+1 to (rho, Lambda) of stage t.
+  __attribute__((noinline)) void step(int64_t t, const Stages<T>& A) {
+    if (A.step || !stepped_) {
+      copy_in<VX>(nx, nx, A[t], nx, a, lx);
+      stepped_ = true;
+    }
+    for (int j = 0; j < lx; j += VX::lanes) VX::zero().store(rho + j);
+    for (int i = 0; i < mx; ++i) add_row<VX>(lx, r[i], a + i * lx, rho);
+    multiply<1, VX, NX, NX, NX>(mx, lx, mx, plain(n, lx), a, lx, static_cast<T*>(nullptr), 0, nA, lx);
+    multiply_symmetric<1, VX, NX, NX>(mx, lx, mx, transposed(a, lx), nA, lx, static_cast<T*>(nullptr), 0, Lambda, lx);
+  }
+
+ private:
+  bool loaded_ = false, stepped_ = false, missing_ = false;
+};
+
+template <class T, int NX, int NY>
+int32_t kalman_smoother(const Sizes& sizes, const Stages<T>* in, T* const* out) {
+  using namespace smooth_io;
+  using Back = Adjoint<T, NX, NY>;
+  using VX = typename Back::VX;
+  Back back(sizes);
+  const int nx = back.nx, mx = back.mx, lx = back.lx;
+  using Space = Workspace<T>;
+  Space space(4 * Space::padded(mx * lx) + Space::padded(lx));
+  T* cov = space.take(mx * lx);
+  T* at = space.take(mx * lx);
+  T* predicted = space.take(mx * lx);
+  T* lag = space.take(mx * lx);
+  T* mean = space.take(lx);
+  const int64_t N = sizes.N;
+  for (int64_t t = N; t >= 0; --t) {
+    if (t < N) back.step(t, in[A]);
+    back.load(t, in[C], in[z][t], in[covs][t], in[S][t], in[Y][t]);
+    copy_in<VX>(1, nx, in[means][t], nx, mean, lx);
+    for (int i = 0; i < mx; ++i) add_row<VX>(lx, back.rho[i], back.P + i * lx, mean);
+    multiply<1, VX, NX, NX, NX>(mx, lx, mx, plain(back.Lambda, lx), back.P, lx, static_cast<T*>(nullptr), 0, back.PL, lx);
+    multiply_symmetric<-1, VX, NX, NX>(mx, lx, mx, plain(back.P, lx), back.PL, lx, back.P, lx, cov, lx);
+    copy_out<VX>(1, nx, mean, lx, out[smoothed_means] + t * nx, nx);
+    copy_out<VX>(nx, nx, cov, lx, out[smoothed_covs] + t * nx * nx, nx);
+    if (t < N) {  // (I - predicted n) A P, n of stage t+1
+      if (t == N - 1 || in[A].step) copy_transposed(nx, nx, in[A][t], nx, at, lx);
+      copy_in<VX>(nx, nx, in[W][t], nx, predicted, lx);
+      T* AP = back.PL;
+      multiply<1, VX, NX, NX, NX>(mx, lx, mx, plain(back.a, lx), back.P, lx, static_cast<T*>(nullptr), 0, AP, lx);
+      multiply<1, VX, NX, NX, NX>(mx, lx, mx, plain(AP, lx), at, lx, predicted, lx, predicted, lx);
+      multiply<1, VX, NX, NX, NX>(mx, lx, mx, plain(back.nA, lx), back.P, lx, static_cast<T*>(nullptr), 0, lag, lx);
+      multiply<-1, VX, NX, NX, NX>(mx, lx, mx, plain(predicted, lx), lag, lx, AP, lx, AP, lx);
+      copy_out<VX>(nx, nx, AP, lx, out[lag_one_covs] + t * nx * nx, nx);
+    }
+    back.measure(in[e][t]);
+    copy_out<VX>(1, nx, back.r, lx, out[r] + t * nx, nx);
+  }
+  return -1;
+}
+
+// Where a gradient goes: its own row at every stage, or one sum for an invariant matrix.
+template <class V, class T>
+OPTCTL_INLINE void deliver(int rows, int columns, const T* from, int ld, const Stages<T>& like, int64_t t, T* to) {
+  if (like.step) return copy_out<V>(rows, columns, from, ld, to + t * rows * columns, columns);
+  for (int i = 0; i < rows; ++i)
+    for (int j = 0; j < columns; j += V::lanes)
+      (V::load(to + i * columns + j, columns - j) + V::load(from + i * ld + j)).store(to + i * columns + j, columns - j);
+}
+
+template <class T, int NX, int NY>
+int32_t kalman_score(const Sizes& sizes, const Stages<T>* in, T* const* out) {
+  using namespace score_io;
+  using Back = Adjoint<T, NX, NY>;
+  using VX = typename Back::VX;
+  using VY = typename Back::VY;
+  Back back(sizes);
+  const int nx = back.nx, ny = back.ny, mx = back.mx, my = back.my, lx = back.lx, ly = back.ly;
+  using Space = Workspace<T>;
+  Space space(Space::padded(mx * lx) + Space::padded(my * lx) + 2 * Space::padded(my * ly) + Space::padded(lx) +
+              Space::padded(ly));
+  T* gx = space.take(mx * lx);
+  T* gy = space.take(my * lx);
+  T* D = space.take(my * ly);
+  T* Dt = space.take(my * ly);
+  T* mean = space.take(lx);
+  T* u = space.take(ly);
+  const int64_t N = sizes.N;
+  auto zero = [](T* p, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) p[i] = 0;
+  };
+  if (!in[A].step) zero(out[gA], nx * nx);
+  if (!in[C].step) zero(out[gC], ny * nx);
+  if (!in[W].step) zero(out[gW], nx * nx);
+  if (!in[V].step) zero(out[gV], ny * ny);
+  if (!in[b].step) zero(out[gb], nx);
+  for (int64_t t = N; t >= 0; --t) {
+    if (t < N) {  // (r, n) are those of stage t+1
+      deliver<VX>(1, nx, back.r, lx, in[b], t, out[gb]);
+      for (int i = 0; i < mx; ++i)
+        for (int j = 0; j < lx; j += VX::lanes)
+          (T(0.5) * (back.r[i] * VX::load(back.r + j) - VX::load(back.n + i * lx + j))).store(gx + i * lx + j);
+      deliver<VX>(nx, nx, gx, lx, in[W], t, out[gW]);
+      back.step(t, in[A]);
+    }
+    back.load(t, in[C], in[z][t], in[covs][t], in[S][t], in[Y][t]);
+    copy_in<VX>(1, nx, in[means][t], nx, mean, lx);
+    for (int i = 0; i < mx; ++i) add_row<VX>(lx, back.rho[i], back.P + i * lx, mean);
+    if (t < N) {
+      for (int i = 0; i < mx; ++i)
+        for (int j = 0; j < lx; j += VX::lanes) (back.r[i] * VX::load(mean + j)).store(gx + i * lx + j);
+      multiply<-1, VX, NX, NX, NX>(mx, lx, mx, plain(back.nA, lx), back.P, lx, gx, lx, gx, lx);
+      deliver<VX>(nx, nx, gx, lx, in[A], t, out[gA]);
+    }
+    back.measure(in[e][t]);
+    // u = U^{-1} (D^{-1} e - Y rho) is minus the slope in z.
+    for (int i = 0; i < ny; ++i) u[i] = back.slope[i];
+    for (int i = ny - 1; i >= 0; --i)
+      for (int k = i + 1; k < ny; ++k) u[i] -= back.s[i * ly + k] * u[k];
+    for (int i = 0; i < ny; ++i) out[gz][t * ny + i] = -u[i];
+    // C: u x' - U^{-1} (Y - Y Lambda P).
+    multiply<-1, VX, NY, NX, NX>(my, lx, mx, plain(back.YL, lx), back.P, lx, back.y, lx, gy, lx);
+    back_substitute<VX>(ny, back.s, ly, lx, gy, lx);
+    for (int i = 0; i < ny; ++i)
+      for (int j = 0; j < lx; j += VX::lanes)
+        (u[i] * VX::load(mean + j) - VX::load(gy + i * lx + j)).store(gy + i * lx + j);
+    deliver<VX>(ny, nx, gy, lx, in[C], t, out[gC]);
+    // V: (u u' - U^{-1} G U^{-T}) / 2.
+    for (int i = 0; i < ny; ++i)
+      for (int j = 0; j < ly; j += VY::lanes) VY::load(back.G + i * ly + j).store(D + i * ly + j);
+    back_substitute<VY>(ny, back.s, ly, ly, D, ly);
+    for (int i = 0; i < ny; ++i)
+      for (int j = 0; j < ny; ++j) Dt[j * ly + i] = D[i * ly + j];
+    back_substitute<VY>(ny, back.s, ly, ly, Dt, ly);
+    const T* zt = in[z][t];
+    for (int i = 0; i < ny; ++i)
+      for (int j = 0; j < ny; ++j)
+        D[i * ly + j] = std::isnan(zt[i]) || std::isnan(zt[j]) ? T(0) : (u[i] * u[j] - Dt[i * ly + j]) / 2;
+    deliver<VY>(ny, ny, D, ly, in[V], t, out[gV]);
+  }
+  copy_out<VX>(1, nx, back.r, lx, out[gmean0], nx);
+  for (int i = 0; i < nx; ++i)
+    for (int j = 0; j < nx; ++j)
+      out[gcov0][i * nx + j] = (back.r[i] * back.r[j] - back.n[i * lx + j]) / 2;
+  return -1;
+}
+
+}  // namespace optctl::OPTCTL_ISA

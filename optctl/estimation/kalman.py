@@ -1,0 +1,241 @@
+r"""The Kalman filter, smoother and likelihood gradient: the textbook recursions, and the definition of all faster ones.
+
+Forward, m, P the moments of x_t given y_0..y_{t-1}, in covariance form, so that W or V may be singular:
+
+    v = y_t - C m - D u,   S = C P C' + V,   L = P C' S^{-1},   m <- m + L v,   P <- (I - L C) P (I - L C)' + L V L',
+    log p += -1/2 (v'S^{-1}v + log det 2 pi S),                 m <- A m + b,   P <- A P A' + W.
+
+Backward, the costate recursion: r_t = d log p / d x_t is minus the costate of smoothing as control, n_t minus its
+derivative. From rho, Lambda after the measurement of x_t (zero at the end) to r, n before it, F = I - L C:
+
+    r = F'rho + C'S^{-1} v,    n = F'Lambda F + C'S^{-1} C,     then, one stage earlier,   rho = A'r,   Lambda = A'n A.
+
+All answers follow from these at once, with m, P filtered: smoothed mean m + P rho, covariance P - P Lambda P, and the
+gradient of the likelihood in every matrix as sums of outer products (`score`). Missing components (NaN) have no row.
+
+References: Anderson and Moore (1979), Optimal Filtering, section 5.2; Bryson and Frazier (1963), Smoothing for linear
+and nonlinear dynamic systems; Koopman and Shephard (1992), Exact score for time series models in state space form.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.linalg import cho_solve
+
+from optctl._record import record
+
+
+@record()
+class Series:
+    """A model and its data, with known inputs absorbed.
+
+    Attributes:
+        A: (nx, nx) or (N, nx, nx); W likewise.
+        C: (ny, nx) or (N+1, ny, nx).
+        W: covariance of the process noise.
+        V: (ny, ny) or (N+1, ny, ny).
+        mean0: (nx,).
+        cov0: (nx, nx).
+        b: (nx,) or (N, nx), c + B u.
+        z: (N+1, ny), y - D u; NaN where missing.
+    """
+
+    A: Any
+    C: Any
+    W: Any
+    V: Any
+    mean0: Any
+    cov0: Any
+    b: Any
+    z: Any
+
+    def at_stages(self) -> tuple[Any, Any, Any]:
+        """Return A, W, b with a leading axis N."""
+        N, nx = self.z.shape[0] - 1, self.mean0.shape[0]
+        return rows(self.A, N, (nx, nx)), rows(self.W, N, (nx, nx)), rows(self.b, N, (nx,))
+
+    def at_measurements(self) -> tuple[Any, Any, Any, Any]:
+        """Return C, V, z with a leading axis N+1 and missing parts made harmless, and which components were seen."""
+        n, ny, nx = *self.z.shape, self.mean0.shape[0]
+        seen = jnp.isfinite(self.z)
+        both = seen[:, :, None] & seen[:, None, :]
+        C = jnp.where(seen[:, :, None], rows(self.C, n, (ny, nx)), 0.0)
+        V = jnp.where(both, symmetric(rows(self.V, n, (ny, ny))), jnp.eye(ny, dtype=self.z.dtype)[None])
+        return C, V, jnp.where(seen, self.z, 0.0), seen
+
+
+@record()
+class Filtered:
+    """What the forward pass leaves behind, N+1 rows each.
+
+    Attributes:
+        means: (N+1, nx) of x_t given y_0..y_t.
+        covs: (N+1, nx, nx).
+        predicted_means: (N+1, nx) of x_t given y_0..y_{t-1}.
+        predicted_covs: (N+1, nx, nx).
+        gains: (N+1, nx, ny) L, zero in the columns of missing components.
+        information: (N+1, ny, ny) S^{-1}, zero in the rows of missing components.
+        innovations: (N+1, ny) v, zero where missing.
+        log_likelihood: log p(y_0..y_N).
+        failed_stage: where S was singular, -1 if nowhere.
+    """
+
+    means: Any
+    covs: Any
+    predicted_means: Any
+    predicted_covs: Any
+    gains: Any
+    information: Any
+    innovations: Any
+    log_likelihood: Any
+    failed_stage: Any
+
+
+def forward(series: Series) -> Filtered:
+    """Filter, by one scan."""
+    A, W, b = series.at_stages()
+    C, V, z, seen = series.at_measurements()
+
+    def stage(moments: tuple, data: tuple) -> tuple:
+        m, P = predict(*moments, *data[:3])
+        (m_new, P_new), kept = update(m, P, *data[3:])
+        return (m_new, P_new), (m_new, P_new, m, P, *kept)
+
+    start = series.mean0, symmetric(series.cov0)
+    first, kept = update(*start, C[0], V[0], z[0], seen[0])
+    _, rest = jax.lax.scan(stage, first, (A, W, b, C[1:], V[1:], z[1:], seen[1:]))
+    columns = [jnp.concatenate([one[None], more]) for one, more in zip((*first, *start, *kept), rest, strict=True)]
+    return Filtered(*columns[:7], jnp.sum(columns[7]), first_failure(columns[1]))
+
+
+def predict(m: Any, P: Any, A: Any, W: Any, b: Any) -> tuple[Any, Any]:
+    """Step the moments in time."""
+    return A @ m + b, symmetric(A @ P @ A.T + W)
+
+
+def update(m: Any, P: Any, C: Any, V: Any, z: Any, seen: Any) -> tuple[tuple[Any, Any], tuple]:
+    """Return the moments after a measurement, and gain, information, innovation and log density."""
+    v = jnp.where(seen, z - C @ m, 0.0)
+    S = symmetric(C @ P @ C.T) + V
+    factor = cholesky_or_nan(S)
+    information = jnp.where(seen[:, None] & seen[None, :], cho_solve((factor, True), jnp.eye(S.shape[0])), 0.0)
+    L = P @ C.T @ information
+    F = jnp.eye(P.shape[0], dtype=P.dtype) - L @ C
+    log_density = -0.5 * (v @ information @ v + jnp.sum(seen) * jnp.log(2 * jnp.pi))
+    log_density = log_density - jnp.sum(jnp.log(jnp.diagonal(factor)))
+    return (m + L @ v, symmetric(F @ P @ F.T + L @ V @ L.T)), (L, information, v, log_density)
+
+
+def cholesky_or_nan(S: Any) -> Any:
+    """Return the Cholesky factor, NaN where a pivot is lost in rounding: S is singular."""
+    factor = jnp.linalg.cholesky(S)
+    lost = jnp.any(jnp.diagonal(factor) ** 2 <= 8 * jnp.finfo(S.dtype).eps * jnp.diagonal(S))
+    return jnp.where(lost, jnp.nan, factor)
+
+
+def first_failure(covs: Any) -> Any:
+    """Return the first stage whose covariance is not finite, -1 if none."""
+    bad = ~jnp.all(jnp.isfinite(covs), axis=(1, 2))
+    return jnp.where(jnp.any(bad), jnp.argmax(bad), -1).astype(jnp.int32)
+
+
+@record()
+class Adjoint:
+    """The backward recursion's vectors and matrices: r, n before each measurement, rho, Lambda after it."""
+
+    r: Any
+    n: Any
+    rho: Any
+    Lambda: Any
+
+
+def backward(series: Series, filtered: Filtered) -> Adjoint:
+    """Sweep backward, by one scan."""
+    A, _, _ = series.at_stages()
+    F, slope, weight = measurement_terms(series, filtered)
+
+    def stage(later: tuple, data: tuple) -> tuple:
+        A, F, slope, weight = data
+        r, n = later
+        rho, Lambda = A.T @ r, symmetric(A.T @ n @ A)
+        before = F.T @ rho + slope, symmetric(F.T @ Lambda @ F) + weight
+        return before, before
+
+    last = slope[-1], weight[-1]
+    _, (r, n) = jax.lax.scan(stage, last, (A, F[:-1], slope[:-1], weight[:-1]), reverse=True)
+    return with_costates_after(A, jnp.concatenate([r, slope[-1:]]), jnp.concatenate([n, weight[-1:]]))
+
+
+def measurement_terms(series: Series, filtered: Filtered) -> tuple[Any, Any, Any]:
+    """Return F = I - L C, C'S^{-1}v and C'S^{-1}C at all times."""
+    C, _, _, _ = series.at_measurements()
+    CtS = transpose(C) @ filtered.information
+    eye = jnp.eye(C.shape[-1], dtype=C.dtype)
+    return eye[None] - filtered.gains @ C, times(CtS, filtered.innovations), symmetric(CtS @ C)
+
+
+def with_costates_after(A: Any, r: Any, n: Any) -> Adjoint:
+    """Complete r, n by rho = A'r, Lambda = A'n A of the stage after, zero at the end."""
+    rho = jnp.concatenate([times(transpose(A), r[1:]), jnp.zeros_like(r[:1])])
+    Lambda = jnp.concatenate([symmetric(transpose(A) @ n[1:] @ A), jnp.zeros_like(n[:1])])
+    return Adjoint(r, n, rho, Lambda)
+
+
+def smoothed(series: Series, filtered: Filtered, adjoint: Adjoint) -> tuple[Any, Any, Any]:
+    """Return smoothed means, covariances and covariances of x_{t+1} with x_t, all times at once."""
+    A, _, _ = series.at_stages()
+    P, rho, Lambda = filtered.covs, adjoint.rho, adjoint.Lambda
+    AP = A @ P[:-1]
+    lag_one = AP - filtered.predicted_covs[1:] @ adjoint.n[1:] @ AP
+    return filtered.means + times(P, rho), symmetric(P - P @ Lambda @ P), lag_one
+
+
+def score(series: Series, filtered: Filtered, adjoint: Adjoint) -> Series:
+    """Return the gradient of the log-likelihood in every field of the series, all times at once."""
+    A, _, _ = series.at_stages()
+    seen = jnp.isfinite(series.z)
+    P, L, r, n = filtered.covs, filtered.gains, adjoint.r, adjoint.n
+    rho, Lambda = adjoint.rho, adjoint.Lambda
+    mean = filtered.means + times(P, rho)
+    u = times(filtered.information, filtered.innovations) - times(transpose(L), rho)
+    gA = outer(r[1:], mean[:-1]) - n[1:] @ A @ P[:-1]
+    gC = outer(u, mean) - transpose(L) @ (jnp.eye(A.shape[-1], dtype=A.dtype)[None] - Lambda @ P)
+    gV = (outer(u, u) - filtered.information - transpose(L) @ Lambda @ L) / 2
+    gW = (outer(r[1:], r[1:]) - n[1:]) / 2
+    both = seen[:, :, None] & seen[:, None, :]
+    return Series(
+        A=summed(gA, series.A), C=summed(jnp.where(seen[:, :, None], gC, 0.0), series.C),
+        W=summed(gW, series.W), V=summed(jnp.where(both, gV, 0.0), series.V),
+        mean0=r[0], cov0=(outer(r[:1], r[:1])[0] - n[0]) / 2, b=summed(r[1:], series.b), z=jnp.where(seen, -u, 0.0),
+    )  # fmt: skip
+
+
+def summed(gradient: Any, like: Any) -> Any:
+    """Return the gradient at every time, or its sum where the matrix is the same at all times."""
+    return gradient if gradient.ndim == like.ndim else jnp.sum(gradient, axis=0)
+
+
+def rows(matrix: Any, n: int, shape: tuple[int, ...]) -> Any:
+    """Return a matrix at all times."""
+    return jnp.broadcast_to(matrix, (n, *shape))
+
+
+def outer(a: Any, b: Any) -> Any:
+    """Return a_t b_t' at all times."""
+    return a[:, :, None] * b[:, None, :]
+
+
+def times(matrices: Any, vectors: Any) -> Any:
+    """Return M_t v_t at all times."""
+    return jnp.einsum("tij,tj->ti", matrices, vectors)
+
+
+def transpose(matrices: Any) -> Any:
+    """Return M_t' at all times."""
+    return jnp.swapaxes(matrices, -1, -2)
+
+
+def symmetric(matrices: Any) -> Any:
+    """Return (M + M') / 2."""
+    return (matrices + transpose(matrices)) / 2

@@ -1,0 +1,71 @@
+"""Measurements and known inputs: checked, and put into the form that filters and smoothers take."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from optctl._validate import as_float, is_concrete
+from optctl.estimation.kalman import Series
+from optctl.estimation.linear_gaussian import LinearGaussian
+
+
+def check_measurements(model: LinearGaussian, ys: Any, *, least: int = 1) -> Any:
+    """Return ys as (N+1, ny)."""
+    if not isinstance(model, LinearGaussian):
+        raise ValueError(f"`model` is a {type(model).__name__}; expected optctl.LinearGaussian.")
+    ys = jnp.asarray(as_float(ys, "ys", finite=False))
+    if ys.ndim == 1 and model.ny == 1:
+        ys = ys[:, None]
+    if ys.ndim != 2 or ys.shape[1] != model.ny:
+        raise ValueError(f"`ys` has shape {ys.shape}; expected (N+1, {model.ny}), as `C` is {model.C.shape}.")
+    if ys.shape[0] < least:
+        raise ValueError(f"`ys` has {ys.shape[0]} rows; expected at least {least}.")
+    if is_concrete(ys) and np.isinf(np.asarray(ys)).any():
+        raise ValueError("`ys` holds inf; expected numbers, or NaN where a measurement is missing.")
+    return ys
+
+
+def check_inputs(model: LinearGaussian, us: Any, N: int) -> Any:
+    """Return us as (N+1, nu), the last row zero where it was not given and does not matter."""
+    if us is None:
+        if model.nu:
+            raise ValueError(f"`us` is missing; the model has inputs: expected ({N + 1}, {model.nu}).")
+        return jnp.zeros((N + 1, 0), model.A.dtype)
+    us = jnp.asarray(as_float(us, "us"))
+    if us.ndim != 2 or us.shape[0] not in (N, N + 1) or us.shape[1] != model.nu:
+        raise ValueError(f"`us` has shape {us.shape}; expected ({N}, {model.nu}) or ({N + 1}, {model.nu}).")
+    if us.shape[0] == N and is_concrete(model.D) and np.asarray(model.D).any():
+        raise ValueError(f"`us` has {N} rows; expected {N + 1}: the last measurement sees the input u_N through D.")
+    return us if us.shape[0] == N + 1 else jnp.concatenate([us, jnp.zeros_like(us[:1])])
+
+
+def check_stages(model: LinearGaussian, N: int) -> None:
+    """Raise unless what the model gives per stage has the right number of rows."""
+    for name, count in (("A", N), ("W", N), ("B", N), ("c", N), ("C", N + 1), ("V", N + 1), ("D", N + 1)):
+        matrix = getattr(model, name)
+        if matrix.ndim == (2 if name == "c" else 3) and matrix.shape[0] != count:
+            raise ValueError(f"`{name}` has {matrix.shape[0]} stages; expected {count} for {N + 1} measurements.")
+
+
+def series_of(model: LinearGaussian, ys: Any, us: Any = None) -> Series:
+    """Return the model and its data with known inputs absorbed; matrices that do not change are not copied.
+
+    Raises:
+        ValueError: for shapes that do not fit.
+    """
+    ys = check_measurements(model, ys)
+    N = ys.shape[0] - 1
+    check_stages(model, N)
+    us = check_inputs(model, us, N)
+    b, z = model.c, ys
+    if model.nu:
+        b = _each(model.B, us[:N]) + (model.c if model.c.ndim == 2 else model.c[None])
+        z = ys - _each(model.D, us)
+    dtype = jnp.result_type(model.A.dtype, z.dtype)
+    fields = (model.A, model.C, model.W, model.V, model.mean0, model.cov0, b, z)
+    return Series(*(field.astype(dtype) for field in fields))
+
+
+def _each(matrix: Any, vectors: Any) -> Any:
+    return jnp.einsum("...ij,...j->...i", matrix, vectors)
