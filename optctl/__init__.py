@@ -42,7 +42,7 @@ from optctl.estimation import (
     log_likelihood,
     smoothing_problem,
 )
-from optctl.lq import LQSolution, dare, dlqr, lqr, to_cvxpy
+from optctl.lq import LQSolution, dare, dlqe, dlqr, lqr, to_cvxpy
 from optctl.policies import MLP, TrainingResult, closed_loop, mlp, train_layers, train_policy
 from optctl.problem import Problem
 from optctl.solvers import Certificate, History, Solution, Status, solve
@@ -79,6 +79,7 @@ __all__ = [
     "dare",
     "data",
     "discretize",
+    "dlqe",
     "dlqr",
     "gradient",
     "hessian_vector_product",

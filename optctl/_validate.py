@@ -28,7 +28,8 @@ def as_float(value: Any, name: str, shape: tuple[int | None, ...] | None = None,
         raise ValueError(f"`{name}` is missing; expected an array{'' if shape is None else f' of shape {shape}'}.")
     if not isinstance(value, jax.Array | np.ndarray):
         try:
-            value = np.asarray(value, dtype=jnp.zeros(()).dtype)
+            array = np.asarray if is_concrete(value) else jnp.asarray
+            value = array(value, dtype=jnp.zeros(()).dtype)
         except (TypeError, ValueError) as error:
             raise ValueError(f"`{name}` is not numeric: expected an array, got {type(value).__name__}.") from error
     if value.dtype == np.float64 and jax.dtypes.canonicalize_dtype(np.float64) == np.float32:  # 64-bit mode is off

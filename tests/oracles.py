@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.sparse
+import scipy.sparse.linalg
 
 
 def scanned_cost(problem, us, x0, params):
@@ -33,43 +35,46 @@ def central_difference(f, z, h=1e-6):
 
 
 def dense_kkt(lq):
-    """Solve an LQ model through its KKT system, one dense matrix: xs, us and the multipliers of the dynamics."""
-    lq = jax.tree.map(np.asarray, lq)
+    """Solve an LQ model through its KKT system, one (sparse) matrix: xs, us and the multipliers of the dynamics.
+
+    Components of x_0 that are not free are equations of their own; their multipliers are left out.
+    """
+    lq = jax.tree.map(np.asarray, lq.per_stage())
     N, nx, nu = lq.B.shape
-    n = (N + 1) * nx + N * nu
-    H, g = np.zeros((n, n)), np.zeros(n)
-    x = [slice(t * nx, (t + 1) * nx) for t in range(N + 1)]
-    u = [slice((N + 1) * nx + t * nu, (N + 1) * nx + (t + 1) * nu) for t in range(N)]
+    start = (N + 1) * nx
+    first_row = start + N * nu
+    fixed = [i for i in range(nx) if not lq.x0_free[i]]
+    n = first_row + N * nx + len(fixed)
+    parts = []
+
+    def put(row, column, block):
+        i, j = np.nonzero(block)
+        parts.append((row + i, column + j, block[i, j]))
+
+    rhs = np.zeros(n)
+    x, u = (lambda t: t * nx), (lambda t: start + t * nu)
     for t in range(N):
-        H[x[t], x[t]] += lq.Q[t]
-        H[u[t], u[t]] += lq.R[t]
-        H[x[t], u[t]] += lq.M[t]
-        H[u[t], x[t]] += lq.M[t].T
-        g[x[t]] += lq.q[t]
-        g[u[t]] += lq.r[t]
-    H[x[N], x[N]] += lq.Qf
-    g[x[N]] += lq.qf
-    rows = N * nx + (nx if lq.x0 is not None else 0)
-    E, e = np.zeros((rows, n)), np.zeros(rows)
-    for t in range(N):
-        row = slice(t * nx, (t + 1) * nx)
-        E[row, x[t + 1]] = -np.eye(nx)
-        E[row, x[t]] = lq.A[t]
-        E[row, u[t]] = lq.B[t]
-        e[row] = -lq.c[t]
-    if lq.x0 is None:
-        H[x[0], x[0]] += lq.Q0
-        g[x[0]] += lq.q0
-    else:
-        E[N * nx :, x[0]] = -np.eye(nx)
-        e[N * nx :] = -lq.x0
-    K = np.block([[H, E.T], [E, np.zeros((rows, rows))]])
-    z = np.linalg.solve(K, np.concatenate([-g, e]))
-    xs, us = z[: (N + 1) * nx].reshape(N + 1, nx), z[(N + 1) * nx : n].reshape(N, nu)
-    return xs, us, z[n : n + N * nx].reshape(N, nx)
+        put(x(t), x(t), lq.Q[t]), put(u(t), u(t), lq.R[t]), put(x(t), u(t), lq.M[t]), put(u(t), x(t), lq.M[t].T)
+        rhs[x(t) : x(t) + nx] -= lq.q[t]
+        rhs[u(t) : u(t) + nu] -= lq.r[t]
+        row = first_row + t * nx
+        for block, column in ((lq.A[t], x(t)), (lq.B[t], u(t)), (-np.eye(nx), x(t + 1))):
+            put(row, column, block), put(column, row, block.T)
+        rhs[row : row + nx] = -lq.c[t]
+    put(x(N), x(N), lq.Qf)
+    rhs[x(N) : x(N) + nx] -= lq.qf
+    if any(lq.x0_free):
+        put(0, 0, lq.Q0)
+        rhs[:nx] -= lq.q0
+    for row, i in enumerate(fixed, start=first_row + N * nx):
+        put(row, i, np.eye(1)), put(i, row, np.eye(1))
+        rhs[row] = lq.x0[i]
+    i, j, values = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    z = scipy.sparse.linalg.spsolve(scipy.sparse.csc_matrix((values, (i, j)), (n, n)), rhs)
+    return z[:start].reshape(N + 1, nx), z[start:first_row].reshape(N, nu), z[first_row:][: N * nx].reshape(N, nx)
 
 
-def kalman_rts(A, C, W, V, mean0, cov0, ys):
+def kalman_rts(A, C, W, V, mean0, cov0, ys, *, smooth=True):
     """Textbook Kalman filter and Rauch-Tung-Striebel smoother; NaN rows are skipped. Means, covariances, likelihood."""
     m, P = np.array(mean0, float), np.array(cov0, float)
     filtered, predicted, loglik = [], [], 0.0
@@ -85,6 +90,8 @@ def kalman_rts(A, C, W, V, mean0, cov0, ys):
             loglik -= 0.5 * (r @ np.linalg.solve(S, r) + np.linalg.slogdet(2 * np.pi * S)[1])
             m, P = m + L @ r, P - L @ Cs @ P
         filtered.append((m, P))
+    if not smooth:
+        return None, None, loglik
     means, covs = [filtered[-1][0]], [filtered[-1][1]]
     for t in range(len(ys) - 2, -1, -1):
         mf, Pf = filtered[t]
@@ -93,6 +100,28 @@ def kalman_rts(A, C, W, V, mean0, cov0, ys):
         means.insert(0, mf + G @ (means[0] - mp))
         covs.insert(0, Pf + G @ (covs[0] - Pp) @ G.T)
     return np.array(means), np.array(covs), loglik
+
+
+def joint_gaussian(A, C, W, V, mean0, cov0, ys, b, seen):
+    """Moments of all states given the data, and the likelihood, from the one dense Gaussian of states and data.
+
+    Matrices are per stage; only the components `seen` count. Means (N+1, nx), the whole covariance, log-likelihood;
+    JAX can differentiate it.
+    """
+    n, nx = len(ys), len(mean0)
+    means, transition = [mean0], [jnp.eye(nx, n * nx)]
+    for t in range(n - 1):
+        means.append(A[t] @ means[-1] + b[t])
+        transition.append(A[t] @ transition[-1] + jnp.eye(nx, n * nx, (t + 1) * nx))
+    mean, T = jnp.concatenate(means), jnp.vstack(transition)
+    cov = T @ jax.scipy.linalg.block_diag(cov0, *W) @ T.T
+    seen = np.flatnonzero(seen)
+    H = jax.scipy.linalg.block_diag(*C)[seen]
+    S = H @ cov @ H.T + jax.scipy.linalg.block_diag(*V)[np.ix_(seen, seen)]
+    v = jnp.ravel(ys)[seen] - H @ mean
+    gain = jnp.linalg.solve(S, H @ cov).T
+    loglik = -0.5 * (v @ jnp.linalg.solve(S, v) + jnp.linalg.slogdet(S)[1] + len(seen) * jnp.log(2 * jnp.pi))
+    return (mean + gain @ v).reshape(n, nx), cov - gain @ H @ cov, loglik
 
 
 def check_kkt(problem, sol, *, tolerance):
@@ -115,19 +144,21 @@ def check_kkt(problem, sol, *, tolerance):
         assert (g[(z >= upper - 1e-9) & ~fixed] <= tolerance).all()
 
 
-def random_lq(rng, N=6, nx=3, nu=2, *, free_x0=False, unstable=1.0):
-    """A random LQ record with every term present; jointly convex."""
+def random_lq(rng, N=6, nx=3, nu=2, *, free_x0=False, unstable=1.0, invariant=False):
+    """A random LQ record with every term present; jointly convex. `free_x0` may be a tuple of booleans."""
     from optctl.lq import LQ
 
-    n = nx + nu
-    factors = rng.normal(size=(N, n, n))
-    H = factors @ np.swapaxes(factors, 1, 2) / n + 0.5 * np.eye(n)
+    n, stages = nx + nu, () if invariant else (N,)
+    factors = rng.normal(size=(*stages, n, n))
+    H = factors @ np.swapaxes(factors, -1, -2) / n + 0.5 * np.eye(n)
     F = rng.normal(size=(nx, nx))
-    A = unstable * rng.normal(size=(N, nx, nx)) / np.sqrt(nx)
+    A = unstable * rng.normal(size=(*stages, nx, nx)) / np.sqrt(nx)
+    all_free = free_x0 is True
     return LQ(
-        A=A, B=rng.normal(size=(N, nx, nu)), c=rng.normal(size=(N, nx)),
-        Q=H[:, :nx, :nx], R=H[:, nx:, nx:], M=H[:, :nx, nx:], q=rng.normal(size=(N, nx)), r=rng.normal(size=(N, nu)),
-        Qf=F @ F.T, qf=rng.normal(size=nx), x0=None if free_x0 else rng.normal(size=nx),
-        Q0=np.eye(nx) if free_x0 else np.zeros((nx, nx)), q0=rng.normal(size=nx) if free_x0 else np.zeros(nx),
-        constant=np.array(0.0),
+        A=A, B=rng.normal(size=(*stages, nx, nu)), c=rng.normal(size=(*stages, nx)),
+        Q=H[..., :nx, :nx], R=H[..., nx:, nx:], M=H[..., :nx, nx:],
+        q=rng.normal(size=(*stages, nx)), r=rng.normal(size=(*stages, nu)),
+        Qf=F @ F.T, qf=rng.normal(size=nx), x0=None if all_free else rng.normal(size=nx),
+        Q0=np.eye(nx) + 0.1 if free_x0 else np.zeros((nx, nx)), q0=rng.normal(size=nx) if free_x0 else np.zeros(nx),
+        constant=np.array(0.3), horizon=N, x0_free=free_x0 if isinstance(free_x0, tuple) else None,
     )  # fmt: skip

@@ -119,7 +119,9 @@ def update(m: Any, P: Any, C: Any, V: Any, z: Any, seen: Any) -> tuple[tuple[Any
     v = jnp.where(seen, z - C @ m, 0.0)
     S = symmetric(C @ P @ C.T) + V
     factor = cholesky_or_nan(S)
-    information = jnp.where(seen[:, None] & seen[None, :], cho_solve((factor, True), jnp.eye(S.shape[0])), 0.0)
+    information = jnp.where(
+        seen[:, None] & seen[None, :], cho_solve((factor, True), jnp.eye(S.shape[0], dtype=S.dtype)), 0.0
+    )
     L = P @ C.T @ information
     F = jnp.eye(P.shape[0], dtype=P.dtype) - L @ C
     log_density = -0.5 * (v @ information @ v + jnp.sum(seen) * jnp.log(2 * jnp.pi))

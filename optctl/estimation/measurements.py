@@ -20,7 +20,7 @@ def check_measurements(model: LinearGaussian, ys: Any, *, least: int = 1) -> Any
     if ys.ndim != 2 or ys.shape[1] != model.ny:
         raise ValueError(f"`ys` has shape {ys.shape}; expected (N+1, {model.ny}), as `C` is {model.C.shape}.")
     if ys.shape[0] < least:
-        raise ValueError(f"`ys` has {ys.shape[0]} rows; expected at least {least}.")
+        raise ValueError(f"`ys` has {ys.shape[0]} rows; expected at least {('one', 'two')[least - 1]}.")
     if is_concrete(ys) and np.isinf(np.asarray(ys)).any():
         raise ValueError("`ys` holds inf; expected numbers, or NaN where a measurement is missing.")
     return ys

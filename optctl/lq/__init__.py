@@ -5,7 +5,7 @@ from optctl.lq.lqr import lqr
 from optctl.lq.model import LQ, is_linear_quadratic
 from optctl.lq.riccati import Factors
 from optctl.lq.solution import LQSolution, covariances, factor, solve
-from optctl.lq.steady import dare, dlqr
+from optctl.lq.steady import dare, dlqe, dlqr
 
 __all__ = [
     "LQ",
@@ -13,6 +13,7 @@ __all__ = [
     "LQSolution",
     "covariances",
     "dare",
+    "dlqe",
     "dlqr",
     "factor",
     "is_linear_quadratic",

@@ -71,7 +71,7 @@ class LQ:
     Q0: Any = None
     q0: Any = None
     constant: Any = 0.0
-    horizon: int | None = None
+    horizon: Any = None
     x0_free: tuple[bool, ...] | None = None
 
     def __post_init__(self) -> None:

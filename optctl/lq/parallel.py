@@ -44,6 +44,7 @@ def factor(lq: LQ) -> Factors:
 
 def sweep(lq: LQ, factors: Factors, b: Point) -> tuple[Point, Any, Any]:
     """Solve the optimality system with right-hand side b; return its solution and k, p."""
+    lq = lq.per_stage()
     c, q, r, qf = -b.costates[1:], -b.xs[:-1], -b.us, -b.xs[-1]
     K, P = factors.K, factors.P
     closed = lq.A + lq.B @ K
