@@ -57,7 +57,7 @@ class Series:
 
     def at_measurements(self) -> tuple[Any, Any, Any, Any]:
         """Return C, V, z with a leading axis N+1 and missing parts made harmless, and which components were seen."""
-        n, ny, nx = *self.z.shape, self.mean0.shape[0]
+        (n, ny), nx = self.z.shape, self.mean0.shape[0]
         seen = jnp.isfinite(self.z)
         both = seen[:, :, None] & seen[:, None, :]
         C = jnp.where(seen[:, :, None], rows(self.C, n, (ny, nx)), 0.0)
@@ -105,8 +105,10 @@ def forward(series: Series) -> Filtered:
     start = series.mean0, symmetric(series.cov0)
     first, kept = update(*start, C[0], V[0], z[0], seen[0])
     _, rest = jax.lax.scan(stage, first, (A, W, b, C[1:], V[1:], z[1:], seen[1:]))
-    columns = [jnp.concatenate([one[None], more]) for one, more in zip((*first, *start, *kept), rest, strict=True)]
-    return Filtered(*columns[:7], jnp.sum(columns[7]), first_failure(columns[1]))
+    columns = (jnp.concatenate([one[None], more]) for one, more in zip((*first, *start, *kept), rest, strict=True))
+    means, covs, predicted_means, predicted_covs, L, information, v, log_density = columns
+    failed = first_failure(covs)
+    return Filtered(means, covs, predicted_means, predicted_covs, L, information, v, jnp.sum(log_density), failed)
 
 
 def predict(m: Any, P: Any, A: Any, W: Any, b: Any) -> tuple[Any, Any]:

@@ -27,16 +27,16 @@ def log_likelihood(series: Series) -> tuple[Any, Any]:
 
 def forward(series: Series) -> Filtered:
     """Filter, keeping what the backward pass needs."""
-    loglik, *kept, failed = _call("kalman_forward", series, _kept(series), *_data(series))
-    return Filtered(*kept, loglik, failed)
+    loglik, means, covs, S, Y, e, failed = _call("kalman_forward", series, _kept(series), *_data(series))
+    return Filtered(means, covs, S, Y, e, loglik, failed)
 
 
 def forward_and_predicted(series: Series) -> tuple[Filtered, Any, Any]:
     """Filter, keeping the predicted moments, too."""
     n, nx = series.z.shape[0], series.mean0.shape[0]
     shapes = (*_kept(series), (n, nx), (n, nx, nx))
-    loglik, *kept, predicted_means, predicted_covs, failed = _call("kalman_filter", series, shapes, *_data(series))
-    return Filtered(*kept, loglik, failed), predicted_means, predicted_covs
+    loglik, means, covs, S, Y, e, *predicted, failed = _call("kalman_filter", series, shapes, *_data(series))
+    return Filtered(means, covs, S, Y, e, loglik, failed), predicted[0], predicted[1]
 
 
 def smoothed(series: Series, filtered: Filtered) -> tuple[Any, Any, Any, Any]:
@@ -52,13 +52,12 @@ def smoothed(series: Series, filtered: Filtered) -> tuple[Any, Any, Any, Any]:
 
 def score(series: Series, filtered: Filtered) -> Series:
     """Return the gradient of the log-likelihood in every field of the series."""
-    A, C, W, V, mean0, cov0, b, z = data = _data(series)
+    A, C, W, V, mean0, cov0, b, z = _data(series)
     f = filtered
     shapes = tuple(d.shape for d in (A, C, W, V, mean0, cov0, b, z))
     operands = A, C, W, V, b, z, f.means, f.covs, f.S, f.Y, f.e
     *results, _ = _call("kalman_score", series, shapes, *operands)
     fields = [g.reshape(field.shape) for g, field in zip(results, vars(series).values(), strict=True)]
-    del data
     return Series(*fields)
 
 

@@ -40,14 +40,14 @@ def sweep(lq: LQ, factors: None, b: Point) -> tuple[Point, None, None]:
         at_stages = times(full.R, us), transposed_times(full.M, x), transposed_times(full.B, costates)
         return [*at_start, -b.start], [*at_stages, -b.us]
 
-    def slope(y: Any, us: Any, b: Point) -> tuple[Any, Any]:
-        return tuple(sum(part[1:], part[0]) for part in terms(y, us, b))  # type: ignore[return-value]
+    def slope(y: Any, us: Any, b: Point) -> Any:
+        return tuple(sum(part[1:], part[0]) for part in terms(y, us, b))
 
     nothing = jax.tree.map(jnp.zeros_like, b)
     first = jax.tree.map(jnp.negative, slope(nothing.start, nothing.us, b))
     eps = jnp.finfo(b.us.dtype).eps
     limit = 4 * (b.us.size + b.start.size) + 50
-    product = lambda v: slope(*v, nothing)  # noqa: E731
+    product = lambda v: slope(v[0], v[1], nothing)  # noqa: E731
     (y, us), _ = jax.scipy.sparse.linalg.cg(product, first, tol=100 * eps, maxiter=limit)
     left = sum(jnp.sum(g**2) for g in slope(y, us, b))
     size = sum(jnp.sum(term**2) for part in terms(y, us, b) for term in part)

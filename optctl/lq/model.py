@@ -72,7 +72,7 @@ class LQ:
     q0: Any = None
     constant: Any = 0.0
     horizon: Any = None
-    x0_free: tuple[bool, ...] | None = None
+    x0_free: Any = None
 
     def __post_init__(self) -> None:
         A, B = as_float(self.A, "A"), as_float(self.B, "B")
