@@ -179,15 +179,17 @@ class Adjoint {
   using VX = Vec<T, lanes_for<T>(NX ? NX : 1 << 20)>;
   using VY = Vec<T, lanes_for<T>(NY ? NY : 1 << 20)>;
   using Space = Workspace<T>;
-  const int nx, ny, mx, my, lx, ly;
+  const int nx, ny;
+  const int mx_, my_, lx_, ly_;
   Space space;
   T *a, *c, *rho, *r, *Lambda, *n, *nA, *P, *PL, *Chat, *y, *YL, *Z, *G, *s, *slope, *weight;
 
   explicit Adjoint(const Sizes& sizes)
-      : nx(sizes.nx), ny(sizes.ny), mx(NX ? NX : nx), my(NY ? NY : ny), lx(round_up(mx, VX::lanes)),
-        ly(round_up(my, VY::lanes)),
-        space(7 * Space::padded(mx * lx) + 5 * Space::padded(my * lx) + 2 * Space::padded(my * ly) +
-              2 * Space::padded(lx) + 2 * Space::padded(ly)) {
+      : nx(sizes.nx), ny(sizes.ny), mx_(NX ? NX : nx), my_(NY ? NY : ny), lx_(round_up(mx_, VX::lanes)),
+        ly_(round_up(my_, VY::lanes)),
+        space(6 * Space::padded(mx_ * lx_) + 5 * Space::padded(my_ * lx_) + 2 * Space::padded(my_ * ly_) +
+              2 * Space::padded(lx_) + 2 * Space::padded(ly_)) {
+    const int mx = mx_, my = my_, lx = lx_, ly = ly_;
     a = space.take(mx * lx);
     Lambda = space.take(mx * lx);
     n = space.take(mx * lx);
@@ -207,8 +209,15 @@ class Adjoint {
     weight = space.take(ly);  // 1 / D
   }
 
+  // Sizes of loops and rows; constants where they are compiled in.
+  OPTCTL_INLINE int mx() const { return NX ? NX : mx_; }
+  OPTCTL_INLINE int my() const { return NY ? NY : my_; }
+  OPTCTL_INLINE int lx() const { return NX ? round_up(NX, VX::lanes) : lx_; }
+  OPTCTL_INLINE int ly() const { return NY ? round_up(NY, VY::lanes) : ly_; }
+
   // Load stage t: its filtered covariance and factors, rows of C that were seen.
   __attribute__((noinline)) void load(int64_t t, const Stages<T>& C, const T* z, const T* cov, const T* S, const T* Y) {
+    const int lx = this->lx(), ly = this->ly();
     copy_in<VX>(nx, nx, cov, nx, P, lx);
     copy_in<VX>(ny, nx, Y, nx, y, lx);
     copy_in<VY>(ny, ny, S, ny, s, ly);
@@ -225,30 +234,32 @@ class Adjoint {
 
   // From (rho, Lambda) after the measurement to (r, n) before it.
   __attribute__((noinline)) void measure(const T* e) {
+    const int mx = this->mx(), my = this->my(), lx = this->lx(), ly = this->ly();
     for (int i = 0; i < my; ++i)
       for (int j = 0; j < lx; j += VX::lanes) VX::load(c + i * lx + j).store(Chat + i * lx + j);
-    forward_substitute<VX>(ny, s, ly, lx, Chat, lx);
+    forward_substitute<VX>(my, s, ly, lx, Chat, lx);
     multiply<1, VX, NY, NX, NX>(my, lx, mx, plain(y, lx), Lambda, lx, static_cast<T*>(nullptr), 0, YL, lx);
-    for (int i = 0; i < ny; ++i) {
-      weight[i] = 1 / s[i * ly + i];
-      slope[i] = e[i] * weight[i] - dot<VX>(lx, y + i * lx, rho);
-      for (int j = 0; j < ny; ++j) G[i * ly + j] = dot<VX>(lx, YL + i * lx, y + j * lx) + (i == j ? weight[i] : T(0));
+    for (int i = 0; i < my; ++i) {
+      weight[i] = i < ny ? 1 / s[i * ly + i] : T(0);
+      slope[i] = (i < ny ? e[i] * weight[i] : T(0)) - dot<VX>(lx, y + i * lx, rho);
+      for (int j = 0; j < my; ++j) G[i * ly + j] = dot<VX>(lx, YL + i * lx, y + j * lx) + (i == j ? weight[i] : T(0));
     }
-    for (int i = 0; i < ny; ++i) {
+    for (int i = 0; i < my; ++i) {
       for (int j = 0; j < lx; j += VX::lanes) {
         VX sum = VX::load(YL + i * lx + j);
-        for (int k = 0; k < ny; ++k) sum = sum - (G[i * ly + k] / 2) * VX::load(Chat + k * lx + j);
+        for (int k = 0; k < my; ++k) sum = sum - (G[i * ly + k] / 2) * VX::load(Chat + k * lx + j);
         sum.store(Z + i * lx + j);
       }
     }
     for (int j = 0; j < lx; j += VX::lanes) VX::load(rho + j).store(r + j);
-    for (int i = 0; i < ny; ++i) add_row<VX>(lx, slope[i], Chat + i * lx, r);
+    for (int i = 0; i < my; ++i) add_row<VX>(lx, slope[i], Chat + i * lx, r);
     multiply<-1, VX, NX, NY, NX>(mx, lx, my, transposed(Chat, lx), Z, lx, Lambda, lx, n, lx);
     multiply_symmetric<-1, VX, NX, NY>(mx, lx, my, transposed(Z, lx), Chat, lx, n, lx, n, lx);
   }
 
   // From (r, n) of stage t+1 to (rho, Lambda) of stage t.
   __attribute__((noinline)) void step(int64_t t, const Stages<T>& A) {
+    const int mx = this->mx(), lx = this->lx();
     if (A.step || !stepped_) {
       copy_in<VX>(nx, nx, A[t], nx, a, lx);
       stepped_ = true;
@@ -269,7 +280,7 @@ int32_t kalman_smoother(const Sizes& sizes, const Stages<T>* in, T* const* out) 
   using Back = Adjoint<T, NX, NY>;
   using VX = typename Back::VX;
   Back back(sizes);
-  const int nx = back.nx, mx = back.mx, lx = back.lx;
+  const int nx = back.nx, mx = back.mx(), lx = back.lx();
   using Space = Workspace<T>;
   Space space(4 * Space::padded(mx * lx) + Space::padded(lx));
   T* cov = space.take(mx * lx);
@@ -319,7 +330,7 @@ int32_t kalman_score(const Sizes& sizes, const Stages<T>* in, T* const* out) {
   using VX = typename Back::VX;
   using VY = typename Back::VY;
   Back back(sizes);
-  const int nx = back.nx, ny = back.ny, mx = back.mx, my = back.my, lx = back.lx, ly = back.ly;
+  const int nx = back.nx, ny = back.ny, mx = back.mx(), my = back.my(), lx = back.lx(), ly = back.ly();
   using Space = Workspace<T>;
   Space space(Space::padded(mx * lx) + Space::padded(my * lx) + 2 * Space::padded(my * ly) + Space::padded(lx) +
               Space::padded(ly));
