@@ -120,11 +120,8 @@ class LQ:
         return self.replace(**full)
 
     def replace(self, **changes: Any) -> "LQ":
-        """Return a copy with other values in the named fields, unchecked."""
-        made = object.__new__(LQ)
-        for name, value in {**vars(self), **changes}.items():
-            object.__setattr__(made, name, value)
-        return made
+        """Return the same model with other values in the named fields, such as `lq.replace(x0=...)`."""
+        return LQ(**{**vars(self), **changes})
 
     @classmethod
     def along(cls, problem: Problem, xs: Any, us: Any, params: Any = None, *, costates: Any = None) -> "LQ":
