@@ -27,7 +27,7 @@ examples: $(VENV)/.dev
 	$(BIN)/python examples/run_all.py
 
 benchmark: $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	$(BIN)/python benchmarks/adjoint.py
 	$(BIN)/python benchmarks/lq.py --json out/benchmark_lq.json
 	$(BIN)/python benchmarks/kalman.py --json out/benchmark_kalman.json

@@ -214,6 +214,7 @@ class Adjoint {
   OPTCTL_INLINE int my() const { return NY ? NY : my_; }
   OPTCTL_INLINE int lx() const { return NX ? round_up(NX, VX::lanes) : lx_; }
   OPTCTL_INLINE int ly() const { return NY ? round_up(NY, VY::lanes) : ly_; }
+  bool missing() const { return missing_; }  // at the stage last loaded
 
   // Load stage t: its filtered covariance and factors, rows of C that were seen.
   __attribute__((noinline)) void load(int64_t t, const Stages<T>& C, const T* z, const T* cov, const T* S, const T* Y) {
@@ -314,14 +315,21 @@ int32_t kalman_smoother(const Sizes& sizes, const Stages<T>* in, T* const* out) 
   return -1;
 }
 
-// Where a gradient goes: its own row at every stage, or one sum for an invariant matrix.
+// Where a gradient goes: its own rows at every stage, or one sum where the matrix is the same at all of them.
 template <class V, class T>
-OPTCTL_INLINE void deliver(int rows, int columns, const T* from, int ld, const Stages<T>& like, int64_t t, T* to) {
-  if (like.step) return copy_out<V>(rows, columns, from, ld, to + t * rows * columns, columns);
-  for (int i = 0; i < rows; ++i)
-    for (int j = 0; j < columns; j += V::lanes)
-      (V::load(to + i * columns + j, columns - j) + V::load(from + i * ld + j)).store(to + i * columns + j, columns - j);
-}
+struct Gradient {
+  T* out;
+  T* sum;  // padded
+  bool varies;
+
+  OPTCTL_INLINE void add(int rows, int columns, const T* from, int ld, int padded_rows, int64_t t) {
+    if (varies) return copy_out<V>(rows, columns, from, ld, out + t * rows * columns, columns);
+    for (int i = 0; i < padded_rows * ld; i += V::lanes) (V::load(sum + i) + V::load(from + i)).store(sum + i);
+  }
+  OPTCTL_INLINE void finish(int rows, int columns, int ld) {
+    if (!varies) copy_out<V>(rows, columns, sum, ld, out, columns);
+  }
+};
 
 template <class T, int NX, int NY>
 int32_t kalman_score(const Sizes& sizes, const Stages<T>* in, T* const* out) {
@@ -332,30 +340,27 @@ int32_t kalman_score(const Sizes& sizes, const Stages<T>* in, T* const* out) {
   Back back(sizes);
   const int nx = back.nx, ny = back.ny, mx = back.mx(), my = back.my(), lx = back.lx(), ly = back.ly();
   using Space = Workspace<T>;
-  Space space(Space::padded(mx * lx) + Space::padded(my * lx) + 2 * Space::padded(my * ly) + Space::padded(lx) +
-              Space::padded(ly));
+  Space space(3 * Space::padded(mx * lx) + 2 * Space::padded(my * lx) + 3 * Space::padded(my * ly) +
+              2 * Space::padded(lx) + Space::padded(ly));
   T* gx = space.take(mx * lx);
   T* gy = space.take(my * lx);
   T* D = space.take(my * ly);
   T* Dt = space.take(my * ly);
   T* mean = space.take(lx);
   T* u = space.take(ly);
+  Gradient<VX, T> to_A{out[gA], space.take(mx * lx), in[A].step != 0};
+  Gradient<VX, T> to_W{out[gW], space.take(mx * lx), in[W].step != 0};
+  Gradient<VX, T> to_C{out[gC], space.take(my * lx), in[C].step != 0};
+  Gradient<VY, T> to_V{out[gV], space.take(my * ly), in[V].step != 0};
+  Gradient<VX, T> to_b{out[gb], space.take(lx), in[b].step != 0};
   const int64_t N = sizes.N;
-  auto zero = [](T* p, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) p[i] = 0;
-  };
-  if (!in[A].step) zero(out[gA], nx * nx);
-  if (!in[C].step) zero(out[gC], ny * nx);
-  if (!in[W].step) zero(out[gW], nx * nx);
-  if (!in[V].step) zero(out[gV], ny * ny);
-  if (!in[b].step) zero(out[gb], nx);
   for (int64_t t = N; t >= 0; --t) {
     if (t < N) {  // (r, n) are those of stage t+1
-      deliver<VX>(1, nx, back.r, lx, in[b], t, out[gb]);
+      to_b.add(1, nx, back.r, lx, 1, t);
       for (int i = 0; i < mx; ++i)
         for (int j = 0; j < lx; j += VX::lanes)
           (T(0.5) * (back.r[i] * VX::load(back.r + j) - VX::load(back.n + i * lx + j))).store(gx + i * lx + j);
-      deliver<VX>(nx, nx, gx, lx, in[W], t, out[gW]);
+      to_W.add(nx, nx, gx, lx, mx, t);
       back.step(t, in[A]);
     }
     back.load(t, in[C], in[z][t], in[covs][t], in[S][t], in[Y][t]);
@@ -365,38 +370,45 @@ int32_t kalman_score(const Sizes& sizes, const Stages<T>* in, T* const* out) {
       for (int i = 0; i < mx; ++i)
         for (int j = 0; j < lx; j += VX::lanes) (back.r[i] * VX::load(mean + j)).store(gx + i * lx + j);
       multiply<-1, VX, NX, NX, NX>(mx, lx, mx, plain(back.nA, lx), back.P, lx, gx, lx, gx, lx);
-      deliver<VX>(nx, nx, gx, lx, in[A], t, out[gA]);
+      to_A.add(nx, nx, gx, lx, mx, t);
     }
     back.measure(in[e][t]);
     // u = U^{-1} (D^{-1} e - Y rho) is minus the slope in z.
-    for (int i = 0; i < ny; ++i) u[i] = back.slope[i];
-    for (int i = ny - 1; i >= 0; --i)
-      for (int k = i + 1; k < ny; ++k) u[i] -= back.s[i * ly + k] * u[k];
+    for (int i = 0; i < my; ++i) u[i] = back.slope[i];
+    for (int i = my - 1; i >= 0; --i)
+      for (int k = i + 1; k < my; ++k) u[i] -= back.s[i * ly + k] * u[k];
     for (int i = 0; i < ny; ++i) out[gz][t * ny + i] = -u[i];
     // C: u x' - U^{-1} (Y - Y Lambda P).
     multiply<-1, VX, NY, NX, NX>(my, lx, mx, plain(back.YL, lx), back.P, lx, back.y, lx, gy, lx);
-    back_substitute<VX>(ny, back.s, ly, lx, gy, lx);
-    for (int i = 0; i < ny; ++i)
+    back_substitute<VX>(my, back.s, ly, lx, gy, lx);
+    for (int i = 0; i < my; ++i)
       for (int j = 0; j < lx; j += VX::lanes)
         (u[i] * VX::load(mean + j) - VX::load(gy + i * lx + j)).store(gy + i * lx + j);
-    deliver<VX>(ny, nx, gy, lx, in[C], t, out[gC]);
+    to_C.add(ny, nx, gy, lx, my, t);
     // V: (u u' - U^{-1} G U^{-T}) / 2.
-    for (int i = 0; i < ny; ++i)
-      for (int j = 0; j < ly; j += VY::lanes) VY::load(back.G + i * ly + j).store(D + i * ly + j);
-    back_substitute<VY>(ny, back.s, ly, ly, D, ly);
-    for (int i = 0; i < ny; ++i)
-      for (int j = 0; j < ny; ++j) Dt[j * ly + i] = D[i * ly + j];
-    back_substitute<VY>(ny, back.s, ly, ly, Dt, ly);
-    const T* zt = in[z][t];
-    for (int i = 0; i < ny; ++i)
-      for (int j = 0; j < ny; ++j)
-        D[i * ly + j] = std::isnan(zt[i]) || std::isnan(zt[j]) ? T(0) : (u[i] * u[j] - Dt[i * ly + j]) / 2;
-    deliver<VY>(ny, ny, D, ly, in[V], t, out[gV]);
+    for (int i = 0; i < my * ly; i += VY::lanes) VY::load(back.G + i).store(D + i);
+    back_substitute<VY>(my, back.s, ly, ly, D, ly);
+    for (int i = 0; i < my; ++i)
+      for (int j = 0; j < my; ++j) Dt[j * ly + i] = D[i * ly + j];
+    back_substitute<VY>(my, back.s, ly, ly, Dt, ly);
+    for (int i = 0; i < my; ++i)
+      for (int j = 0; j < my; ++j) D[i * ly + j] = (u[i] * u[j] - Dt[i * ly + j]) / 2;
+    if (back.missing()) {
+      const T* zt = in[z][t];
+      for (int i = 0; i < ny; ++i)
+        for (int j = 0; j < ny; ++j)
+          if (std::isnan(zt[i]) || std::isnan(zt[j])) D[i * ly + j] = 0;
+    }
+    to_V.add(ny, ny, D, ly, my, t);
   }
+  to_A.finish(nx, nx, lx);
+  to_W.finish(nx, nx, lx);
+  to_C.finish(ny, nx, lx);
+  to_V.finish(ny, ny, ly);
+  to_b.finish(1, nx, lx);
   copy_out<VX>(1, nx, back.r, lx, out[gmean0], nx);
   for (int i = 0; i < nx; ++i)
-    for (int j = 0; j < nx; ++j)
-      out[gcov0][i * nx + j] = (back.r[i] * back.r[j] - back.n[i * lx + j]) / 2;
+    for (int j = 0; j < nx; ++j) out[gcov0][i * nx + j] = (back.r[i] * back.r[j] - back.n[i * lx + j]) / 2;
   return -1;
 }
 
