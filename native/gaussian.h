@@ -283,10 +283,9 @@ int32_t kalman_smoother(const Sizes& sizes, const Stages<T>* in, T* const* out) 
   Back back(sizes);
   const int nx = back.nx, mx = back.mx(), lx = back.lx();
   using Space = Workspace<T>;
-  Space space(4 * Space::padded(mx * lx) + Space::padded(lx));
+  Space space(3 * Space::padded(mx * lx) + Space::padded(lx));
   T* cov = space.take(mx * lx);
-  T* at = space.take(mx * lx);
-  T* predicted = space.take(mx * lx);
+  T* w = space.take(mx * lx);
   T* lag = space.take(mx * lx);
   T* mean = space.take(lx);
   const int64_t N = sizes.N;
@@ -299,15 +298,13 @@ int32_t kalman_smoother(const Sizes& sizes, const Stages<T>* in, T* const* out) 
     multiply_symmetric<-1, VX, NX, NX>(mx, lx, mx, plain(back.P, lx), back.PL, lx, back.P, lx, cov, lx);
     copy_out<VX>(1, nx, mean, lx, out[smoothed_means] + t * nx, nx);
     copy_out<VX>(nx, nx, cov, lx, out[smoothed_covs] + t * nx * nx, nx);
-    if (t < N) {  // (I - predicted n) A P, n of stage t+1
-      if (t == N - 1 || in[A].step) copy_transposed(nx, nx, in[A][t], nx, at, lx);
-      copy_in<VX>(nx, nx, in[W][t], nx, predicted, lx);
-      T* AP = back.PL;
-      multiply<1, VX, NX, NX, NX>(mx, lx, mx, plain(back.a, lx), back.P, lx, static_cast<T*>(nullptr), 0, AP, lx);
-      multiply<1, VX, NX, NX, NX>(mx, lx, mx, plain(AP, lx), at, lx, predicted, lx, predicted, lx);
-      multiply<1, VX, NX, NX, NX>(mx, lx, mx, plain(back.nA, lx), back.P, lx, static_cast<T*>(nullptr), 0, lag, lx);
-      multiply<-1, VX, NX, NX, NX>(mx, lx, mx, plain(predicted, lx), lag, lx, AP, lx, AP, lx);
-      copy_out<VX>(nx, nx, AP, lx, out[lag_one_covs] + t * nx * nx, nx);
+    if (t < N) {  // A cov - W n A P, n of stage t+1: the covariance of A x + w with x
+      if (t == N - 1 || in[W].step) copy_in<VX>(nx, nx, in[W][t], nx, w, lx);
+      T* nAP = back.PL;
+      multiply<1, VX, NX, NX, NX>(mx, lx, mx, plain(back.nA, lx), back.P, lx, static_cast<T*>(nullptr), 0, nAP, lx);
+      multiply<1, VX, NX, NX, NX>(mx, lx, mx, plain(back.a, lx), cov, lx, static_cast<T*>(nullptr), 0, lag, lx);
+      multiply<-1, VX, NX, NX, NX>(mx, lx, mx, plain(w, lx), nAP, lx, lag, lx, lag, lx);
+      copy_out<VX>(nx, nx, lag, lx, out[lag_one_covs] + t * nx * nx, nx);
     }
     back.measure(in[e][t]);
     copy_out<VX>(1, nx, back.r, lx, out[r] + t * nx, nx);
