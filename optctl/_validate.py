@@ -32,12 +32,16 @@ def as_float(value: Any, name: str, shape: tuple[int | None, ...] | None = None,
             value = array(value, dtype=jnp.zeros(()).dtype)
         except (TypeError, ValueError) as error:
             raise ValueError(f"`{name}` is not numeric: expected an array, got {type(value).__name__}.") from error
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.dtype.itemsize >= 8:
+        value = np.asarray(value, np.float64)  # also from long double and the other byte order
     if value.dtype == np.float64 and jax.dtypes.canonicalize_dtype(np.float64) == np.float32:  # 64-bit mode is off
         value = np.asarray(value, np.float32)
     if value.dtype.kind != "f" and not jnp.issubdtype(value.dtype, jnp.floating):
         raise ValueError(
             f"`{name}` has dtype {value.dtype}; expected floating point. Write {name}=np.asarray({name}, float)."
         )
+    if value.dtype not in (np.float32, np.float64):
+        raise ValueError(f"`{name}` has dtype {value.dtype}; expected float32 or float64, which the solvers work in.")
     if shape is not None:
         check_shape(value, name, shape)
     if finite and not isinstance(value, jax.core.Tracer) and not np.isfinite(np.asarray(value)).all():

@@ -90,16 +90,20 @@ class LQ:
         fields["x0"] = None if self.x0 is None else as_float(self.x0, "x0", (nx,))
         lengths = {name: value.shape[0] for name, value in fields.items() if _has_stages(name, value)}
         if self.horizon is not None:
+            if isinstance(self.horizon, bool) or not isinstance(self.horizon, int | np.integer):
+                raise ValueError(f"`horizon` is {self.horizon!r}; expected a positive whole number of steps N.")
             lengths["horizon"] = int(self.horizon)
         if not lengths:
             raise ValueError("`horizon` is missing; nothing is given per stage, so pass horizon=N.")
         if len(set(lengths.values())) > 1 or min(lengths.values()) < 1:
             raise ValueError(f"numbers of stages differ or are not positive: {lengths}; expected one N >= 1.")
-        is_free = (self.x0 is None,) * nx if self.x0_free is None else tuple(bool(b) for b in self.x0_free)
+        given = (self.x0 is None,) * nx if self.x0_free is None else self.x0_free
+        is_free = tuple(bool(b) for b in given) if np.ndim(given) == 1 else ()
         if len(is_free) != nx or (self.x0 is None and not all(is_free)):
             raise ValueError(f"`x0_free` is {self.x0_free}; expected {nx} booleans, and x0 where one of them is False.")
+        dtype = jnp.result_type(*(value.dtype for value in fields.values() if value is not None))
         for name, value in fields.items():
-            object.__setattr__(self, name, None if value is None else jnp.asarray(value))
+            object.__setattr__(self, name, None if value is None else jnp.asarray(value, dtype))
         object.__setattr__(self, "horizon", next(iter(lengths.values())))
         object.__setattr__(self, "x0_free", is_free)
 

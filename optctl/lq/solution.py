@@ -151,6 +151,8 @@ def _check(lq: Any, factors: Any) -> None:
         raise ValueError(f"`lq` is a {type(lq).__name__}; expected optctl.lq.LQ, such as LQ.from_problem(problem).")
     if factors is not None and not isinstance(factors, Factors):
         raise ValueError(f"`factors` is a {type(factors).__name__}; expected what optctl.lq.factor returned.")
+    if factors is not None and factors.K.dtype != lq.A.dtype:
+        raise ValueError(f"`factors` are {factors.K.dtype}, but `lq` is {lq.A.dtype}; expected the same type.")
     if factors is not None and factors.K.shape != (lq.horizon, lq.nu, lq.nx):
         raise ValueError(
             f"`factors` are of a model with K {factors.K.shape}; expected {(lq.horizon, lq.nu, lq.nx)} as of `lq`."
@@ -226,7 +228,12 @@ def covariances(model: LQ | Problem, solution: LQSolution | None = None) -> Any:
         raise ValueError(
             f"`model` and `solution` are {got}; expected a Problem or LQ, and what lq.solve returned, or None."
         )
-    return _covariances(lq, solve(lq) if solution is None else solution)
+    solution = solve(lq) if solution is None else solution
+    got, expected = np.shape(solution.K), (lq.horizon, lq.nu, lq.nx)
+    if got != expected:
+        what = "has no gains (method 'cg')" if solution.K is None else f"has gains K {got}; expected {expected}"
+        raise ValueError(f"`solution` {what}; pass what lq.solve returned for this model.")
+    return _covariances(lq, solution)
 
 
 @jax.jit

@@ -219,6 +219,13 @@ def test_float32(method, rng):
     np.testing.assert_allclose(sol.us, oc.lq.solve(lq).us, rtol=1e-3, atol=1e-3)
 
 
+def test_mixed_types_become_the_wider_one():
+    single = {name: value.astype(np.float32) for name, value in GOOD.items() if name in ("A", "Q")}
+    sol = oc.lq.solve(LQ(**{**GOOD, **single, "x0": np.ones(2).astype(">f8")}))
+    assert sol.xs.dtype == np.float64
+    assert_solves(sol, LQ(**{**GOOD, "x0": np.ones(2)}))
+
+
 @pytest.mark.parametrize(("nx", "nu"), [(2, 1), (5, 3), (14, 3)])
 def test_float32_kernels_of_all_widths(nx, nu, rng):
     lq = random_lq(rng, 5, nx, nu, unstable=0.7)
@@ -280,6 +287,9 @@ GOOD = dict(A=np.eye(2), B=np.ones((2, 1)), Q=np.eye(2), R=np.eye(1), Qf=np.eye(
         ({"R": np.stack([np.eye(1)] * 4)}, "numbers of stages differ"),
         ({"horizon": None}, "`horizon` is missing"),
         ({"horizon": 0}, "not positive"),
+        ({"horizon": 2.0}, "`horizon` is 2.0; expected a positive whole number"),
+        ({"x0_free": True}, "expected 2 booleans"),
+        ({"A": np.eye(2, dtype=np.float16)}, "`A` has dtype float16; expected float32 or float64"),
         ({"x0": None, "x0_free": (True, False)}, "`x0_free` is"),
         ({"x0_free": (True,)}, "expected 2 booleans"),
         ({"q": np.array([np.nan, 0.0])}, "`q` holds NaN"),
@@ -298,6 +308,10 @@ def test_wrong_calls_are_refused(rng):
         oc.lq.solve(lq, "dense")
     with pytest.raises(ValueError, match=r"expected optctl.lq.LQ"):
         oc.lq.solve("lq")
+    with pytest.raises(ValueError, match="has no gains"):
+        oc.lq.covariances(lq, oc.lq.solve(lq, "cg"))
+    with pytest.raises(ValueError, match=r"has gains K \(3, 1, 2\); expected \(4, 1, 2\)"):
+        oc.lq.covariances(random_lq(rng, 4, 2, 1), oc.lq.solve(lq))
     with pytest.raises(ValueError, match="has no factors"):
         oc.lq.factor(lq, "cg")
     with pytest.raises(ValueError, match=r"`factors` are of a model with K \(3, 1, 2\)"):
