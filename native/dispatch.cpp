@@ -4,34 +4,35 @@
 namespace optctl {
 
 #ifdef OPTCTL_X86
-namespace avx512 { extern const Finders lq_finders, gaussian_finders; }
-namespace avx2 { extern const Finders lq_finders, gaussian_finders; }
+namespace avx512 { extern const Finders lq_finders, gaussian_finders, square_root_finders; }
+namespace avx2 { extern const Finders lq_finders, gaussian_finders, square_root_finders; }
 #endif
-namespace portable { extern const Finders lq_finders, gaussian_finders; }
+namespace portable { extern const Finders lq_finders, gaussian_finders, square_root_finders; }
 
 namespace {
 
-const Finders& finders_for(bool lq) {
+const Finders& choose(Name name, const Finders& lq, const Finders& gaussian, const Finders& square_root) {
+  if (name < Name::kalman_likelihood) return lq;
+  return name < Name::square_root_likelihood ? gaussian : square_root;
+}
+
+const Finders& finders_for(Name name) {
 #ifdef OPTCTL_X86
   static const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
   static const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (has_avx512) return lq ? avx512::lq_finders : avx512::gaussian_finders;
-  if (has_avx2) return lq ? avx2::lq_finders : avx2::gaussian_finders;
+  if (has_avx512) return choose(name, avx512::lq_finders, avx512::gaussian_finders, avx512::square_root_finders);
+  if (has_avx2) return choose(name, avx2::lq_finders, avx2::gaussian_finders, avx2::square_root_finders);
 #endif
-  return lq ? portable::lq_finders : portable::gaussian_finders;
+  return choose(name, portable::lq_finders, portable::gaussian_finders, portable::square_root_finders);
 }
-
-bool is_lq(Name name) { return name == Name::lq_factor || name == Name::lq_sweep; }
 
 }  // namespace
 
 template <>
-Kernel<float> find_kernel<float>(Name name, const Sizes& sizes) { return finders_for(is_lq(name)).in_float(name, sizes); }
+Kernel<float> find_kernel<float>(Name name, const Sizes& sizes) { return finders_for(name).in_float(name, sizes); }
 
 template <>
-Kernel<double> find_kernel<double>(Name name, const Sizes& sizes) {
-  return finders_for(is_lq(name)).in_double(name, sizes);
-}
+Kernel<double> find_kernel<double>(Name name, const Sizes& sizes) { return finders_for(name).in_double(name, sizes); }
 
 }  // namespace optctl

@@ -3,6 +3,8 @@
 // Every operand is (batch..., core): the core's rank is a digit of the signature, and where it counts stages, its first
 // axis has one row per stage or a single row for all. Batch axes of length 1 are repeated, never copied.
 #include <cstdlib>
+#include <functional>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -42,7 +44,8 @@ Operand operand(const ffi::AnyBuffer& buffer, char kind, size_t batch_rank) {
   Operand made{static_cast<char*>(buffer.untyped_data()), 1, 0, std::vector<ptrdiff_t>(batch_rank, 0)};
   const size_t given = dims.size() - rank;
   for (size_t i = given; i < dims.size(); ++i) made.core *= dims[i];
-  if ((kind == 'm' || kind == 'v') && dims[given] > 1) made.step = made.core / dims[given];
+  if ((kind == 'm' || kind == 'v') && dims[given] != 1)  // per stage, even where there are no stages
+    made.step = std::accumulate(dims.begin() + given + 1, dims.end(), ptrdiff_t{1}, std::multiplies<ptrdiff_t>());
   ptrdiff_t stride = made.core;
   for (size_t i = given; i-- > 0;) {
     if (dims[i] > 1) made.batch[i + batch_rank - given] = stride;
@@ -135,4 +138,8 @@ OPTCTL_DOOR(kalman_forward, "mmmmVMvv", "Svmmmv");
 OPTCTL_DOOR(kalman_filter, "mmmmVMvv", "Svmmmvvm");
 OPTCTL_DOOR(kalman_smoother, "mmmvvmmmv", "vmmv");
 OPTCTL_DOOR(kalman_score, "mmmmvvvmmmv", "mmmmVMvv");
+OPTCTL_DOOR(square_root_likelihood, "mmmmVMvv", "S");
+OPTCTL_DOOR(square_root_forward, "mmmmVMvv", "Svmmvmm");
+OPTCTL_DOOR(square_root_filter, "mmmmVMvv", "Svmvm");
+OPTCTL_DOOR(square_root_smoother, "mmvmmvmm", "vmmv");
 #pragma GCC visibility pop

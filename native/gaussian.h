@@ -35,19 +35,21 @@ enum Out { gA, gC, gW, gV, gmean0, gcov0, gb, gz };
 }  // namespace score_io
 
 // A product of many positive numbers whose logarithm is taken once.
-template <class T>
 struct LogProduct {
-  T mantissa = 1;
+  double mantissa = 1;
   int64_t exponent = 0;
-  OPTCTL_INLINE void times(T factor) {
+  OPTCTL_INLINE void times(double factor) {
+    if (factor > 1e150 || factor < 1e-150) factor = shifted(factor);
     mantissa *= factor;
-    if (mantissa > T(1e18) || mantissa < T(1e-18)) {
-      int shift;
-      mantissa = std::frexp(mantissa, &shift);
-      exponent += shift;
-    }
+    if (mantissa > 1e150 || mantissa < 1e-150) mantissa = shifted(mantissa);
   }
-  double log() const { return std::log(static_cast<double>(mantissa)) + exponent * 0.69314718055994530942; }
+  double shifted(double number) {
+    int shift;
+    number = std::frexp(number, &shift);
+    exponent += shift;
+    return number;
+  }
+  double log() const { return std::log(mantissa) + exponent * 0.69314718055994530942; }
 };
 
 template <class T>
@@ -86,7 +88,7 @@ __attribute__((noinline)) int32_t kalman_forward(Keep keep, const Sizes& sizes, 
   T* diagonal = space.take(ly);
   const int64_t N = sizes.N;
   const T floor = 8 * std::numeric_limits<T>::epsilon();
-  LogProduct<T> determinant;
+  LogProduct determinant;
   double square = 0;
   int64_t seen = 0;
   copy_in<VX>(1, nx, in[mean0][0], nx, m, lx);
@@ -275,6 +277,23 @@ class Adjoint {
   bool loaded_ = false, stepped_ = false, missing_ = false;
 };
 
+// True where P - P Lambda P has lost its digits: Lambda = A'n A carries rounding of the size of n's own entries, which a
+// vague P multiplies twice.
+template <class T>
+OPTCTL_INLINE bool lost_digits(int nx, int lx, const T* a, const T* n, const T* P, const T* cov) {
+  T size = 0;
+  for (int i = 0; i < nx; ++i) {
+    T reach = 0;
+    for (int j = 0; j < nx; ++j) reach += a[i * lx + j] * a[i * lx + j] * P[j * lx + j];
+    size += std::fabs(n[i * lx + i]) * reach;
+  }
+  if (!(size > 1000)) return false;
+  const T error = std::numeric_limits<T>::epsilon() * size;
+  for (int i = 0; i < nx; ++i)
+    if (error * P[i * lx + i] > T(1e-4) * std::fabs(cov[i * lx + i])) return true;
+  return false;
+}
+
 template <class T, int NX, int NY>
 int32_t kalman_smoother(const Sizes& sizes, const Stages<T>* in, T* const* out) {
   using namespace smooth_io;
@@ -288,6 +307,7 @@ int32_t kalman_smoother(const Sizes& sizes, const Stages<T>* in, T* const* out) 
   T* w = space.take(mx * lx);
   T* lag = space.take(mx * lx);
   T* mean = space.take(lx);
+  int32_t status = -1;
   const int64_t N = sizes.N;
   for (int64_t t = N; t >= 0; --t) {
     if (t < N) back.step(t, in[A]);
@@ -296,6 +316,11 @@ int32_t kalman_smoother(const Sizes& sizes, const Stages<T>* in, T* const* out) 
     for (int i = 0; i < mx; ++i) add_row<VX>(lx, back.rho[i], back.P + i * lx, mean);
     multiply<1, VX, NX, NX, NX>(mx, lx, mx, plain(back.Lambda, lx), back.P, lx, static_cast<T*>(nullptr), 0, back.PL, lx);
     multiply_symmetric<-1, VX, NX, NX>(mx, lx, mx, plain(back.P, lx), back.PL, lx, back.P, lx, cov, lx);
+    const bool lost = t < N && lost_digits(mx, lx, back.a, back.n, back.P, cov);
+    if (lost) {
+      status = static_cast<int32_t>(t);
+      for (int i = 0; i < mx * lx; ++i) cov[i] = std::numeric_limits<T>::quiet_NaN();
+    }
     copy_out<VX>(1, nx, mean, lx, out[smoothed_means] + t * nx, nx);
     copy_out<VX>(nx, nx, cov, lx, out[smoothed_covs] + t * nx * nx, nx);
     if (t < N) {  // A cov - W n A P, n of stage t+1: the covariance of A x + w with x
@@ -309,7 +334,7 @@ int32_t kalman_smoother(const Sizes& sizes, const Stages<T>* in, T* const* out) 
     back.measure(in[e][t]);
     copy_out<VX>(1, nx, back.r, lx, out[r] + t * nx, nx);
   }
-  return -1;
+  return status;
 }
 
 // Where a gradient goes: its own rows at every stage, or one sum where the matrix is the same at all of them.

@@ -10,15 +10,30 @@ struct Sequence {};
 #ifdef OPTCTL_RUN_TIME_SIZES
 using StateSizes = Sequence<>;
 using KalmanSizes = Sequence<>;
+using RootSizes = Sequence<>;
+#elif defined(OPTCTL_FEW_SIZES)  // for the fuzz test, which is slow to compile
+using StateSizes = Sequence<2, 12>;
+using KalmanSizes = Sequence<2, 6>;
+using RootSizes = Sequence<1, 4>;
 #else
 using StateSizes = Sequence<2, 4, 6, 8, 12>;
 using KalmanSizes = Sequence<2, 4, 6, 8>;
+using RootSizes = Sequence<1, 2, 3, 4, 6, 8>;  // exactly
 #endif
+#ifdef OPTCTL_FEW_SIZES
+using SmallSizes = Sequence<1, 4>;
+using MeasurementSizes = Sequence<1, 4>;
+#else
 using SmallSizes = Sequence<1, 2, 4, 8>;     // of inputs
 using MeasurementSizes = Sequence<1, 2, 4>;
+#endif
 using Widths = Sequence<2, 4>;               // where sizes only choose how wide vectors are
 
-enum class Name { lq_factor, lq_sweep, kalman_likelihood, kalman_forward, kalman_filter, kalman_smoother, kalman_score };
+enum class Name {
+  lq_factor, lq_sweep,
+  kalman_likelihood, kalman_forward, kalman_filter, kalman_smoother, kalman_score,
+  square_root_likelihood, square_root_forward, square_root_filter, square_root_smoother
+};
 
 struct Finders {
   Kernel<float> (*in_float)(Name, const Sizes&);

@@ -75,9 +75,10 @@ int32_t lq_factor(const Sizes& sizes, const Stages<T>* in, T* const* out) {
     const bool good = eliminate<VX>(mu, s, lu, lx, h, lx, Y, diagonal, T(0));
     back_substitute_negative<VX>(mu, s, lu, lx, Y, lx, gain, lx);
     multiply_symmetric<-1, VX, NX, NU>(mx, lx, mu, transposed(h, lx), Y, lx, value, lx, value, lx);
-    T trace = 0;
-    for (int i = 0; i < mx; ++i) trace += value[i * lx + i];
-    if (!good || !std::isfinite(trace)) {
+    VX total = VX::zero();  // of all numbers: Q may be infinite off the diagonal
+    for (int i = 0; i < mx; ++i)
+      for (int j = 0; j < lx; j += VX::lanes) total = total + VX::load(value + i * lx + j);
+    if (!good || !std::isfinite(total.sum())) {
       fill_nan(out[K], (t + 1) * nu * nx);
       fill_nan(Ps, (t + 1) * nx * nx);
       fill_nan(out[S], (t + 1) * nu * nu);

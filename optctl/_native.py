@@ -20,6 +20,10 @@ KERNELS = (
     "kalman_filter",
     "kalman_smoother",
     "kalman_score",
+    "square_root_likelihood",
+    "square_root_forward",
+    "square_root_filter",
+    "square_root_smoother",
 )
 
 

@@ -99,11 +99,14 @@ def as_weight(value: Any, name: str, shape: tuple[int | None, ...], *, definite:
         ValueError: if not symmetric, or with an eigenvalue below zero (`definite`: not above zero), with its size.
     """
     value = as_float(value, name)
+    if value.ndim not in (len(shape), len(shape) + 1):
+        wanted = ", ".join("n" if n is None else str(n) for n in shape)
+        raise ValueError(f"`{name}` has shape {value.shape}; expected ({wanted}), or with a leading axis of stages.")
     if value.ndim != len(shape):
         shape = (None, *shape)
     check_shape(value, name, shape)
     check_shape(value, name, (*shape[:-1], value.shape[-2]))
-    if not is_concrete(value) or value.shape[-1] == 0:
+    if not is_concrete(value) or 0 in value.shape:
         return value
     matrix = np.asarray(value, dtype=float)
     scale = np.maximum(np.abs(matrix).max(axis=(-1, -2), keepdims=True), 1e-300)

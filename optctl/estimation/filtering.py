@@ -14,7 +14,7 @@ import numpy as np
 from optctl import _native
 from optctl._record import record
 from optctl._validate import is_concrete
-from optctl.estimation import kalman, native, parallel
+from optctl.estimation import kalman, native, parallel, square_root, square_root_native
 from optctl.estimation.kalman import Series
 from optctl.estimation.linear_gaussian import LinearGaussian
 from optctl.estimation.measurements import series_of
@@ -31,7 +31,8 @@ class Posterior:
         covs: (N+1, nx, nx).
         log_likelihood: log p(y_0..y_N).
         failed_stage: the stage whose innovation covariance C P C' + V was singular, -1 if none; what follows from it
-            is NaN.
+            is NaN. From the smoother also the first stage whose covariance lost its digits to a vague prior (it is NaN
+            and the log-likelihood finite): pass square_root=True.
         predicted_means: (N+1, nx) of x_t given y_0..y_{t-1}; None from the smoother.
         predicted_covs: (N+1, nx, nx); None from the smoother.
         lag_one_covs: (N, nx, nx) covariance of x_{t+1} with x_t; None from the filter.
@@ -60,14 +61,27 @@ class Posterior:
         Raises:
             RuntimeError: if one was, naming the stage.
         """
-        failed = np.max(np.asarray(self.failed_stage))
+        failed = int(np.max(np.asarray(self.failed_stage)))
+        if failed >= 0 and self._finite():
+            raise RuntimeError(
+                f"the smoothed covariance at stage {failed} lost its digits: the prior is too vague for the covariance"
+                " form. Pass square_root=True."
+            )
         if failed >= 0:
-            raise RuntimeError(_singular(int(failed)))
+            raise RuntimeError(_singular(failed))
+        if not self._finite():
+            raise RuntimeError("the log-likelihood is not finite: the states or measurements overflow.")
         return self
+
+    def _finite(self) -> bool:
+        return bool(np.all(np.isfinite(np.asarray(self.log_likelihood))))
 
     def __repr__(self) -> str:
         failed = np.asarray(self.failed_stage)
-        status = "done" if failed.max() < 0 else f"innovation covariance singular at stage {failed.max()}"
+        status = "done" if self._finite() else "not finite"
+        if failed.max() >= 0:
+            what = "smoothed covariance lost its digits" if self._finite() else "innovation covariance singular"
+            status = f"{what} at stage {failed.max()}"
         kind = "filtered" if self.given == "past" else "smoothed"
         if failed.ndim:
             return f"Posterior: {status}, {kind}, a batch of shape {failed.shape}"
@@ -91,7 +105,7 @@ def kalman_filter(
             accelerators, where C W C' + V must not be singular. "auto" takes native code on a CPU, else "parallel". All
             give the same numbers.
         square_root: propagate triangular factors of the covariances: for float32 and badly scaled models, never a
-            negative variance; about two times slower.
+            negative variance; two to four times slower.
 
     Returns:
         A `Posterior`. Works under `jit`, `vmap` (batches run on all cores) and `grad`.
@@ -148,7 +162,9 @@ def log_likelihood(
 ) -> Any:
     """Return log p(y_0..y_N) of a time series, a scalar.
 
-    Its gradient in every matrix of the model, mean0, cov0, ys and us is exact and costs one backward sweep.
+    Its gradient in every matrix of the model, mean0, cov0, ys and us is exact and costs one backward sweep. A prior
+    variance more than about 1e10 times V costs digits; `square_root=True` keeps the value's, while the gradient is
+    always that of the covariance form (in float64 where that is on).
 
     Args:
         model: the state-space model.
@@ -159,8 +175,8 @@ def log_likelihood(
 
     Raises:
         ValueError: as `kalman_filter`.
-        RuntimeError: if an innovation covariance is singular, naming the stage; under `jit`, `vmap` or `grad`, where
-            nothing can be raised, the result is NaN and `kalman_filter(...).failed_stage` tells.
+        RuntimeError: if an innovation covariance is singular, naming the stage; under `jit` or `vmap`, where nothing
+            can be raised, the result is NaN and `kalman_filter(...).failed_stage` tells.
 
     Example:
         >>> import jax
@@ -170,7 +186,7 @@ def log_likelihood(
         >>> round(float(oc.log_likelihood(model, ys)), 9)
         -5.231597971
         >>> print(jax.grad(oc.log_likelihood)(model, ys).W.round(6))
-        [[0.066272]]
+        [[0.12426]]
 
     References:
         Schweppe (1965), Evaluation of likelihood functions for Gaussian signals; Koopman and Shephard (1992), Exact
@@ -229,8 +245,8 @@ def _plain_filter(module: Any, series: Series) -> Posterior:
 def _plain_smoother(module: Any, series: Series) -> Posterior:
     f = module.forward(series)
     adjoint = module.backward(series, f)
-    means, covs, lag_one = kalman.smoothed(series, f, adjoint)
-    return _smoothed(means, covs, lag_one, adjoint.r, f)
+    means, covs, lag_one, lost = kalman.smoothed(series, f, adjoint)
+    return _smoothed(means, covs, lag_one, adjoint.r, lost, f)
 
 
 def _native_filter(series: Series) -> Posterior:
@@ -240,22 +256,44 @@ def _native_filter(series: Series) -> Posterior:
 
 def _native_smoother(series: Series) -> Posterior:
     f = native.forward(series)
-    return _smoothed(*native.smoothed(series, f), f)
+    means, covs, lag_one, r, lost = native.smoothed(series, f)
+    return _smoothed(means, covs, lag_one, r, lost, f)
 
 
-def _smoothed(means: Any, covs: Any, lag_one: Any, r: Any, f: Any) -> Posterior:
-    return Posterior(means, covs, f.log_likelihood, f.failed_stage, lag_one_covs=lag_one, costates=-r, given="all")
+def _root_filter(series: Series) -> Posterior:
+    f = square_root.forward(series)
+    covs, predicted_covs = square_root.covariances(f.roots), square_root.covariances(f.predicted_roots)
+    return Posterior(f.means, covs, f.log_likelihood, f.failed_stage, f.predicted_means, predicted_covs)
 
 
-_FILTERS = {
+def _native_root_filter(series: Series) -> Posterior:
+    return Posterior(*square_root_native.filtered(series))
+
+
+def _root_smoother(module: Any, series: Series) -> Posterior:
+    f = module.forward(series)
+    means, covs, lag_one, r = module.smoothed(series, f)
+    return _smoothed(means, covs, lag_one, r, jnp.asarray(-1, jnp.int32), f)
+
+
+def _smoothed(means: Any, covs: Any, lag_one: Any, r: Any, lost: Any, f: Any) -> Posterior:
+    failed = jnp.where(f.failed_stage >= 0, f.failed_stage, lost)
+    return Posterior(means, covs, f.log_likelihood, failed, lag_one_covs=lag_one, costates=-r, given="all")
+
+
+_FILTERS: dict[str, Any] = {
     "scan": functools.partial(_plain_filter, kalman),
     "parallel": functools.partial(_plain_filter, parallel),
     "native": _native_filter,
+    "square_root_scan": _root_filter,
+    "square_root_native": _native_root_filter,
 }
-_SMOOTHERS = {
+_SMOOTHERS: dict[str, Any] = {
     "scan": functools.partial(_plain_smoother, kalman),
     "parallel": functools.partial(_plain_smoother, parallel),
     "native": _native_smoother,
+    "square_root_scan": functools.partial(_root_smoother, square_root),
+    "square_root_native": functools.partial(_root_smoother, square_root_native),
 }
 
 
@@ -268,20 +306,28 @@ def _log_likelihood(series: Series, method: str) -> tuple[Any, Any]:
 def _likelihood(series: Series, method: str) -> tuple[Any, Any]:
     if method == "native":
         return native.log_likelihood(series)
+    if method == "square_root_native":
+        return square_root_native.log_likelihood(series)
     f = _FILTERS[method](series)
     return f.log_likelihood, f.failed_stage
 
 
 @_likelihood.defjvp
 def _likelihood_tangent(method: str, primals: tuple, tangents: tuple) -> tuple:
-    value, failed, gradient = _value_and_score(*primals, method)
+    value, failed, gradient = _value_and_score(primals[0], method)
+    if method.startswith("square_root"):
+        value, failed = _likelihood(primals[0], method)
     pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(tangents[0]), strict=True)
-    slope = sum(jnp.sum(jnp.where(g == 0, 0.0, g * d)) for g, d in pairs)
+    slope = sum(jnp.sum(g * d) for g, d in pairs)
     return (value, failed), (slope, np.zeros(failed.shape, jax.dtypes.float0))
 
 
 def _value_and_score(series: Series, method: str) -> tuple[Any, Any, Series]:
-    """Log-likelihood, failed stage and the gradient in every field, by the method's own sweeps."""
+    """Log-likelihood, failed stage and the gradient in every field; of a square-root form by double covariances."""
+    if method.startswith("square_root"):
+        wide = jax.tree.map(lambda leaf: leaf.astype(jax.dtypes.canonicalize_dtype(np.float64)), series)
+        value, failed, gradient = _value_and_score(wide, method.removeprefix("square_root_"))
+        return value, failed, jax.tree.map(lambda g, leaf: g.astype(leaf.dtype), gradient, series)
 
     def plain(module: Any, series: Series) -> tuple:
         f = module.forward(series)
@@ -292,6 +338,6 @@ def _value_and_score(series: Series, method: str) -> tuple[Any, Any, Series]:
         return f.log_likelihood, f.failed_stage, native.score(series, f)
 
     definition = functools.partial(plain, kalman)
-    if method.endswith("native"):
+    if method == "native":
         return _as_defined(compiled, definition, "native")(series)
     return plain(parallel, series) if method == "parallel" else definition(series)

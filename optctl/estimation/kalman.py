@@ -58,7 +58,7 @@ class Series:
     def at_measurements(self) -> tuple[Any, Any, Any, Any]:
         """Return C, V, z with a leading axis N+1 and missing parts made harmless, and which components were seen."""
         (n, ny), nx = self.z.shape, self.mean0.shape[0]
-        seen = jnp.isfinite(self.z)
+        seen = ~jnp.isnan(self.z)
         both = seen[:, :, None] & seen[:, None, :]
         C = jnp.where(seen[:, :, None], rows(self.C, n, (ny, nx)), 0.0)
         V = jnp.where(both, symmetric(rows(self.V, n, (ny, ny))), jnp.eye(ny, dtype=self.z.dtype)[None])
@@ -186,19 +186,33 @@ def with_costates_after(A: Any, r: Any, n: Any) -> Adjoint:
     return Adjoint(r, n, rho, Lambda)
 
 
-def smoothed(series: Series, filtered: Filtered, adjoint: Adjoint) -> tuple[Any, Any, Any]:
-    """Return smoothed means, covariances and covariances of x_{t+1} with x_t, all times at once."""
-    A, _, _ = series.at_stages()
-    P, rho, Lambda = filtered.covs, adjoint.rho, adjoint.Lambda
-    AP = A @ P[:-1]
-    lag_one = AP - filtered.predicted_covs[1:] @ adjoint.n[1:] @ AP
-    return filtered.means + times(P, rho), symmetric(P - P @ Lambda @ P), lag_one
+def smoothed(series: Series, filtered: Filtered, adjoint: Adjoint) -> tuple[Any, Any, Any, Any]:
+    """Return smoothed means, covariances, covariances of x_{t+1} with x_t, and the first stage that lost its digits."""
+    A, W, _ = series.at_stages()
+    P, n, rho, Lambda = filtered.covs, adjoint.n, adjoint.rho, adjoint.Lambda
+    covs = symmetric(P - P @ Lambda @ P)
+    lost = lost_digits(A, n[1:], P[:-1], covs[:-1])
+    covs = covs * jnp.where(jnp.append(lost, False), jnp.nan, 1.0).astype(covs.dtype)[:, None, None]  # and derivatives
+    lag_one = A @ covs[:-1] - W @ n[1:] @ A @ P[:-1]  # the covariance of A x + w with x
+    stage = jnp.where(jnp.any(lost), jnp.argmax(lost), -1) if lost.size else -1
+    return filtered.means + times(P, rho), covs, lag_one, jnp.asarray(stage, jnp.int32)
+
+
+def lost_digits(A: Any, n: Any, P: Any, covs: Any) -> Any:
+    """Tell where P - P Lambda P has lost its digits.
+
+    Lambda = A'n A carries rounding of the size of n's own entries, which a vague P multiplies twice.
+    """
+    diagonal = lambda m: jnp.abs(jnp.diagonal(m, axis1=1, axis2=2))  # noqa: E731
+    size = jnp.sum(diagonal(n) * times(A**2, diagonal(P)), axis=1)
+    error = jnp.finfo(P.dtype).eps * size[:, None] * diagonal(P)
+    return (size > 1000) & jnp.any(error > 1e-4 * diagonal(covs), axis=1)
 
 
 def score(series: Series, filtered: Filtered, adjoint: Adjoint) -> Series:
     """Return the gradient of the log-likelihood in every field of the series, all times at once."""
     A, _, _ = series.at_stages()
-    seen = jnp.isfinite(series.z)
+    seen = ~jnp.isnan(series.z)
     P, L, r, n = filtered.covs, filtered.gains, adjoint.r, adjoint.n
     rho, Lambda = adjoint.rho, adjoint.Lambda
     mean = filtered.means + times(P, rho)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from optctl._record import record
 from optctl._validate import as_float, as_weight
@@ -60,8 +61,8 @@ class LinearGaussian:
         if C.ndim not in (2, 3) or C.shape[-1] != nx:
             raise ValueError(f"`C` has shape {C.shape}; expected (ny, {nx}) or (N+1, ny, {nx}), as `A` is {A.shape}.")
         ny = C.shape[-2]
-        inputs = [m for m in (self.B, self.D) if m is not None]
-        nu = as_float(inputs[0], "B or D").shape[-1] if inputs else 0
+        inputs = [np.shape(as_float(m, name)) for m, name in ((self.B, "B"), (self.D, "D")) if m is not None]
+        nu = inputs[0][-1] if inputs and inputs[0] else 0
         fields = {
             "A": A,
             "C": C,

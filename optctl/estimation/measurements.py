@@ -14,6 +14,8 @@ def check_measurements(model: LinearGaussian, ys: Any, *, least: int = 1) -> Any
     """Return ys as (N+1, ny)."""
     if not isinstance(model, LinearGaussian):
         raise ValueError(f"`model` is a {type(model).__name__}; expected optctl.LinearGaussian.")
+    if isinstance(ys, np.ma.MaskedArray):
+        ys = np.ma.filled(ys.astype(float), np.nan)
     ys = jnp.asarray(as_float(ys, "ys", finite=False))
     if ys.ndim == 1 and model.ny == 1:
         ys = ys[:, None]

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import jax.numpy as jnp
+
 from optctl import _native
 from optctl._record import record
 from optctl.estimation.kalman import Series
@@ -39,15 +41,14 @@ def forward_and_predicted(series: Series) -> tuple[Filtered, Any, Any]:
     return Filtered(means, covs, S, Y, e, loglik, failed), predicted[0], predicted[1]
 
 
-def smoothed(series: Series, filtered: Filtered) -> tuple[Any, Any, Any, Any]:
-    """Return smoothed means, covariances, covariances of x_{t+1} with x_t, and r."""
+def smoothed(series: Series, filtered: Filtered) -> tuple[Any, ...]:
+    """Return smoothed means, covariances, covariances of x_{t+1} with x_t, r, and the stage that lost its digits."""
     n, nx = series.z.shape[0], series.mean0.shape[0]
     shapes = (n, nx), (n, nx, nx), (n - 1, nx, nx), (n, nx)
     A, C, W, *_ = _data(series)
     f = filtered
     operands = A, C, W, series.z, f.means, f.covs, f.S, f.Y, f.e
-    *results, _ = _call("kalman_smoother", series, shapes, *operands)
-    return tuple(results)  # type: ignore[return-value]
+    return tuple(_call("kalman_smoother", series, shapes, *operands))
 
 
 def score(series: Series, filtered: Filtered) -> Series:
@@ -57,7 +58,10 @@ def score(series: Series, filtered: Filtered) -> Series:
     shapes = tuple(d.shape for d in (A, C, W, V, mean0, cov0, b, z))
     operands = A, C, W, V, b, z, f.means, f.covs, f.S, f.Y, f.e
     *results, _ = _call("kalman_score", series, shapes, *operands)
-    fields = [g.reshape(field.shape) for g, field in zip(results, vars(series).values(), strict=True)]
+    fields = [
+        g[: field.shape[0]] if g.ndim == field.ndim else g[0]
+        for g, field in zip(results, vars(series).values(), strict=True)
+    ]
     return Series(*fields)
 
 
@@ -69,8 +73,15 @@ def _call(name: str, series: Series, shapes: tuple, *operands: Any) -> Any:
 def _data(series: Series) -> tuple:
     """Return the fields with a time axis, of length 1 where they do not change."""
     s = series
-    matrices = (m if m.ndim == 3 else m[None] for m in (s.A, s.C, s.W, s.V))
-    return (*matrices, s.mean0, s.cov0, s.b if s.b.ndim == 2 else s.b[None], s.z)
+    matrices = (_with_time(m, 3) for m in (s.A, s.C, s.W, s.V))
+    return (*matrices, s.mean0, s.cov0, _with_time(s.b, 2), s.z)
+
+
+def _with_time(field: Any, ndim: int) -> Any:
+    """Give a field at least one row; of a single measurement nothing per stage is read."""
+    if field.ndim < ndim:
+        return field[None]
+    return field if field.shape[0] else jnp.zeros((1, *field.shape[1:]), field.dtype)
 
 
 def _kept(series: Series) -> tuple[tuple[int, ...], ...]:

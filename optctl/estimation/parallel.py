@@ -41,7 +41,12 @@ def forward(series: Series) -> Filtered:
     predicted = jax.vmap(kalman.predict)(means[:-1], covs[:-1], A, W, b)
     predicted_means = _with_first(series.mean0, predicted[0])
     predicted_covs = _with_first(symmetric(series.cov0), predicted[1])
-    _, (L, information, v, log_density) = jax.vmap(kalman.update)(predicted_means, predicted_covs, C, V, z, seen)
+    (_, expected), kept = jax.vmap(kalman.update)(predicted_means, predicted_covs, C, V, z, seen)
+    L, information, v, log_density = kept
+    # Long stretches can lose all digits without a trace; so each stage must satisfy the recursion.
+    gap = jnp.max(jnp.abs(covs - expected), axis=(1, 2))
+    good = gap <= jnp.sqrt(jnp.finfo(gap.dtype).eps) * jnp.max(jnp.abs(predicted_covs), axis=(1, 2))
+    covs = jnp.where(good[:, None, None], covs, jnp.nan)
     failed = kalman.first_failure(covs)
     return Filtered(means, covs, predicted_means, predicted_covs, L, information, v, jnp.sum(log_density), failed)
 

@@ -51,8 +51,28 @@ def sweep(lq: LQ, factors: None, b: Point) -> tuple[Point, None, None]:
     (y, us), _ = jax.scipy.sparse.linalg.cg(product, first, tol=100 * eps, maxiter=limit)
     left = sum(jnp.sum(g**2) for g in slope(y, us, b))
     size = sum(jnp.sum(term**2) for part in terms(y, us, b) for term in part)
-    converged = left <= eps * size  # the terms cancel to half of the digits, at least
+    converged = (left <= eps * size) & _is_convex(product, first)  # terms cancel to half of the digits, at least
     return jax.tree.map(lambda v: jnp.where(converged, v, jnp.nan), point(y, us, b)), None, None
+
+
+def _is_convex(product: Any, like: tuple) -> Any:
+    """Look for negative curvature by power iterations, on the Hessian and then on its distance from the largest."""
+    start = jax.tree.map(lambda v: jnp.cos(jnp.arange(v.size, dtype=v.dtype) ** 2 + 1).reshape(v.shape), like)
+
+    def dot(a: tuple, b: tuple) -> Any:
+        return sum(jnp.sum(x * y) for x, y in zip(a, b, strict=True))
+
+    def iterate(matrix: Any) -> Any:
+        def step(_: Any, v: tuple) -> tuple:
+            w = matrix(v)
+            return tuple(x / (jnp.sqrt(dot(w, w)) + jnp.finfo(x.dtype).tiny) for x in w)
+
+        v = jax.lax.fori_loop(0, 60, step, step(0, start))
+        return dot(v, product(v)), dot(v, v)
+
+    largest, _ = iterate(product)
+    lowest, _ = iterate(lambda v: tuple(1.1 * jnp.abs(largest) * x - y for x, y in zip(v, product(v), strict=True)))
+    return lowest >= -jnp.sqrt(jnp.finfo(lowest.dtype).eps) * jnp.abs(largest)
 
 
 def _rollout(A: Any, forcing: Any, x0: Any) -> Any:

@@ -26,6 +26,7 @@ def lqr(
     horizon: int | None = None,
     x_ref: Any = None,
     u_ref: Any = None,
+    method: str = "auto",
 ) -> LQSolution:
     """Solve the finite-horizon linear-quadratic regulator.
 
@@ -48,6 +49,7 @@ def lqr(
         horizon: N; may be left out if something is given per stage.
         x_ref: (nx,) set point, or (N+1, nx) reference trajectory.
         u_ref: (nu,) or (N, nu) reference input.
+        method: as for `lq.solve`; "cg" needs x0.
 
     Returns:
         An `LQSolution` with xs, us, costates, gains K and k (u = K x + k) and the value function P, p.
@@ -82,14 +84,21 @@ def lqr(
     for name, (value, shape) in optional.items():
         given[name] = (jnp.zeros(shape, A.dtype) if value is None else as_float(value, name), shape)
     N = _horizon(horizon, given, x_ref)
-    full = {name: _per_stage(value, name, shape, N) for name, (value, shape) in given.items()}
+    stages = {name: _per_stage(value, name, shape, N) for name, (value, shape) in given.items()}
     qf = jnp.zeros(nx, A.dtype) if qf is None else as_float(qf, "qf", (nx,))
-    x_ref = jnp.zeros(nx, A.dtype) if x_ref is None else as_float(x_ref, "x_ref")
-    x_ref = _per_stage(x_ref, "x_ref", (nx,), N + 1)
-    lq = _around_reference(full, jnp.asarray(Qf), qf, x_ref, None if x0 is None else as_float(x0, "x0", (nx,)))
+    x0 = None if x0 is None else as_float(x0, "x0", (nx,))
+    if x_ref is None and u_ref is None:  # what is the same at every stage is not copied
+        data = {name: value for name, (value, _) in given.items() if name != "u_ref"}
+        lq = LQ(**data, Qf=Qf, qf=qf, x0=x0, horizon=N)
+    else:
+        x_ref = jnp.zeros(nx, A.dtype) if x_ref is None else as_float(x_ref, "x_ref")
+        x_ref = _per_stage(x_ref, "x_ref", (nx,), N + 1)
+        lq = _around_reference(stages, jnp.asarray(Qf), qf, x_ref, x0)
     if x0 is not None:
-        return solve(lq)
-    sol = solve(LQ(**{**vars(lq), "x0": jnp.zeros(nx, A.dtype)}))
+        return solve(lq, method)
+    if method == "cg":
+        raise ValueError("`method` is 'cg', which finds no gains, and `x0` is None; pass x0, or another method.")
+    sol = solve(lq.replace(x0=jnp.zeros(nx, A.dtype)), method)
     return LQSolution(None, None, None, sol.K, sol.k, sol.P, sol.p, None, sol.failed_stage)
 
 
@@ -116,6 +125,8 @@ def _per_stage(value: Any, name: str, shape: tuple[int, ...], N: int) -> Any:
 
 def _around_reference(full: dict, Qf: Any, qf: Any, x_ref: Any, x0: Any) -> LQ:
     """Move the references into the linear terms and the constant."""
+    full = {**full, **{name: (full[name] + jnp.swapaxes(full[name], -1, -2)) / 2 for name in ("Q", "R")}}
+    Qf = (Qf + Qf.T) / 2
     Q, R, M, xr, ur, last = full["Q"], full["R"], full["M"], x_ref[:-1], full["u_ref"], x_ref[-1]
     Qx = jnp.einsum("tij,tj->ti", Q, xr) + jnp.einsum("tij,tj->ti", M, ur)
     Ru = jnp.einsum("tij,tj->ti", R, ur) + jnp.einsum("tij,ti->tj", M, xr)

@@ -125,7 +125,15 @@ class LQ:
 
     def replace(self, **changes: Any) -> "LQ":
         """Return the same model with other values in the named fields, such as `lq.replace(x0=...)`."""
-        return LQ(**{**vars(self), **changes})
+        fields = {**vars(self), **changes}
+        if (fields["x0"] is None) != (self.x0 is None) and "x0_free" not in changes:
+            fields["x0_free"] = None
+        return LQ(**fields)
+
+    def symmetrized(self) -> "LQ":
+        """Return the model with Q, R, Qf, Q0 replaced by their symmetric parts, which are all that its cost sees."""
+        weights = {name: getattr(self, name) for name in ("Q", "R", "Qf", "Q0")}
+        return self.replace(**{name: (w + jnp.swapaxes(w, -1, -2)) / 2 for name, w in weights.items()})
 
     @classmethod
     def along(cls, problem: Problem, xs: Any, us: Any, params: Any = None, *, costates: Any = None) -> "LQ":
@@ -157,6 +165,8 @@ class LQ:
         References:
             Li and Todorov (2004), Iterative linear quadratic regulator design, section 3.
         """
+        if not isinstance(problem, Problem):
+            raise ValueError(f"`problem` is a {type(problem).__name__}; expected optctl.Problem.")
         N, nx, nu = problem.steps, problem.dynamics.nx, problem.dynamics.nu
         xs, us = as_float(xs, "xs", (N + 1, nx)), as_float(us, "us", (N, nu))
         if costates is not None:

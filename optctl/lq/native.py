@@ -15,7 +15,8 @@ def factor(lq: LQ) -> Factors:
     N, nx, nu = lq.horizon, lq.nx, lq.nu
     shapes = (N, nu, nx), (N + 1, nx, nx), (N, nu, nu), (nx, nx)
     data = [_stages(getattr(lq, name), 3) for name in ("A", "B", "Q", "R", "M")]
-    return Factors(*_native.call("lq_factor", shapes, *data, lq.Qf, lq.Q0, _is_free(lq), N=N, nx=nx, nu=nu))
+    K, P, S, S0, failed = _native.call("lq_factor", shapes, *data, lq.Qf, lq.Q0, _is_free(lq), N=N, nx=nx, nu=nu)
+    return Factors(K, P, S, S0, failed, lq.x0_free)
 
 
 def sweep(lq: LQ, factors: Factors, b: Point) -> tuple[Point, Any, Any]:

@@ -25,7 +25,7 @@ from optctl.lq.kkt import Point
 from optctl.lq.model import LQ
 
 
-@record()
+@record(static=("x0_free",))
 class Factors:
     """What the matrix sweep leaves behind; it serves any c, q, r, qf and x0.
 
@@ -35,6 +35,7 @@ class Factors:
         S: (N, nu, nu) factors of R + B'PB = U'DU: U unit upper triangular, the pivots D in place of its diagonal.
         S0: (nx, nx) the same for the system of the free components of x_0.
         failed_stage: the stage where R + B'PB was not positive definite, -1 if none; earlier results are NaN.
+        x0_free: which components of x_0 are free.
     """
 
     K: Any
@@ -42,6 +43,7 @@ class Factors:
     S: Any
     S0: Any
     failed_stage: Any
+    x0_free: Any
 
 
 def factor(lq: LQ) -> Factors:
@@ -69,7 +71,7 @@ def finish(lq: LQ, K: Any, P: Any, S: Any) -> Factors:
     both = is_free[:, None] & is_free[None, :]
     S0 = jnp.linalg.cholesky(jnp.where(both, lq.Q0 + P[0], jnp.eye(lq.nx, dtype=P.dtype)))
     failed = jnp.where((failed < 0) & ~jnp.all(jnp.isfinite(S0)), 0, failed)
-    return Factors(K, P, packed(S), packed(S0), failed.astype(jnp.int32))
+    return Factors(K, P, packed(S), packed(S0), failed.astype(jnp.int32), lq.x0_free)
 
 
 def sweep(lq: LQ, factors: Factors, b: Point) -> tuple[Point, Any, Any]:

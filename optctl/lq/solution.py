@@ -59,7 +59,7 @@ class LQSolution:
             RuntimeError: if it was not, naming the stage.
         """
         if self._status() != "solved":
-            raise RuntimeError(f"{self!r}; check the signs of Q, R and Qf there and later.")
+            raise RuntimeError(f"{self!r}; check the signs of Q, R and Qf there and later, and whether P overflows.")
         return self
 
     def _status(self) -> str:
@@ -67,7 +67,7 @@ class LQSolution:
         if failed >= 0:
             return f"R + B'PB not positive definite at stage {failed}"
         if np.any(np.asarray(self.failed_stage) == NOT_CONVERGED):
-            return "conjugate gradients did not converge"
+            return "conjugate gradients did not converge, or the model is not convex"
         if self.cost is not None and not np.all(np.isfinite(np.asarray(self.cost))):
             return "not finite: the states overflow"
         return "solved"
@@ -91,8 +91,8 @@ def solve(lq: LQ, method: str = "auto", *, factors: Factors | None = None) -> LQ
         method: "native", compiled code; "scan", the same recursion in JAX; "parallel", O(log N) deep, for
             accelerators, R positive definite; "cg", matrix-free, no gains. "auto" takes native code on a CPU, else
             "parallel". All give the same numbers.
-        factors: what `lq.factor` gave for the same A, B, Q, R, M, Qf and Q0; c, q, r, qf, x0 may differ. The solve then
-            costs the vector sweeps only.
+        factors: what `lq.factor` gave for the same A, B, Q, R, M, Qf, Q0 and x0_free; c, q, r, qf, q0 and x0 may
+            differ. The solve then costs the vector sweeps only.
 
     Returns:
         An `LQSolution`; `failed_stage` tells where the model is not convex in u.
@@ -151,6 +151,10 @@ def _check(lq: Any, factors: Any) -> None:
         raise ValueError(f"`lq` is a {type(lq).__name__}; expected optctl.lq.LQ, such as LQ.from_problem(problem).")
     if factors is not None and not isinstance(factors, Factors):
         raise ValueError(f"`factors` is a {type(factors).__name__}; expected what optctl.lq.factor returned.")
+    if factors is not None and factors.x0_free != lq.x0_free:
+        raise ValueError(
+            f"`factors` are of a model with free components of x_0 {factors.x0_free}; `lq` has {lq.x0_free}."
+        )
     if factors is not None and factors.K.dtype != lq.A.dtype:
         raise ValueError(f"`factors` are {factors.K.dtype}, but `lq` is {lq.A.dtype}; expected the same type.")
     if factors is not None and factors.K.shape != (lq.horizon, lq.nu, lq.nx):
@@ -176,11 +180,12 @@ _MODULES: dict[str, ModuleType] = {"native": native, "scan": riccati, "parallel"
 
 @functools.partial(jax.jit, static_argnames="method")
 def _factor(lq: LQ, method: str) -> Factors:
-    return _MODULES[method].factor(jax.lax.stop_gradient(lq))
+    return _MODULES[method].factor(jax.lax.stop_gradient(lq.symmetrized()))
 
 
 @functools.partial(jax.jit, static_argnames="method")
 def _solve(lq: LQ, factors: Factors | None, method: str) -> LQSolution:
+    lq = lq.symmetrized()
     still = jax.lax.stop_gradient(lq)
     if factors is None and method != "cg":
         factors = _MODULES[method].factor(still)
@@ -253,4 +258,4 @@ def _covariances(lq: LQ, solution: LQSolution) -> Any:
 
     Sigma0 = jnp.where(both, jnp.linalg.inv(jnp.where(both, lq.Q0 + solution.P[0], eye)), 0.0)
     _, Sigmas = jax.lax.scan(stage, Sigma0, (lq.A, lq.B, lq.R, solution.K, solution.P[1:]))
-    return jnp.concatenate([Sigma0[None], Sigmas])
+    return jnp.where(solution.failed_stage == -1, jnp.concatenate([Sigma0[None], Sigmas]), jnp.nan)

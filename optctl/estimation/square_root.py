@@ -1,0 +1,189 @@
+r"""The Kalman filter and smoother on square roots of the covariances: for float32 and badly scaled models.
+
+R is a root of P if P = R'R. Reflections of an array's rows keep its product with itself, so bringing its first columns
+into triangular form carries roots through the whole recursion: nothing is subtracted, no variance can turn negative.
+With U, R roots of the covariance of x_t before and after y_t, those of V and W as V_R and W_R, and L = K'S^{-T},
+
+    [ V_R    0 ]      [ S   K ]
+    [ U C'   U ]  ->  [ 0   R ],      e = S^{-T} (y_t - C m - D u),      m <- m + K'e,
+
+                                      log p += -1/2 (e'e + ny log 2 pi) - log |det S|.
+Then, and with G the regression of x_t on x_{t+1}, E a root of the covariance of its rest,
+
+    [ W_R    0 ]      [ U   Y ]
+    [ R A'   R ]  ->  [ 0   E ],      G' = U^{-1} Y,                     m <- A m + b.
+
+Backward, R_s a root of the smoothed covariance P_s, d the smoothed minus the predicted mean, r minus the costate:
+
+    [ E       ]      [ R_s ]          d = K'e + G d_next,                Cov(x_{t+1}, x_t) = P_s_next G',
+    [ R_s G'  ]  ->  [  0  ],         r = rho + C'S^{-1}(e - K rho),     rho = A'r_next.
+
+No covariance is inverted: W, V and that of x_0 may be singular. A column that hangs on earlier ones, to rounding, has a
+zero row in U and G', and what it hides stays in E.
+
+References: Kaminski, Bryson and Schmidt (1971), Discrete square root filtering: a survey of current techniques; Park
+and Kailath (1995), New square-root smoothing algorithms; Cox and Higham (1998), Stability of Householder QR
+factorization for weighted least squares problems.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.linalg import solve_triangular
+
+from optctl._record import record
+from optctl.estimation.kalman import Series, first_failure, rows, symmetric, transpose
+
+
+@record()
+class Filtered:
+    """What the forward pass leaves behind, N+1 rows each.
+
+    Attributes:
+        means: (N+1, nx) of x_t given y_0..y_t.
+        roots: (N+1, nx + ny, nx) R.
+        predicted_means: (N+1, nx) of x_t given y_0..y_{t-1}.
+        predicted_roots: (N+1, nx, nx) U.
+        S: (N+1, ny, ny) root of the innovation covariance, a unit vector where a component is missing.
+        K: (N+1, ny, nx), zero rows where missing.
+        e: (N+1, ny) innovations of unit variance, zero where missing.
+        log_likelihood: log p(y_0..y_N).
+        failed_stage: where the innovation covariance was singular, -1 if nowhere.
+    """
+
+    means: Any
+    roots: Any
+    predicted_means: Any
+    predicted_roots: Any
+    S: Any
+    K: Any
+    e: Any
+    log_likelihood: Any
+    failed_stage: Any
+
+
+def forward(series: Series) -> Filtered:
+    """Filter, by one scan."""
+    A, _, b = series.at_stages()
+    C, V, z, seen = series.at_measurements()
+    W_R, V_R = noise_roots(series), root(V)
+
+    def stage(moments: tuple, data: tuple) -> tuple:
+        m, U = predict(*moments, *data[:3])
+        after, kept = update(m, U, *data[3:])
+        return after, (*after, m, U, *kept)
+
+    start = series.mean0, root(symmetric(series.cov0))
+    first, kept = update(*start, C[0], V_R[0], z[0], seen[0])
+    _, rest = jax.lax.scan(stage, first, (A, W_R, b, C[1:], V_R[1:], z[1:], seen[1:]))
+    columns = [jnp.concatenate([one[None], more]) for one, more in zip((*first, *start, *kept), rest, strict=True)]
+    means, roots, predicted_means, predicted_roots, S, K, e, log_density = columns
+    failed = first_failure(covariances(roots))
+    return Filtered(means, roots, predicted_means, predicted_roots, S, K, e, jnp.sum(log_density), failed)
+
+
+def predict(m: Any, R: Any, A: Any, W_R: Any, b: Any) -> tuple[Any, Any]:
+    """Step mean and root in time."""
+    U, _ = triangular(jnp.concatenate([W_R, R @ A.T]), m.shape[0])
+    return A @ m + b, U
+
+
+def update(m: Any, U: Any, C: Any, V_R: Any, z: Any, seen: Any) -> tuple[tuple[Any, Any], tuple]:
+    """Return mean and root after a measurement, and S, K, e and the log density."""
+    ny, nx = C.shape
+    top, rest = triangular(jnp.block([[V_R, jnp.zeros((ny, nx), U.dtype)], [U @ C.T, U]]), ny)
+    singular = jnp.any(jnp.diagonal(top) == 0)
+    S, K, R = (jnp.where(singular, jnp.nan, part) for part in (top[:, :ny], top[:, ny:], rest[:, ny:]))
+    e = solve_triangular(S, jnp.where(seen, z - C @ m, 0.0), trans=1)
+    log_density = -0.5 * (e @ e + jnp.sum(seen) * jnp.log(2 * jnp.pi)) - jnp.sum(jnp.log(jnp.abs(jnp.diagonal(S))))
+    return (m + K.T @ e, R), (S, K, e, log_density)
+
+
+def smoothed(series: Series, filtered: Filtered) -> tuple[Any, Any, Any, Any]:
+    """Return smoothed means, covariances, covariances of x_{t+1} with x_t, and r, by one scan."""
+    A, _, _ = series.at_stages()
+    C, _, _, _ = series.at_measurements()
+    f, nx = filtered, A.shape[-1]
+
+    def measure(correction: Any, rho: Any, C: Any, S: Any, K: Any, e: Any) -> tuple[Any, Any]:
+        return correction + K.T @ e, rho + C.T @ solve_triangular(S, e - K @ rho)
+
+    def stage(later: tuple, data: tuple) -> tuple:
+        R_s, d, r = later
+        A, W_R, R, *measurement = data
+        Gt, E = regress(R, A, W_R)
+        lag_one = R_s.T @ (R_s @ Gt)
+        R_s, _ = triangular(jnp.concatenate([E, R_s @ Gt]), nx)
+        correction = Gt.T @ d
+        d, r = measure(correction, A.T @ r, *measurement)
+        return (R_s, d, r), (correction, R_s, lag_one, r)
+
+    zero = jnp.zeros_like(f.means[-1])
+    d, r = measure(zero, zero, C[-1], f.S[-1], f.K[-1], f.e[-1])
+    R_s, _ = triangular(f.roots[-1], nx)
+    now = (a[:-1] for a in (f.roots, C, f.S, f.K, f.e))
+    _, kept = jax.lax.scan(stage, (R_s, d, r), (A, noise_roots(series), *now), reverse=True)
+    corrections, roots, lag_one, rs = kept
+    covs = covariances(jnp.concatenate([roots, R_s[None]]))
+    return f.means.at[:-1].add(corrections), covs, lag_one, jnp.concatenate([rs, r[None]])
+
+
+def regress(R: Any, A: Any, W_R: Any) -> tuple[Any, Any]:
+    """Return G' and E."""
+    nx = A.shape[-1]
+    top, rest = triangular(jnp.block([[W_R, jnp.zeros_like(W_R)], [R @ A.T, R]]), nx)
+    U, Y, E = top[:, :nx], top[:, nx:], rest[:, nx:]
+    return solve_triangular(U + jnp.diag(jnp.where(jnp.diagonal(U) == 0, 1.0, 0.0).astype(U.dtype)), Y), E
+
+
+def triangular(M: Any, columns: int) -> tuple[Any, Any]:
+    """Bring the first columns of an array into triangular form by Householder reflections of its rows.
+
+    The largest entry of a column is its pivot: small rows then keep their relative precision.
+
+    Returns:
+        The rows with pivots in their order, a zero row for a column without one, and the rows that are left.
+    """
+    below = jnp.arange(columns + M.shape[0]) >= columns
+    floor = 8 * float(jnp.finfo(M.dtype).eps)
+
+    def reflect(k: Any, M: Any) -> Any:
+        x = jnp.where(below, M[:, k], 0.0)
+        i = jnp.argmax(jnp.abs(x))
+        square, lost = x @ x, x @ x <= floor**2 * (M[:, k] @ M[:, k])
+        pivot = -jnp.copysign(jnp.sqrt(square), x[i])
+        v = jnp.where(lost, 0.0, x.at[i].add(-pivot))
+        M = M - jnp.outer(v, (v @ M) / jnp.where(lost, 1.0, square - x[i] * pivot))
+        M = M.at[:, k].set(jnp.where(below, 0.0, M[:, k]))
+        pivot_row = jnp.where(lost, 0.0, M[i].at[k].set(pivot))
+        return M.at[i].set(jnp.where(lost, M[i], 0.0)).at[k].set(pivot_row)
+
+    M = jax.lax.fori_loop(0, columns, reflect, jnp.concatenate([jnp.zeros_like(M, shape=(columns, M.shape[1])), M]))
+    return M[:columns], M[columns:]
+
+
+@functools.partial(jnp.vectorize, signature="(n,n)->(n,n)")
+def root(M: Any) -> Any:
+    """Return R, upper triangular with R'R = M, by Cholesky's method; where a pivot is lost in rounding, a zero row."""
+    n = M.shape[0]
+
+    def eliminate(k: Any, state: tuple) -> tuple:
+        rest, R = state
+        lost = rest[k, k] <= n * jnp.finfo(M.dtype).eps * M[k, k]
+        new = jnp.where((jnp.arange(n) < k) | lost, 0.0, rest[k] / jnp.sqrt(jnp.where(lost, 1.0, rest[k, k])))
+        return rest - jnp.outer(new, new), R.at[k].set(new)
+
+    return jax.lax.fori_loop(0, n, eliminate, (M, jnp.zeros_like(M)))[1]
+
+
+def noise_roots(series: Series) -> Any:
+    """Return the roots of W at all times; where W does not change, of one W."""
+    nx = series.mean0.shape[0]
+    return rows(root(symmetric(series.W)), series.z.shape[0] - 1, (nx, nx))
+
+
+def covariances(roots: Any) -> Any:
+    """Return R'R, exactly symmetric."""
+    return symmetric(transpose(roots) @ roots)
