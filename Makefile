@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types contracts unit examples benchmark clean
+.PHONY: demo test lint types contracts unit examples benchmark sanitize clean
 
 demo: $(VENV)/.demo
 	$(BIN)/optctl demo
@@ -31,6 +31,18 @@ benchmark: $(VENV)/.dev
 	$(BIN)/python benchmarks/adjoint.py
 	$(BIN)/python benchmarks/lq.py --json out/benchmark_lq.json
 	$(BIN)/python benchmarks/kalman.py --json out/benchmark_kalman.json
+
+# The kernels with fuzzed sizes, strides and data, under the sanitizers of addresses, undefined behavior and races.
+CMAKE ?= $(shell command -v cmake || echo $(BIN)/cmake)
+
+sanitize:
+	@command -v $(CMAKE) >/dev/null || $(BIN)/python -m pip install --quiet cmake
+	$(CMAKE) -S native -B build/sanitize -DOPTCTL_SANITIZE=ON
+	$(CMAKE) --build build/sanitize --parallel 2
+	build/sanitize/fuzz 1000
+	$(CMAKE) -S native -B build/sanitize-thread -DOPTCTL_SANITIZE=thread
+	$(CMAKE) --build build/sanitize-thread --parallel 2
+	TSAN_OPTIONS=halt_on_error=1 build/sanitize-thread/fuzz 200
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

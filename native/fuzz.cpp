@@ -51,8 +51,9 @@ Operands<T> random_lq(const Sizes& s) {
   const int64_t N = s.N;
   const int nx = s.nx, nu = s.nu, percent_free = 50 * between(0, 2), spoiled = between(0, 40);
   const double scale = 1 / std::sqrt(nx);
-  const Operands<T> made{draw<T>(N, nx, nx, scale), draw<T>(N, nx, nu, scale), draw_weight<T>(N, nx), draw_weight<T>(N, nu),
-                         draw<T>(N, nx, nu, 0.1 * scale), draw_weight<T>(1, nx), draw_weight<T>(1, nx), {1, nx, 1}};
+  const Operands<T> made{draw<T>(N, nx, nx, scale),  draw<T>(N, nx, nu, scale),       draw_weight<T>(N, nx),
+                         draw_weight<T>(N, nu),      draw<T>(N, nx, nu, 0.1 * scale), draw_weight<T>(1, nx),
+                         draw_weight<T>(1, nx),      {1, nx, 1}};
   const auto &R = made[lq::R], &Q0 = made[lq::Q0], &free0 = made[lq::free0];
   for (int i = 0; i < nx; ++i) free0.at(0)[i] = chance(percent_free);
   if (chance(10) && nu && N) R.at(between(0, R.stages - 1))[0] = -1e4;
@@ -136,8 +137,9 @@ Operands<T> random_series(const Sizes& s) {
   const int64_t N = s.N;
   const int nx = s.nx, ny = s.ny, percent_missing = std::max(0, 20 * between(-3, 5));
   const double scale = 1 / std::sqrt(nx);
-  const Operands<T> made{draw<T>(N, nx, nx, scale), draw<T>(N + 1, ny, nx, scale), draw_weight<T>(N, nx),
-                         draw_weight<T>(N + 1, ny), draw<T>(1, nx, 1), draw_weight<T>(1, nx), draw<T>(N, nx, 1), {N + 1, ny, 1}};
+  const Operands<T> made{draw<T>(N, nx, nx, scale),  draw<T>(N + 1, ny, nx, scale),  draw_weight<T>(N, nx),
+                         draw_weight<T>(N + 1, ny),  draw<T>(1, nx, 1),              draw_weight<T>(1, nx),
+                         draw<T>(N, nx, 1),          {N + 1, ny, 1}};
   for (int64_t t = 0; t <= N; ++t) {
     made[gauss::z].set(t, random_matrix(ny, 1, 2));
     for (int i = 0; i < ny; ++i)

@@ -193,7 +193,7 @@ def test_everything_equals_the_dense_joint_gaussian(method, case, rng):
     assert_trees_close(list(with_ys(model, ys, us)), want, 1e-9)
 
 
-@pytest.mark.parametrize(("nx", "ny"), [(1, 1), (3, 1), (5, 4), (2, 6), (9, 3), (14, 5), (30, 9)])
+@pytest.mark.parametrize(("nx", "ny"), [(3, 1), (2, 6), (13, 5)])
 def test_native_of_all_sizes_equals_the_definition(nx, ny, rng):
     n = 7
     model = random_model(rng, n, nx, ny, varying=nx == 3)
@@ -248,8 +248,8 @@ def test_the_smoother_is_the_quadratic_core_with_noise_as_input(rng):
 # Derivatives of filter and smoother.
 
 
-@pytest.mark.parametrize("method", ["native", "parallel"])
-def test_derivatives_of_the_moments(method, rng):
+def test_derivatives_of_the_moments(rng):
+    method = "native"
     model = random_model(rng, 5, 2, 1)
     model = oc.LinearGaussian(**{**vars(model), "W": model.W + 0.1 * jnp.eye(2)})
     ys = rng.normal(size=(5, 1))

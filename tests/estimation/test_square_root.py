@@ -92,7 +92,7 @@ def test_one_measurement_and_none(method):
 
 # Equal to the covariance form.
 
-SIZES = [(1, 1), (4, 2), (3, 3), (2, 4), (7, 1)]
+SIZES = [(1, 1), (4, 2), (2, 4)]
 KINDS = {
     "regular": {},
     "singular W": {"rank": 1},
@@ -117,7 +117,7 @@ def test_equal_to_the_covariance_form(nx, ny, kind, rng):
         assert_sound(post)
 
 
-@pytest.mark.parametrize(("nx", "ny"), [(5, 4), (6, 9), (8, 3), (9, 2), (14, 5), (30, 3)])
+@pytest.mark.parametrize(("nx", "ny"), [(6, 9), (9, 2), (30, 3)])
 def test_native_of_all_sizes(nx, ny, rng):
     """Sizes that are compiled, and those that are not."""
     model = random_model(rng, 6, nx, ny, varying=nx == 5, rank=nx - 2)

@@ -58,7 +58,7 @@ def test_golden_ratio():
 
 
 @pytest.mark.parametrize("radius", [0.7, 2.0])
-@pytest.mark.parametrize("nx", range(1, 9))
+@pytest.mark.parametrize("nx", [1, 2, 5, 8])
 def test_equals_scipy(nx, radius, rng):
     A, B, Q, R, M = random_data(rng, nx, 1 + nx // 2, radius)
     want = scipy.linalg.solve_discrete_are(A, B, Q, R, s=M)
