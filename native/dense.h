@@ -106,11 +106,25 @@ OPTCTL_INLINE void mirror_upper(int n, T* C, int ld) {
     for (int j = 0; j < i; ++j) C[i * ld + j] = C[j * ld + i];
 }
 
-// The same for a result (n, n) known to be symmetric: large ones compute the strips that reach the diagonal or lie
-// right of it and mirror them.
+// The upper triangle of C gains that of the symmetric part of a packed matrix (n, n).
+template <class T>
+OPTCTL_INLINE void add_symmetric_part(int n, const T* from, T* C, int ld) {
+  for (int i = 0; i < n; ++i)
+    for (int j = i; j < n; ++j) C[i * ld + j] += (from[i * n + j] + from[j * n + i]) / 2;
+}
+
+// Replace C by its symmetric part.
+template <class T>
+OPTCTL_INLINE void symmetrize(int n, T* C, int ld) {
+  for (int i = 1; i < n; ++i)
+    for (int j = 0; j < i; ++j) C[i * ld + j] = C[j * ld + i] = (C[i * ld + j] + C[j * ld + i]) / 2;
+}
+
+// The same for a symmetric result (n, n), of which only the upper triangle is to be relied upon: large ones compute the
+// strips that reach the diagonal or lie right of it.
 template <int Sign, class V, int M, int K, class T>
-OPTCTL_INLINE void multiply_symmetric(int n, int padded, int k, Left<T> a, const T* B, int ldb, const T* D, int ldd, T* C,
-                                      int ldc) {
+OPTCTL_INLINE void multiply_upper(int n, int padded, int k, Left<T> a, const T* B, int ldb, const T* D, int ldd, T* C,
+                                  int ldc) {
   if constexpr (M != 0 && K != 0) {
     multiply<Sign, V, M, K, M>(n, padded, k, a, B, ldb, D, ldd, C, ldc);
   } else {
@@ -121,6 +135,12 @@ OPTCTL_INLINE void multiply_symmetric(int n, int padded, int k, Left<T> a, const
       multiply_any<Sign, V>(rows, columns, k, a, B + j, ldb, D ? D + j : D, ldd, C + j, ldc);
     }
   }
+}
+
+template <int Sign, class V, int M, int K, class T>
+OPTCTL_INLINE void multiply_symmetric(int n, int padded, int k, Left<T> a, const T* B, int ldb, const T* D, int ldd, T* C,
+                                      int ldc) {
+  multiply_upper<Sign, V, M, K>(n, padded, k, a, B, ldb, D, ldd, C, ldc);
   mirror_upper(n, C, ldc);
 }
 
@@ -144,10 +164,13 @@ OPTCTL_INLINE void copy_negative(int n, const T* from, T* to) {
   for (int j = 0; j < n; j += V::lanes) (V::zero() - V::load(from + j, n - j)).store(to + j);
 }
 
-template <class T>
+// The transpose of a packed matrix (rows, columns). Whole vectors are stored, since a vector read of what single numbers
+// have just been written to has to wait for all of them.
+template <class V, class T>
 OPTCTL_INLINE void copy_transposed(int rows, int columns, const T* from, int from_ld, T* to, int ld) {
-  for (int i = 0; i < rows; ++i)
-    for (int j = 0; j < columns; ++j) to[j * ld + i] = from[i * from_ld + j];
+  for (int j = 0; j < columns; ++j)
+    for (int i = 0; i < rows; i += V::lanes)
+      V::load_strided(from + i * from_ld + j, from_ld, rows - i).store(to + j * ld + i);
 }
 
 // y += s * row, over n padded lanes.

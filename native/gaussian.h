@@ -100,7 +100,7 @@ __attribute__((noinline)) int32_t kalman_forward(Keep keep, const Sizes& sizes, 
     }
     // Measurement.
     const T* zt = in[z][t];
-    if (t == 0 || in[C].step) copy_transposed(ny, nx, in[C][t], nx, ct, ly);
+    if (t == 0 || in[C].step) copy_transposed<VY>(ny, nx, in[C][t], nx, ct, ly);
     if (t == 0 || in[V].step) copy_in<VY>(ny, ny, in[V][t], ny, v, ly);
     for (int i = 0; i < my; ++i)
       for (int j = 0; j < ly; j += VY::lanes) VY::load(v + i * ly + j).store(s + i * ly + j);
@@ -159,7 +159,7 @@ __attribute__((noinline)) int32_t kalman_forward(Keep keep, const Sizes& sizes, 
     }
     if (t == N) break;
     // Step in time.
-    if (t == 0 || in[A].step) copy_transposed(nx, nx, in[A][t], nx, at, lx);
+    if (t == 0 || in[A].step) copy_transposed<VX>(nx, nx, in[A][t], nx, at, lx);
     if (t == 0 || in[W].step) copy_in<VX>(nx, nx, in[W][t], nx, w, lx);
     copy_in<VX>(1, nx, in[b][t], nx, m_next, lx);
     for (int k = 0; k < mx; ++k) add_row<VX>(lx, m[k], at + k * lx, m_next);

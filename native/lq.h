@@ -2,7 +2,7 @@
 //
 // Backward, with P of stage t+1 at hand,
 //     S = R + B'PB,  H = M' + B'PA,  K = -S^{-1} H,  P <- Q + A'PA - H'S^{-1}H,
-// and for each right-hand side
+// (of Q, R, Qf and Q0 the symmetric parts), and for each right-hand side
 //     g = P c + p,   h = r + B'g,    k = -S^{-1} h,  p <- q + A'g + K'h,
 // then forward x+ = A x + B u + c, u = K x + k, costate P x + p.
 // optctl/lq/riccati.py states the same recursions in JAX and is their definition.
@@ -29,7 +29,7 @@ bool factor_start(int nx, const T* Q0, const T* P0, const T* free0, T* S0) {
   for (int i = 0; i < nx; ++i)
     for (int j = 0; j < nx; ++j) {
       const bool both = free0[i] != 0 && free0[j] != 0;
-      S0[i * nx + j] = both ? Q0[i * nx + j] + P0[i * nx + j] : static_cast<T>(i == j);
+      S0[i * nx + j] = both ? (Q0[i * nx + j] + Q0[j * nx + i]) / 2 + P0[i * nx + j] : static_cast<T>(i == j);
     }
   return factor_packed(nx, S0);
 }
@@ -44,13 +44,13 @@ int32_t lq_factor(const Sizes& sizes, const Stages<T>* in, T* const* out) {
   const int mx = NX ? NX : nx, mu = NU ? NU : nu;                  // of the loops
   const int lx = round_up(mx, VX::lanes), lu = round_up(mu, VU::lanes);  // of the rows
   using Space = Workspace<T>;
-  Space space(3 * Space::padded(mx * lx) + Space::padded(mx * lu) + 4 * Space::padded(mu * lx) +
+  Space space(3 * Space::padded(mx * lx) + 2 * Space::padded(mx * lu) + 3 * Space::padded(mu * lx) +
               Space::padded(mu * lu) + Space::padded(lu));
   T* a = space.take(mx * lx);
   T* b = space.take(mx * lu);
   T* value = space.take(mx * lx);  // P
   T* PA = space.take(mx * lx);
-  T* BP = space.take(mu * lx);
+  T* PB = space.take(mx * lu);
   T* h = space.take(mu * lx);
   T* Y = space.take(mu * lx);
   T* gain = space.take(mu * lx);
@@ -59,22 +59,26 @@ int32_t lq_factor(const Sizes& sizes, const Stages<T>* in, T* const* out) {
   const int64_t N = sizes.N;
   T* Ps = out[P];
   copy_in<VX>(nx, nx, in[Qf][0], nx, value, lx);
+  symmetrize(nx, value, lx);
   copy_out<VX>(nx, nx, value, lx, Ps + N * nx * nx, nx);
   for (int64_t t = N - 1; t >= 0; --t) {
     if (t == N - 1 || in[A].step) copy_in<VX>(nx, nx, in[A][t], nx, a, lx);
     if (t == N - 1 || in[B].step) copy_in<VU>(nx, nu, in[B][t], nu, b, lu);
-    copy_in<VU>(nu, nu, in[R][t], nu, s, lu);
-    for (int i = nu; i < mu; ++i) s[i * lu + i] = 1;
-    copy_transposed(nx, nu, in[M][t], nu, h, lx);
-    multiply<1, VX, NU, NX, NX>(mu, lx, mx, transposed(b, lu), value, lx, static_cast<T*>(nullptr), 0, BP, lx);
+    copy_transposed<VX>(nx, nu, in[M][t], nu, h, lx);
+    multiply<1, VU, NX, NX, NU>(mx, lu, mx, plain(value, lx), b, lu, static_cast<T*>(nullptr), 0, PB, lu);
     multiply<1, VX, NX, NX, NX>(mx, lx, mx, plain(value, lx), a, lx, static_cast<T*>(nullptr), 0, PA, lx);
-    multiply<1, VU, NU, NX, NU>(mu, lu, mx, plain(BP, lx), b, lu, s, lu, s, lu);
-    multiply<1, VX, NU, NX, NX>(mu, lx, mx, plain(BP, lx), a, lx, h, lx, h, lx);
+    multiply<1, VU, NU, NX, NU>(mu, lu, mx, transposed(b, lu), PB, lu, static_cast<T*>(nullptr), 0, s, lu);
+    add_symmetric_part(nu, in[R][t], s, lu);
+    for (int i = nu; i < mu; ++i) s[i * lu + i] = 1;
+    multiply<1, VX, NU, NX, NX>(mu, lx, mx, transposed(b, lu), PA, lx, h, lx, h, lx);
     copy_in<VX>(nx, nx, in[Q][t], nx, value, lx);
-    multiply_symmetric<1, VX, NX, NX>(mx, lx, mx, transposed(a, lx), PA, lx, value, lx, value, lx);
+    if constexpr (!NX) symmetrize(nx, value, lx);  // where only the upper triangle is computed
+    multiply_upper<1, VX, NX, NX>(mx, lx, mx, transposed(a, lx), PA, lx, value, lx, value, lx);
     const bool good = eliminate<VX>(mu, s, lu, lx, h, lx, Y, diagonal, T(0));
+    multiply_upper<-1, VX, NX, NU>(mx, lx, mu, transposed(h, lx), Y, lx, value, lx, value, lx);
+    if constexpr (NX) symmetrize(mx, value, lx);
+    else mirror_upper(mx, value, lx);
     back_substitute_negative<VX>(mu, s, lu, lx, Y, lx, gain, lx);
-    multiply_symmetric<-1, VX, NX, NU>(mx, lx, mu, transposed(h, lx), Y, lx, value, lx, value, lx);
     VX total = VX::zero();  // of all numbers: Q may be infinite off the diagonal
     for (int i = 0; i < mx; ++i)
       for (int j = 0; j < lx; j += VX::lanes) total = total + VX::load(value + i * lx + j);

@@ -56,6 +56,18 @@ struct Vec {
     return out;
   }
 
+  // p[0], p[step], p[2 step], ... , n of them.
+  static OPTCTL_INLINE Vec load_strided(const T* p, int step, int n) {
+    Vec out = zero();
+    if (n >= W) {
+      OPTCTL_UNROLL
+      for (int i = 0; i < W; ++i) out.v[i] = p[i * step];
+    } else {
+      for (int i = 0; i < n; ++i) out.v[i] = p[i * step];
+    }
+    return out;
+  }
+
   OPTCTL_INLINE void store(T* p) const { std::memcpy(p, &v, sizeof v); }
 
   // The first n lanes from memory, zeros in the others; nothing beyond p[n-1] is touched.

@@ -221,7 +221,7 @@ struct RootForward {
 
   // Returns false where the innovation covariance is singular.
   bool measure(int64_t t, const Stages<T>& C, const Stages<T>& noise, const T* z) {
-    if (t == 0 || C.step) copy_transposed(ny, nx, C[t], nx, CI, lm);
+    if (t == 0 || C.step) copy_transposed<Vec<T, 1>>(ny, nx, C[t], nx, CI, lm);
     if (t == 0 || noise.step) semidefinite_root(ny, noise[t], VR, lm, rest);
     const T* c = CI;
     copy_in<V>(ny, lm, VR, lm, M, lm);
@@ -265,7 +265,7 @@ struct RootForward {
 
   // Returns the number of U's pivots.
   int step(int64_t t, const Stages<T>& A, const Stages<T>& noise, const T* b) {
-    if (t == 0 || A.step) copy_transposed(nx, nx, A[t], nx, AI, lj);
+    if (t == 0 || A.step) copy_transposed<Vec<T, 1>>(nx, nx, A[t], nx, AI, lj);
     if (t == 0 || noise.step) semidefinite_root(nx, noise[t], WR, lj, rest);
     copy_in<V>(1, nx, b, nx, m_next, lx);
     for (int k = 0; k < nx; ++k) add_row<V>(lx, m[k], AI + k * lj, m_next);

@@ -6,7 +6,8 @@ Unflattening bypasses the constructor, so validation in `__post_init__` runs onl
 """
 
 import dataclasses
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
@@ -36,17 +37,19 @@ def record(*, static: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
         names = [field.name for field in dataclasses.fields(made)]  # type: ignore[arg-type]
         leaves = [name for name in names if name not in static]
 
-        def flatten_with_keys(obj: Any) -> tuple[list, tuple]:
-            children = [(jax.tree_util.GetAttrKey(name), getattr(obj, name)) for name in leaves]
-            return children, tuple(getattr(obj, name) for name in static)
+        keys = [jax.tree_util.GetAttrKey(name) for name in leaves]
+        get_leaves, get_static = _getter(leaves), _getter(static)
 
-        def flatten(obj: Any) -> tuple[list, tuple]:
-            return [getattr(obj, name) for name in leaves], tuple(getattr(obj, name) for name in static)
+        def flatten_with_keys(obj: Any) -> tuple[list, tuple]:
+            return list(zip(keys, get_leaves(obj), strict=True)), get_static(obj)
+
+        def flatten(obj: Any) -> tuple[tuple, tuple]:
+            return get_leaves(obj), get_static(obj)
 
         def unflatten(structure: tuple, children: Any) -> Any:
             obj = object.__new__(made)
-            for name, value in (*zip(leaves, children, strict=True), *zip(static, structure, strict=True)):
-                object.__setattr__(obj, name, value)
+            vars(obj).update(zip(leaves, children, strict=True))
+            vars(obj).update(zip(static, structure, strict=True))
             return obj
 
         if "__repr__" not in vars(cls):
@@ -55,6 +58,13 @@ def record(*, static: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
         return made
 
     return wrap
+
+
+def _getter(names: Sequence[str]) -> Callable[[Any], tuple]:
+    """Return a fast function from an object to the tuple of its fields of these names."""
+    if len(names) > 1:
+        return operator.attrgetter(*names)
+    return lambda obj: tuple(getattr(obj, name) for name in names)
 
 
 def _brief(obj: Any) -> str:

@@ -180,13 +180,18 @@ _MODULES: dict[str, ModuleType] = {"native": native, "scan": riccati, "parallel"
 
 @functools.partial(jax.jit, static_argnames="method")
 def _factor(lq: LQ, method: str) -> Factors:
-    return _MODULES[method].factor(jax.lax.stop_gradient(lq.symmetrized()))
+    return _MODULES[method].factor(jax.lax.stop_gradient(_as_read(lq, method)))
+
+
+def _as_read(lq: LQ, method: str) -> LQ:
+    """Return the model as a method is to be given it: the kernels take symmetric parts themselves, while loading."""
+    return lq if method == "native" else lq.symmetrized()
 
 
 @functools.partial(jax.jit, static_argnames="method")
 def _solve(lq: LQ, factors: Factors | None, method: str) -> LQSolution:
+    still = jax.lax.stop_gradient(_as_read(lq, method))
     lq = lq.symmetrized()
-    still = jax.lax.stop_gradient(lq)
     if factors is None and method != "cg":
         factors = _MODULES[method].factor(still)
     factors = jax.lax.stop_gradient(factors)
