@@ -92,17 +92,17 @@ def check_tree(value: Any, name: str) -> Any:
     return jax.tree_util.tree_map_with_path(leaf, value)
 
 
-def as_weight(value: Any, name: str, shape: tuple[int | None, ...], *, definite: bool = False) -> Any:
-    """Return a symmetric positive (semi)definite matrix, or a stack of them along a leading axis.
+def as_weight(value: Any, name: str, shape: tuple[int | None, ...], *, definite: bool = False, stages: bool = True) -> Any:
+    """Return a symmetric positive (semi)definite matrix, or (`stages`) a stack of them along a leading axis.
 
     Raises:
         ValueError: if not symmetric, or with an eigenvalue below zero (`definite`: not above zero), with its size.
     """
     value = as_float(value, name)
-    if value.ndim not in (len(shape), len(shape) + 1):
+    if stages and value.ndim not in (len(shape), len(shape) + 1):
         wanted = ", ".join("n" if n is None else str(n) for n in shape)
         raise ValueError(f"`{name}` has shape {value.shape}; expected ({wanted}), or with a leading axis of stages.")
-    if value.ndim != len(shape):
+    if stages and value.ndim != len(shape):
         shape = (None, *shape)
     check_shape(value, name, shape)
     check_shape(value, name, (*shape[:-1], value.shape[-2]))

@@ -79,6 +79,10 @@ class LinearGaussian:
         for name, value in fields.items():
             object.__setattr__(self, name, jnp.asarray(value))
 
+    def replace(self, **changes: Any) -> "LinearGaussian":
+        """Return the same model with other values in the named fields, such as `model.replace(cov0=1e6 * np.eye(2))`."""
+        return LinearGaussian(**{**vars(self), **changes})
+
     @property
     def nx(self) -> int:
         """Number of states."""

@@ -34,6 +34,8 @@ def check_inputs(model: LinearGaussian, us: Any, N: int) -> Any:
         if model.nu:
             raise ValueError(f"`us` is missing; the model has inputs: expected ({N + 1}, {model.nu}).")
         return jnp.zeros((N + 1, 0), model.A.dtype)
+    if not model.nu:
+        raise ValueError("`us` is given, but the model has no inputs; pass B=... (or D=...) to LinearGaussian.")
     us = jnp.asarray(as_float(us, "us"))
     if us.ndim != 2 or us.shape[0] not in (N, N + 1) or us.shape[1] != model.nu:
         raise ValueError(f"`us` has shape {us.shape}; expected ({N}, {model.nu}) or ({N + 1}, {model.nu}).")

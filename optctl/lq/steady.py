@@ -41,7 +41,7 @@ def dare(A: Any, B: Any, Q: Any, R: Any, M: Any = None) -> Any:
         B: (nx, nu).
         Q: (nx, nx), symmetric, positive semidefinite.
         R: (nu, nu), symmetric, positive definite.
-        M: (nx, nu) cross weight; None is zero.
+        M: (nx, nu) cross weight, [Q M; M' R] positive semidefinite; None is zero.
 
     Raises:
         ValueError: as `dlqr`.
@@ -67,7 +67,7 @@ def dlqr(A: Any, B: Any, Q: Any, R: Any, M: Any = None) -> tuple[Any, Any]:
         B: (nx, nu).
         Q: (nx, nx), symmetric, positive semidefinite.
         R: (nu, nu), symmetric, positive definite.
-        M: (nx, nu) cross weight; None is zero.
+        M: (nx, nu) cross weight, [Q M; M' R] positive semidefinite; None is zero.
 
     Raises:
         ValueError: for wrong shapes or weights, or if no stabilizing solution is found: (A, B) not stabilizable or a
@@ -86,9 +86,13 @@ def dlqr(A: Any, B: Any, Q: Any, R: Any, M: Any = None) -> tuple[Any, Any]:
     A, nx = _square(A)
     B = as_float(B, "B", (nx, None))
     nu = B.shape[1]
-    Q = as_weight(Q, "Q", (nx, nx))
-    R = as_weight(R, "R", (nu, nu), definite=True)
-    M = jnp.zeros((nx, nu), A.dtype) if M is None else as_float(M, "M", (nx, nu))
+    Q = as_weight(Q, "Q", (nx, nx), stages=False)
+    R = as_weight(R, "R", (nu, nu), definite=True, stages=False)
+    if M is None:
+        M = jnp.zeros((nx, nu), A.dtype)
+    else:
+        M = as_float(M, "M", (nx, nu))
+        as_weight(jnp.block([[Q, M], [M.T, R]]), "[Q M; M' R]", (nx + nu, nx + nu), stages=False)
     A, B, Q, R, M = _same_type(A, B, _symmetric(Q), _symmetric(R), M)
     reason = "(`A`, `B`) may not be stabilizable, or `Q` does not see a mode of `A` on the unit circle"
     P = _solve(A, B, Q, R, M, loop="A + B K", reason=reason)
@@ -132,8 +136,8 @@ def dlqe(A: Any, C: Any, W: Any, V: Any) -> tuple[Any, Any]:
     A, nx = _square(A)
     C = as_float(C, "C", (None, nx))
     ny = C.shape[0]
-    W = as_weight(W, "W", (nx, nx))
-    V = as_weight(V, "V", (ny, ny), definite=True)
+    W = as_weight(W, "W", (nx, nx), stages=False)
+    V = as_weight(V, "V", (ny, ny), definite=True, stages=False)
     A, C, W, V = _same_type(A, C, _symmetric(W), _symmetric(V))
     reason = "(`A`, `C`) may not be detectable, or `W` does not drive a mode of `A` on the unit circle"
     P = _solve(A.T, C.T, W, V, jnp.zeros_like(C.T), loop="A - A L C", reason=reason)
@@ -143,6 +147,8 @@ def dlqe(A: Any, C: Any, W: Any, V: Any) -> tuple[Any, Any]:
 def _square(A: Any) -> tuple[Any, int]:
     A = as_float(A, "A", (None, None))
     check_shape(A, "A", (A.shape[0], A.shape[0]))
+    if not A.shape[0]:
+        raise ValueError("`A` has shape (0, 0); expected at least one state.")
     return A, A.shape[0]
 
 

@@ -8,7 +8,7 @@ K_t minimizes over u, so to first order the value function changes only by the d
 and likewise for the slopes p_t and offsets k_t. One linear recursion each; JAX transposes it for reverse mode.
 
 Reference: derived here; for the algebraic equation, Kao and Hennequin (2020), Automatic differentiation of Sylvester,
-Lyapunov, and algebraic Riccati equations, section 3.
+Lyapunov, and algebraic Riccati equations.
 """
 
 from typing import Any

@@ -381,7 +381,7 @@ def test_a_prior_too_vague_for_the_covariance_form_is_reported(method):
         ({"ys": np.ones((4, 2))}, r"`ys` has shape \(4, 2\); expected \(N\+1, 1\)"),
         ({"ys": np.array([1.0, np.inf])}, "`ys` holds inf"),
         ({"ys": np.zeros((0, 1))}, "expected at least one"),
-        ({"us": np.ones((3, 1))}, r"`us` has shape \(3, 1\)"),
+        ({"us": np.ones((3, 1))}, "`us` is given, but the model has no inputs"),
         ({"method": "dense"}, "`method` is 'dense'; expected one of"),
     ],
 )
@@ -401,6 +401,8 @@ def test_wrong_models_are_refused():
     ]:
         with pytest.raises(ValueError, match=message):
             oc.LinearGaussian(**{**good, **change})
+        with pytest.raises(ValueError, match=message):
+            oc.LinearGaussian(**good).replace(**change)
     model = oc.LinearGaussian(**{**good, "A": np.stack([np.eye(2)] * 5)})
     with pytest.raises(ValueError, match="`A` has 5 stages; expected 2 for 3 measurements"):
         oc.kalman_filter(model, np.ones((3, 2)))
