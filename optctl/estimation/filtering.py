@@ -105,7 +105,7 @@ def kalman_filter(
             accelerators, where C W C' + V must not be singular. "auto" takes native code on a CPU, else "parallel". All
             give the same numbers.
         square_root: propagate triangular factors of the covariances: for float32 and badly scaled models, never a
-            negative variance; two to four times slower.
+            negative variance; two to four times slower; not with method "parallel".
 
     Returns:
         A `Posterior`. Works under `jit`, `vmap` (batches run on all cores) and `grad`.
@@ -164,7 +164,8 @@ def log_likelihood(
 
     Its gradient in every matrix of the model, mean0, cov0, ys and us is exact and costs one backward sweep. A prior
     variance more than about 1e10 times V costs digits; `square_root=True` keeps the value's, while the gradient is
-    always that of the covariance form (in float64 where that is on).
+    always that of the covariance form (in float64 where that is on, whatever the type of the data) and NaN where that
+    form has lost the value.
 
     Args:
         model: the state-space model.
@@ -316,7 +317,11 @@ def _likelihood(series: Series, method: str) -> tuple[Any, Any]:
 def _likelihood_tangent(method: str, primals: tuple, tangents: tuple) -> tuple:
     value, failed, gradient = _value_and_score(primals[0], method)
     if method.startswith("square_root"):
+        rough = value
         value, failed = _likelihood(primals[0], method)
+        # The gradient is the covariance form's, which a vague prior spoils before it spoils this value.
+        lost = ~(jnp.abs(rough - value) <= 10 * jnp.sqrt(jnp.finfo(value.dtype).eps) * (1 + jnp.abs(value)))
+        gradient = jax.tree.map(lambda g: g * jnp.where(lost, jnp.nan, 1.0).astype(g.dtype), gradient)
     pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(tangents[0]), strict=True)
     slope = sum(jnp.sum(g * d) for g, d in pairs)
     return (value, failed), (slope, np.zeros(failed.shape, jax.dtypes.float0))

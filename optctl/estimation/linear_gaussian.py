@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, as_weight
+from optctl._validate import as_float, as_weight, is_concrete
 
 
 @record()
@@ -81,7 +81,11 @@ class LinearGaussian:
 
     def replace(self, **changes: Any) -> "LinearGaussian":
         """Return the same model with other values in the named fields, such as `model.replace(cov0=1e6 * np.eye(2))`."""
-        return LinearGaussian(**{**vars(self), **changes})
+        fields = {**vars(self), **changes}
+        for name in {"B", "D"} & set(vars(self)) - set(changes):  # zeros that stand for None, of another width
+            if self.nu == 0 or (None in (changes.get("B", 0), changes.get("D", 0)) and _is_zero(fields[name])):
+                fields[name] = None
+        return LinearGaussian(**fields)
 
     @property
     def nx(self) -> int:
@@ -97,6 +101,10 @@ class LinearGaussian:
     def nu(self) -> int:
         """Number of known inputs."""
         return self.B.shape[-1]
+
+
+def _is_zero(value: Any) -> bool:
+    return is_concrete(value) and not np.asarray(value).any()
 
 
 def _optional(value: Any, name: str, shape: tuple[int, ...], dtype: Any) -> Any:

@@ -29,7 +29,7 @@ def check_measurements(model: LinearGaussian, ys: Any, *, least: int = 1) -> Any
 
 
 def check_inputs(model: LinearGaussian, us: Any, N: int) -> Any:
-    """Return us as (N+1, nu), the last row zero where it was not given and does not matter."""
+    """Return us as (N, nu) or (N+1, nu)."""
     if us is None:
         if model.nu:
             raise ValueError(f"`us` is missing; the model has inputs: expected ({N + 1}, {model.nu}).")
@@ -39,9 +39,7 @@ def check_inputs(model: LinearGaussian, us: Any, N: int) -> Any:
     us = jnp.asarray(as_float(us, "us"))
     if us.ndim != 2 or us.shape[0] not in (N, N + 1) or us.shape[1] != model.nu:
         raise ValueError(f"`us` has shape {us.shape}; expected ({N}, {model.nu}) or ({N + 1}, {model.nu}).")
-    if us.shape[0] == N and is_concrete(model.D) and np.asarray(model.D).any():
-        raise ValueError(f"`us` has {N} rows; expected {N + 1}: the last measurement sees the input u_N through D.")
-    return us if us.shape[0] == N + 1 else jnp.concatenate([us, jnp.zeros_like(us[:1])])
+    return us
 
 
 def check_stages(model: LinearGaussian, N: int) -> None:
@@ -65,10 +63,23 @@ def series_of(model: LinearGaussian, ys: Any, us: Any = None) -> Series:
     b, z = model.c, ys
     if model.nu:
         b = _each(model.B, us[:N]) + (model.c if model.c.ndim == 2 else model.c[None])
-        z = ys - _each(model.D, us)
+        z = _without_feedthrough(model, ys, us)
     dtype = jnp.result_type(model.A.dtype, z.dtype)
     fields = (model.A, model.C, model.W, model.V, model.mean0, model.cov0, b, z)
     return Series(*(field.astype(dtype) for field in fields))
+
+
+def _without_feedthrough(model: LinearGaussian, ys: Any, us: Any) -> Any:
+    """Return y - D u. An input u_N that was not given must not matter: where it does, y_N becomes infinite."""
+    N = ys.shape[0] - 1
+    if us.shape[0] == N + 1:
+        return ys - _each(model.D, us)
+    last = model.D if model.D.ndim == 2 else model.D[-1]
+    matters = jnp.any(jnp.any(last != 0, axis=1) & ~jnp.isnan(ys[-1]))
+    if is_concrete(matters) and matters:
+        raise ValueError(f"`us` has {N} rows; expected {N + 1}: the last measurement sees the input u_N through D.")
+    z = ys[:N] - _each(model.D if model.D.ndim == 2 else model.D[:N], us)
+    return jnp.concatenate([z, jnp.where(matters, jnp.inf, ys[-1:]).astype(z.dtype)])
 
 
 def _each(matrix: Any, vectors: Any) -> Any:

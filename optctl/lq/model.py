@@ -127,6 +127,10 @@ class LQ:
         """Return the same model with other values in the named fields, such as `lq.replace(x0=...)`."""
         fields = {**vars(self), **changes}
         if (fields["x0"] is None) != (self.x0 is None) and "x0_free" not in changes:
+            if self.x0 is not None and any(self.x0_free):
+                raise ValueError(
+                    f"`x0` is None, but some components were given (x0_free {self.x0_free}); pass x0_free."
+                )
             fields["x0_free"] = None
         return LQ(**fields)
 
@@ -175,7 +179,9 @@ class LQ:
 
     @classmethod
     def from_problem(cls, problem: Problem) -> "LQ":
-        """Return the model of a linear-quadratic problem, exactly; its inequality constraints play no part.
+        """Return the model of a linear-quadratic problem, exactly.
+
+        Equal bounds x0_min and x0_max fix components of a free x_0; other inequality constraints play no part.
 
         Raises:
             ValueError: if the dynamics are not linear (as probed) or a cost is not quadratic, naming which.
@@ -190,7 +196,12 @@ class LQ:
             if name is not None:
                 what = "linear" if name == "dynamics" else "quadratic"
                 raise ValueError(f"`{name}` is not {what}; use method='newton_cg' or 'lbfgs'.")
-        return _model_along(problem, *zero_trajectory(problem), problem.params, None)
+        model = _model_along(problem, *zero_trajectory(problem), problem.params, None)
+        low, high = problem.x0_min, problem.x0_max
+        if low is None or high is None or not is_concrete((low, high)):
+            return model
+        fixed = np.broadcast_to(np.equal(low, high), (model.nx,))
+        return model.replace(x0=np.broadcast_to(low, fixed.shape) * fixed, x0_free=~fixed) if fixed.any() else model
 
 
 def _stage_shapes(nx: int, nu: int) -> dict[str, tuple[int, ...]]:

@@ -59,11 +59,13 @@ class LQSolution:
             RuntimeError: if it was not, naming the stage.
         """
         if self._status() != "solved":
-            raise RuntimeError(f"{self!r}; check the signs of Q, R and Qf there and later, and whether P overflows.")
+            raise RuntimeError(f"{self!r}; check the signs of the weights there and later, and whether P overflows.")
         return self
 
     def _status(self) -> str:
         failed = np.max(np.asarray(self.failed_stage))
+        if failed == 0 and self.K is not None and np.isfinite(np.asarray(self.K)).all():
+            return "Q0 + P_0, the weight of the free components of x_0, is not positive definite"
         if failed >= 0:
             return f"R + B'PB not positive definite at stage {failed}"
         if np.any(np.asarray(self.failed_stage) == NOT_CONVERGED):
@@ -116,14 +118,16 @@ def solve(lq: LQ, method: str = "auto", *, factors: Factors | None = None) -> LQ
         Anderson and Moore (1990), Optimal Control: Linear Quadratic Methods, section 2.4.
     """
     _check(lq, factors)
+    if method == "cg" and factors is not None:
+        raise ValueError("`factors` are given, but method 'cg' uses none; leave one of them out.")
     return _solve(lq, factors, _pick(method))
 
 
 def factor(lq: LQ, method: str = "auto") -> Factors:
     """Sweep over the matrices only: gains, value function's Hessian and factors, to be used for many right-hand sides.
 
-    The derivative of a later `solve(lq, factors=...)` is exact in every leaf of its `lq`; the factors themselves are
-    not differentiated.
+    A later `solve(lq, factors=...)` is differentiated in every leaf of its `lq`, as if it had made the factors itself;
+    the factors' own derivatives are those of the scan.
 
     Args:
         lq: the model; c, q, r, qf, q0 and x0 play no part.
@@ -180,7 +184,20 @@ _MODULES: dict[str, ModuleType] = {"native": native, "scan": riccati, "parallel"
 
 @functools.partial(jax.jit, static_argnames="method")
 def _factor(lq: LQ, method: str) -> Factors:
-    return _MODULES[method].factor(jax.lax.stop_gradient(_as_read(lq, method)))
+    if method != "native":
+        return _MODULES[method].factor(lq.symmetrized())
+    return _native_factor(lq)
+
+
+@jax.custom_jvp
+def _native_factor(lq: LQ) -> Factors:
+    return native.factor(lq)
+
+
+@_native_factor.defjvp
+def _factor_tangent(primals: tuple, tangents: tuple) -> tuple:
+    factors = _native_factor(*primals)
+    return factors, jax.jvp(lambda lq: riccati.factor(lq.symmetrized()), primals, tangents)[1]
 
 
 def _as_read(lq: LQ, method: str) -> LQ:

@@ -392,6 +392,38 @@ def test_bad_input_is_refused(change, message):
             function(**arguments)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_inputs_of_a_single_measurement(method):
+    one = np.eye(1)
+    model = oc.LinearGaussian(one, one, one, one, [0.0], one, B=one)
+    for us in (np.zeros((0, 1)), np.ones((1, 1))):  # u_0 is never seen
+        for _ in range(20):
+            value = oc.log_likelihood(model, [1.0], us, method=method)
+        np.testing.assert_allclose(value, -0.25 - 0.5 * np.log(4 * np.pi), rtol=1e-14)
+        np.testing.assert_allclose(oc.kalman_smoother(model, [1.0], us, method=method).means, [[0.5]], rtol=1e-14)
+
+
+def test_a_missing_last_input_is_never_taken_for_zero():
+    one = np.eye(1)
+    model = oc.LinearGaussian(one, one, one, one, [0.0], one, B=one, D=one)
+    ys, us = np.array([1.0, 2.0]), np.ones((1, 1))
+    with pytest.raises(ValueError, match="the last measurement sees the input u_N through D"):
+        oc.log_likelihood(model, ys, us)
+    assert not np.isfinite(jax.jit(oc.log_likelihood)(model, ys, us))
+    gap = np.array([1.0, np.nan])
+    want = oc.log_likelihood(model, gap, np.ones((2, 1)))
+    np.testing.assert_allclose(oc.log_likelihood(model, gap, us), want, rtol=1e-14)
+    np.testing.assert_allclose(jax.jit(oc.log_likelihood)(model, gap, us), want, rtol=1e-14)
+
+
+def test_replace_gives_and_takes_inputs():
+    eye = np.eye(2)
+    model = oc.LinearGaussian(eye, eye, eye, eye, np.zeros(2), eye)
+    driven = model.replace(B=np.ones((2, 3)))
+    assert driven.nu == 3 and driven.replace(B=None).nu == 0
+    assert driven.replace(B=None, D=eye).nu == 2
+
+
 def test_wrong_models_are_refused():
     good = dict(A=np.eye(2), C=np.eye(2), W=np.eye(2), V=np.eye(2), mean0=np.zeros(2), cov0=np.eye(2))
     for change, message in [

@@ -200,6 +200,39 @@ def test_factors_serve_further_right_hand_sides(method, rng):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-8), g, h)
 
 
+@pytest.mark.parametrize("method", ["native", "scan", "parallel"])
+def test_factors_have_derivatives(method, rng):
+    lq = random_lq(rng, 4, 3, 2)
+
+    def entries(scale):
+        factors = oc.lq.factor(lq.replace(A=scale * lq.A, R=lq.R / scale), method)
+        return jnp.stack([jnp.sum(jnp.cos(leaf)) for leaf in (factors.K, factors.P, factors.S, factors.S0)])
+
+    got = jax.jacfwd(entries)(1.0)
+    h = 1e-6
+    want = (entries(1 + h) - entries(1 - h)) / (2 * h)
+    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-7)
+    assert (np.abs(got[:3]) > 1e-6).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_asymmetric_weights_count_by_their_symmetric_part(method, rng):
+    lq = random_lq(rng, 6, 3, 2, free_x0=True)
+    skew = {name: rng.normal(size=getattr(lq, name).shape) for name in ("Q", "R", "Qf", "Q0")}
+    skew = {name: s - np.swapaxes(s, -1, -2) for name, s in skew.items()}
+
+    @jax.jit
+    def solve(lq, skew):
+        return oc.lq.solve(lq.replace(**{name: getattr(lq, name) + s for name, s in skew.items()}), method)
+
+    got, want = solve(lq, skew), oc.lq.solve(lq, "scan")
+    for name in ("xs", "us", "costates", "cost"):
+        np.testing.assert_allclose(getattr(got, name), getattr(want, name), rtol=1e-8, atol=1e-8)
+    slope = jax.grad(lambda s: jnp.sum(solve(lq, s).xs ** 2))(skew)
+    for name, g in slope.items():
+        np.testing.assert_allclose(g, np.swapaxes(g, -1, -2), atol=1e-9, err_msg=name)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_new_numbers_do_not_recompile(method, rng):
     from optctl.lq.solution import _solve
@@ -266,6 +299,24 @@ def test_an_unweighted_free_start_is_reported(method):
     assert oc.lq.solve(lq, method).failed_stage == 0
 
 
+def test_a_start_of_negative_weight_is_named():
+    one = np.eye(1)
+    sol = oc.lq.solve(LQ(one, one, one, one, one, Q0=-100 * one, q0=[1.0], horizon=5))
+    with pytest.raises(RuntimeError, match="Q0 . P_0, the weight of the free components of x_0, is not positive"):
+        sol.raise_if_failed()
+
+
+def test_equal_bounds_on_the_start_fix_its_components():
+    dynamics = oc.LinearDynamics(np.eye(2), np.ones((2, 1)))
+    cost = oc.costs.Quadratic(Q=np.eye(2), R=np.eye(1))
+    problem = oc.Problem(dynamics, cost, horizon=3, x0_min=[1.0, -5.0], x0_max=[1.0, 5.0])
+    lq = LQ.from_problem(problem)
+    assert lq.x0_free == (False, True)
+    np.testing.assert_allclose(oc.lq.solve(lq).xs[0, 0], 1.0)
+    with pytest.raises(ValueError, match="some components were given"):
+        lq.replace(x0=None)
+
+
 def test_conjugate_gradients_say_when_they_do_not_converge(rng):
     lq = random_lq(rng, 40, 3, 1, unstable=6.0)
     sol = oc.lq.solve(lq, "cg")
@@ -303,6 +354,9 @@ def test_bad_input_is_refused(change, message):
 
 
 def test_wrong_calls_are_refused(rng):
+    one = random_lq(rng, 3, 2, 1)
+    with pytest.raises(ValueError, match="`factors` are given, but method 'cg' uses none"):
+        oc.lq.solve(one, "cg", factors=oc.lq.factor(one))
     lq = LQ(**GOOD)
     with pytest.raises(ValueError, match="expected one of"):
         oc.lq.solve(lq, "dense")
