@@ -130,7 +130,11 @@ ffi::Error handle(const Signature& signature, ffi::ThreadPool pool, ffi::Remaini
                                     .Attr<int64_t>("nu")                                                         \
                                     .Attr<int64_t>("ny"))
 
+// Memory that nobody has written to: room for what a loop fills in, without a pass of zeros over all of it.
+static ffi::Error unset_door(ffi::RemainingRets) { return ffi::Error::Success(); }
+
 #pragma GCC visibility push(default)
+XLA_FFI_DEFINE_HANDLER_SYMBOL(optctl_unset, unset_door, ffi::Ffi::Bind().RemainingRets());
 OPTCTL_DOOR(lq_factor, "mmmmmMMV", "mmmM");
 OPTCTL_DOOR(lq_sweep, "mmvvvVVmmmM", "Vvvvvv");
 OPTCTL_DOOR(kalman_likelihood, "mmmmVMvv", "S");

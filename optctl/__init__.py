@@ -22,6 +22,16 @@ from optctl.adjoint import (
     gradient,
     hessian_vector_product,
 )
+from optctl.continuous import (
+    ODE,
+    Event,
+    ODEGradient,
+    Signal,
+    Trajectory,
+    integrate,
+    ode_gradient,
+    ode_hessian_vector_product,
+)
 from optctl.dynamics import (
     AbstractDynamics,
     Adjoint,
@@ -34,6 +44,7 @@ from optctl.dynamics import (
     discretize,
     models,
 )
+from optctl.dynamics.memory import Binomial
 from optctl.estimation import (
     LinearGaussian,
     Posterior,
@@ -51,13 +62,16 @@ __version__ = "0.1.0"
 
 __all__ = [
     "MLP",
+    "ODE",
     "AbstractDynamics",
     "Adjoint",
+    "Binomial",
     "Certificate",
     "CheckReport",
     "ClosedLoop",
     "CostateGrowth",
     "Dynamics",
+    "Event",
     "Gradient",
     "History",
     "LQSolution",
@@ -65,12 +79,15 @@ __all__ = [
     "Layers",
     "LinearDynamics",
     "LinearGaussian",
+    "ODEGradient",
     "Posterior",
     "Problem",
+    "Signal",
     "SimulatorDynamics",
     "Solution",
     "Status",
     "TrainingResult",
+    "Trajectory",
     "check_adjoint",
     "check_gradient",
     "closed_loop",
@@ -83,6 +100,7 @@ __all__ = [
     "dlqr",
     "gradient",
     "hessian_vector_product",
+    "integrate",
     "kalman_filter",
     "kalman_smoother",
     "log_likelihood",
@@ -90,6 +108,8 @@ __all__ = [
     "lqr",
     "mlp",
     "models",
+    "ode_gradient",
+    "ode_hessian_vector_product",
     "plot",
     "problems",
     "record",

@@ -10,9 +10,11 @@ import importlib.util
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 KERNELS = (
+    "unset",
     "lq_factor",
     "lq_sweep",
     "kalman_likelihood",
@@ -54,6 +56,13 @@ def require() -> None:
     if not available():
         why = "the compiled kernels are not installed" if jax.default_backend() == "cpu" else "the kernels need a CPU"
         raise ValueError(f"`method` is 'native', but {why}; use 'auto', 'scan' or 'parallel'.")
+
+
+def unset(shape: tuple[int, ...], dtype: Any) -> Any:
+    """Return an array of which no entry counts: room for a loop to write to, made without a pass over it."""
+    if not available():
+        return jnp.zeros(shape, dtype)
+    return jax.ffi.ffi_call("optctl_unset", jax.ShapeDtypeStruct(shape, dtype))()
 
 
 def call(

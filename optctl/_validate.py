@@ -26,6 +26,8 @@ def as_float(value: Any, name: str, shape: tuple[int | None, ...] | None = None,
     """
     if value is None:
         raise ValueError(f"`{name}` is missing; expected an array{'' if shape is None else f' of shape {shape}'}.")
+    if isinstance(value, np.floating):
+        value = np.asarray(value)
     if not isinstance(value, jax.Array | np.ndarray):
         try:
             array = np.asarray if is_concrete(value) else jnp.asarray
@@ -92,7 +94,9 @@ def check_tree(value: Any, name: str) -> Any:
     return jax.tree_util.tree_map_with_path(leaf, value)
 
 
-def as_weight(value: Any, name: str, shape: tuple[int | None, ...], *, definite: bool = False, stages: bool = True) -> Any:
+def as_weight(
+    value: Any, name: str, shape: tuple[int | None, ...], *, definite: bool = False, stages: bool = True
+) -> Any:
     """Return a symmetric positive (semi)definite matrix, or (`stages`) a stack of them along a leading axis.
 
     Raises:

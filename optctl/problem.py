@@ -20,6 +20,7 @@ import numpy as np
 from optctl._record import record
 from optctl._validate import as_float, check_shape, check_tree, is_concrete, result_shape
 from optctl.dynamics.base import AbstractDynamics, check_registered
+from optctl.dynamics.memory import Memory, check_memory
 from optctl.dynamics.stage import STATE, stage_function
 
 STAGE_FUNCTIONS = ("stage_cost", "path_inequality", "path_equality")
@@ -31,7 +32,7 @@ REMEMBERED = 256
 _CHECKED: set[tuple] = set()
 
 
-@record(static=("horizon",))
+@record(static=("horizon", "memory"))
 class Problem:
     """Dynamics, costs, constraints and the initial condition.
 
@@ -53,6 +54,9 @@ class Problem:
         path_equality: `h(x, u[, t[, params]])`, a vector, h = 0 at every stage.
         terminal_inequality: `gN(x[, params])`, a vector, gN <= 0.
         terminal_equality: `hN(x[, params])`, a vector, hN = 0.
+        memory: how gradients go back through the horizon. "full" keeps all states; "sqrt" keeps about 2 sqrt(N) and
+            computes the others twice; `Binomial(slots)` keeps `slots` and recomputes the fewest. The gradient is the
+            same to rounding; with the latter two, results hold neither states nor costates.
 
     Raises:
         ValueError: for wrong shapes, NaN, integer arrays, costs that are not scalar, crossing bounds, horizon < 1.
@@ -88,6 +92,7 @@ class Problem:
     path_equality: Any = None
     terminal_inequality: Any = None
     terminal_equality: Any = None
+    memory: Memory = "full"
 
     def __post_init__(self) -> None:
         if not isinstance(self.dynamics, AbstractDynamics):
@@ -96,6 +101,10 @@ class Problem:
                 " or another kind."
             )
         check_registered(self.dynamics)
+        if check_memory(self.memory) != "full" and not self.dynamics.bounds_memory:
+            raise ValueError(
+                f"`memory` is {self.memory!r}; {type(self.dynamics).__name__} keeps all states: expected 'full'."
+            )
         self._set("horizon", _check_horizon(self.horizon, self.dynamics))
         for name in STAGE_FUNCTIONS:
             if getattr(self, name) is not None:

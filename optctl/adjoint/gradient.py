@@ -13,6 +13,7 @@ References: Bryson and Ho (1975), Applied Optimal Control, equation 2.3.6; Griew
 Derivatives, section 3.2.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ import numpy as np
 
 from optctl._record import record
 from optctl._validate import as_float, check_tree
+from optctl.dynamics.memory import reverse, schedule
 from optctl.problem import Problem
 
 
@@ -31,7 +33,8 @@ class Gradient:
     Attributes:
         cost: the total cost J, a scalar.
         xs: (N+1, nx) states.
-        costates: (N+1, nx), dJ/dx_t with the future inputs held fixed (l0 not counted).
+        costates: (N+1, nx), dJ/dx_t with the future inputs held fixed (l0 not counted). As xs, None where the problem
+            bounds the memory.
         us: (N, nu), dJ/du_t.
         x0: (nx,), dJ/dx_0.
         params: like the parameters, dJ/dparams.
@@ -112,6 +115,8 @@ def _gradient(problem: Problem, us: Any, x0: Any, params: Any) -> Gradient:
 
 def costate_gradient(problem: Problem, us: Any, x0: Any, params: Any) -> Gradient:
     """The engine itself, without checks, for use inside compiled code."""
+    if problem.memory != "full":
+        return _recomputing_gradient(problem, us, x0, params)
     xs = problem.dynamics.roll(x0, us, params)
     cost, (gxs, gus, gparams) = jax.value_and_grad(problem.trajectory_cost, (0, 1, 2))(xs, us, params)
     start, (gx0, gparams0) = jax.value_and_grad(problem.start_cost, (0, 1))(x0, params)
@@ -127,7 +132,53 @@ def costate_gradient(problem: Problem, us: Any, x0: Any, params: Any) -> Gradien
     )
 
 
+def _recomputing_gradient(problem: Problem, us: Any, x0: Any, params: Any) -> Gradient:
+    """The same recursion stage by stage, over states that are computed again as the schedule says."""
+    N = us.shape[0]
+    plan = schedule(problem.memory, N)
+
+    def step(x: Any, t: Any) -> Any:
+        return problem.dynamics.step(x, us[t], t, params)
+
+    def finish(x: Any, carry: tuple) -> tuple:
+        _, gus, gparams, cost = carry
+        last, (gx, gp) = jax.value_and_grad(_terminal_cost(problem), (0, 1))(x, params)
+        return gx, gus, jax.tree.map(jnp.add, gparams, gp), cost + last
+
+    def visit(x: Any, t: Any, carry: tuple) -> tuple:
+        costate, gus, gparams, cost = carry
+
+        def stage(x: Any, u: Any, params: Any) -> tuple[Any, Any]:
+            return problem.dynamics.step(x, u, t, params), _stage_cost(problem, x, u, t, params)
+
+        (_, here), transpose = jax.vjp(stage, x, us[t], params)
+        gx, gu, gp = transpose((costate, jnp.ones_like(here)))
+        return gx, gus.at[t].set(gu), jax.tree.map(jnp.add, gparams, gp), cost + here
+
+    start, (gx0, gparams0) = jax.value_and_grad(problem.start_cost, (0, 1))(x0, params)
+    carry = jnp.zeros_like(x0), jnp.zeros_like(us), gparams0, start
+    costate0, gus, gparams, cost = reverse(plan.arrays(), plan.slots, step, x0, finish, visit, carry)
+    return Gradient(cost, None, None, us=gus, x0=costate0 + gx0, params=gparams)
+
+
+def _terminal_cost(problem: Problem) -> Callable:
+    nothing = lambda x, params: jnp.zeros((), x.dtype)  # noqa: E731
+    return nothing if problem.terminal_cost is None else problem.terminal_cost
+
+
+def _stage_cost(problem: Problem, x: Any, u: Any, t: Any, params: Any) -> Any:
+    return jnp.zeros((), x.dtype) if problem.stage_cost is None else problem.stage_cost(x, u, t, params)
+
+
 def total_cost(problem: Problem, us: Any, x0: Any, params: Any) -> Any:
     """Return J alone, without checks: one rollout."""
+    if problem.memory != "full":
+
+        def forward(t: Any, carry: tuple) -> tuple:
+            x, cost = carry
+            return problem.dynamics.step(x, us[t], t, params), cost + _stage_cost(problem, x, us[t], t, params)
+
+        x, cost = jax.lax.fori_loop(0, us.shape[0], forward, (x0, problem.start_cost(x0, params)))
+        return cost + _terminal_cost(problem)(x, params)
     xs = problem.dynamics.roll(x0, us, params)
     return problem.trajectory_cost(xs, us, params) + problem.start_cost(x0, params)

@@ -77,6 +77,7 @@ class AbstractDynamics:
     twice_differentiable: ClassVar[bool] = True
     has_jax_step: ClassVar[bool] = True
     roll_without_inputs: ClassVar[bool] = False
+    bounds_memory: ClassVar[bool] = True
 
     def step(self, x: Any, u: Any, t: Any, params: Any) -> Any:
         """Return x_{t+1}, shape (nx,), from x (nx,), u (nu,), the stage index and the parameters."""

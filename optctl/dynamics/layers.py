@@ -45,6 +45,7 @@ class Layers(AbstractDynamics):
 
     nu: ClassVar[int] = 0  # type: ignore[misc]
     roll_without_inputs: ClassVar[bool] = True
+    bounds_memory: ClassVar[bool] = False
 
     layers: Any
     share: tuple[int, ...] | None = None

@@ -48,6 +48,7 @@ class SimulatorDynamics(AbstractDynamics):
 
     twice_differentiable: ClassVar[bool] = False
     has_jax_step: ClassVar[bool] = False
+    bounds_memory: ClassVar[bool] = False
 
     f: Any
     nx: int

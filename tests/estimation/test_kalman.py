@@ -420,7 +420,8 @@ def test_replace_gives_and_takes_inputs():
     eye = np.eye(2)
     model = oc.LinearGaussian(eye, eye, eye, eye, np.zeros(2), eye)
     driven = model.replace(B=np.ones((2, 3)))
-    assert driven.nu == 3 and driven.replace(B=None).nu == 0
+    assert driven.nu == 3
+    assert driven.replace(B=None).nu == 0
     assert driven.replace(B=None, D=eye).nu == 2
 
 

@@ -302,7 +302,7 @@ def test_an_unweighted_free_start_is_reported(method):
 def test_a_start_of_negative_weight_is_named():
     one = np.eye(1)
     sol = oc.lq.solve(LQ(one, one, one, one, one, Q0=-100 * one, q0=[1.0], horizon=5))
-    with pytest.raises(RuntimeError, match="Q0 . P_0, the weight of the free components of x_0, is not positive"):
+    with pytest.raises(RuntimeError, match=r"Q0 \+ P_0, the weight of the free components of x_0, is not positive"):
         sol.raise_if_failed()
 
 

@@ -1,0 +1,16 @@
+"""Time as a real number: ODEs, their solution, and the gradients of their solution."""
+
+from optctl.continuous.gradient import ODEGradient, ode_gradient, ode_hessian_vector_product
+from optctl.continuous.integrate import Trajectory, integrate
+from optctl.continuous.ode import ODE, Event, Signal
+
+__all__ = [
+    "ODE",
+    "Event",
+    "ODEGradient",
+    "Signal",
+    "Trajectory",
+    "integrate",
+    "ode_gradient",
+    "ode_hessian_vector_product",
+]

@@ -1,0 +1,213 @@
+"""What is integrated: an ODE, the input signal that drives it, and the events that interrupt it."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optctl._record import record
+from optctl._validate import as_float, is_concrete
+
+KINDS = ("hold", "linear", "spline")
+
+
+@record(static=("f", "arguments"))
+class ODE:
+    """dz/dt = f.
+
+    Args:
+        f: `f(z)`, `f(z, t)`, `f(z, t, params)` or, with an input signal, `f(z, u, t, params)`; returns dz/dt in the
+            shape of z; t in seconds. A function is compiled once per function object: define it once.
+
+    Raises:
+        ValueError: if f takes another number of arguments.
+
+    Example:
+        >>> import optctl as oc
+        >>> decay = oc.ODE(lambda z, t, rate: -rate * z)
+        >>> print(oc.integrate(decay, [1.0], [0.0, 1.0], 0.5).zs[-1].round(6))
+        [0.606531]
+    """
+
+    f: Callable
+    arguments: int = 0
+
+    def __post_init__(self) -> None:
+        if not callable(self.f):
+            raise ValueError(f"`f` is a {type(self.f).__name__}; expected a function f(z, t, params).")
+        count = count_arguments(self.f, 5)
+        if not 1 <= count <= 4:
+            raise ValueError(
+                f"`f` takes {count} arguments; expected f(z), f(z, t), f(z, t, params) or f(z, u, t, params)."
+            )
+        object.__setattr__(self, "arguments", count)
+
+    @property
+    def takes_input(self) -> bool:
+        """True if f takes an input u."""
+        return self.arguments == 4
+
+    def __call__(self, z: Any, u: Any, t: Any, params: Any) -> Any:
+        """Return dz/dt, whatever arguments f takes; so an ODE can be handed to `discretize`."""
+        given = (z, u, t, params) if self.takes_input else (z, t, params)[: self.arguments]
+        value = self.f(*given)
+        return jnp.stack([jnp.asarray(v) for v in value]) if isinstance(value, list | tuple) else value
+
+
+def count_arguments(f: Callable, most: int) -> int:
+    """Return how many of `most` positional arguments a function takes."""
+    try:
+        parameters = list(inspect.signature(f).parameters.values())
+    except (TypeError, ValueError):
+        return most
+    if any(p.kind == p.VAR_POSITIONAL for p in parameters):
+        return most
+    needed = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty for p in parameters)
+    return min(needed, most)
+
+
+@record(static=("kind",))
+class Signal:
+    """An input u(t) through given values; its knots are ends of steps.
+
+    Args:
+        ts: (K,) increasing times in seconds. The first and the last piece go on beyond them.
+        values: "hold": (K, nu) or (K-1, nu), values[k] holds from ts[k] to ts[k+1]; "linear" and "spline": (K, nu), the
+            values at ts.
+        kind: "hold", "linear", or "spline", the natural cubic spline.
+
+    Raises:
+        ValueError: for times that do not increase, wrong shapes, an unknown kind.
+
+    Example:
+        >>> import optctl as oc
+        >>> ramp = oc.Signal([0.0, 1.0, 3.0], [[0.0], [1.0], [5.0]], kind="linear")
+        >>> print(ramp(2.0))
+        [3.]
+
+    References:
+        de Boor (1978), A Practical Guide to Splines, chapter IV.
+    """
+
+    ts: Any
+    values: Any
+    kind: str = "hold"
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"`kind` is {self.kind!r}; expected one of {list(KINDS)}.")
+        ts = increasing(self.ts, "ts")
+        values = as_float(self.values, "values")
+        rows = (ts.shape[0], ts.shape[0] - 1) if self.kind == "hold" else (ts.shape[0],)
+        if values.ndim != 2 or values.shape[0] not in rows:
+            expected = " or ".join(f"({n}, nu)" for n in rows)
+            raise ValueError(f"`values` has shape {values.shape}; expected {expected} for {ts.shape[0]} times.")
+        object.__setattr__(self, "ts", jnp.asarray(ts))
+        object.__setattr__(self, "values", jnp.asarray(values))
+
+    def __call__(self, t: Any) -> Any:
+        """Return u(t), shape (nu,); at a jump the value after it."""
+        k = jnp.clip(jnp.searchsorted(self.ts, t, side="right") - 1, 0, self.ts.shape[0] - 2)
+        return self.piece(self.coefficients(), k, t)
+
+    def coefficients(self) -> Any:
+        """Return (K-1, degree+1, nu): u(t) = sum_i coefficients[k, i] (t - ts[k])^i on piece k."""
+        v, ts = self.values, self.ts.astype(self.values.dtype)
+        if self.kind == "hold":
+            return v[: ts.shape[0] - 1, None]
+        h = jnp.diff(ts)[:, None]
+        slope = jnp.diff(v, axis=0) / h
+        if self.kind == "linear":
+            return jnp.stack([v[:-1], slope], axis=1)
+        bend = self._second_derivatives(h, slope)
+        first = slope - h * (2 * bend[:-1] + bend[1:]) / 6
+        return jnp.stack([v[:-1], first, bend[:-1] / 2, jnp.diff(bend, axis=0) / (6 * h)], axis=1)
+
+    def piece(self, coefficients: Any, k: Any, t: Any) -> Any:
+        """Return the polynomial of piece k at t."""
+        s = t - self.ts[k]
+        value = coefficients[k, -1]
+        for i in reversed(range(coefficients.shape[1] - 1)):
+            value = value * s + coefficients[k, i]
+        return value
+
+    def _second_derivatives(self, h: Any, slope: Any) -> Any:
+        """Solve the tridiagonal system of the natural spline."""
+        zeros = jnp.zeros((1, slope.shape[1]), slope.dtype)
+        if slope.shape[0] == 1:
+            return jnp.concatenate([zeros, zeros])
+        lower = jnp.concatenate([jnp.zeros_like(h[:1, 0]), h[1:-1, 0]])
+        upper = jnp.concatenate([h[1:-1, 0], jnp.zeros_like(h[:1, 0])])
+        diagonal = 2 * (h[:-1, 0] + h[1:, 0])
+        inner = jax.lax.linalg.tridiagonal_solve(lower, diagonal, upper, 6 * jnp.diff(slope, axis=0))
+        return jnp.concatenate([zeros, inner, zeros])
+
+
+@record(static=("when", "reset", "direction", "most"))
+class Event:
+    """Something that happens when a function of the state crosses zero: the end, or a reset.
+
+    Args:
+        when: `when(z, t, params)`, a scalar; the event is its zero, located to rounding. Trailing arguments may be left
+            out, as in `reset`.
+        reset: `reset(z, t, params)` returns the state to go on with; None ends the integration there.
+        direction: -1: only where `when` falls through zero, 1: only where it rises, 0: both.
+        most: the largest number of resets.
+
+    Raises:
+        ValueError: if these are not functions, or for another direction.
+
+    Example:
+        >>> import optctl as oc
+        >>> ball = oc.ODE(lambda z, t, g: [z[1], -g])
+        >>> bounce = oc.Event(lambda z: z[0], reset=lambda z: [0.0 * z[0], -0.8 * z[1]], direction=-1)
+        >>> fall = oc.integrate(ball, [10.0, 0.0], [0.0, 2.0], 9.81, event=bounce)
+        >>> print(fall.event_times.round(6), fall.zs[-1, 0].round(6))
+        [1.427843] 4.805708
+    """
+
+    when: Any
+    reset: Any = None
+    direction: int = 0
+    most: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("when", "reset"):
+            f = getattr(self, name)
+            if f is None and name == "reset":
+                continue
+            if not callable(f):
+                raise ValueError(f"`{name}` is a {type(f).__name__}; expected a function of (z, t, params).")
+            object.__setattr__(self, name, f)
+        if self.direction not in (-1, 0, 1):
+            raise ValueError(f"`direction` is {self.direction!r}; expected -1, 0 or 1.")
+
+    def value(self, z: Any, t: Any, params: Any) -> Any:
+        """Return `when`, a scalar."""
+        return jnp.asarray(_call(self.when, z, t, params))
+
+    def after(self, z: Any, t: Any, params: Any) -> Any:
+        """Return the state after the reset."""
+        value = _call(self.reset, z, t, params)
+        return jnp.stack([jnp.asarray(v) for v in value]) if isinstance(value, list | tuple) else value
+
+
+def _call(f: Callable, *arguments: Any) -> Any:
+    return f(*arguments[: count_arguments(f, 3)])
+
+
+def increasing(ts: Any, name: str) -> Any:
+    """Return times as a vector of at least two, or raise ValueError where they do not increase."""
+    ts = as_float(ts, name)
+    if ts.ndim != 1 or ts.shape[0] < 2:
+        raise ValueError(f"`{name}` has shape {ts.shape}; expected a vector of at least two times in seconds.")
+    if is_concrete(ts):
+        steps = np.diff(np.asarray(ts))
+        if (steps <= 0).any():
+            i = int(np.argmax(steps <= 0))
+            here, there = float(ts[i]), float(ts[i + 1])
+            raise ValueError(f"`{name}` does not increase: {name}[{i}] = {here:.6g}, {name}[{i + 1}] = {there:.6g}.")
+    return ts
