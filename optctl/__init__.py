@@ -25,10 +25,12 @@ from optctl.adjoint import (
 from optctl.continuous import (
     ODE,
     Event,
+    NeuralODE,
     ODEGradient,
     Signal,
     Trajectory,
     integrate,
+    neural_ode,
     ode_gradient,
     ode_hessian_vector_product,
 )
@@ -43,6 +45,7 @@ from optctl.dynamics import (
     SimulatorDynamics,
     discretize,
     models,
+    pde,
 )
 from optctl.dynamics.memory import Binomial
 from optctl.estimation import (
@@ -54,7 +57,7 @@ from optctl.estimation import (
     smoothing_problem,
 )
 from optctl.lq import LQSolution, dare, dlqe, dlqr, lqr, to_cvxpy
-from optctl.policies import MLP, TrainingResult, closed_loop, mlp, train_layers, train_policy
+from optctl.policies import MLP, TrainingResult, closed_loop, mlp, train, train_layers, train_policy
 from optctl.problem import Problem
 from optctl.solvers import Certificate, History, Solution, Status, solve
 
@@ -79,6 +82,7 @@ __all__ = [
     "Layers",
     "LinearDynamics",
     "LinearGaussian",
+    "NeuralODE",
     "ODEGradient",
     "Posterior",
     "Problem",
@@ -108,14 +112,17 @@ __all__ = [
     "lqr",
     "mlp",
     "models",
+    "neural_ode",
     "ode_gradient",
     "ode_hessian_vector_product",
+    "pde",
     "plot",
     "problems",
     "record",
     "smoothing_problem",
     "solve",
     "to_cvxpy",
+    "train",
     "train_layers",
     "train_policy",
 ]

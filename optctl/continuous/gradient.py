@@ -30,12 +30,13 @@ import numpy as np
 
 from optctl._record import record
 from optctl._validate import check_like, is_concrete, result_shape
-from optctl.continuous.integrate import event_times, observed, prepare, raise_if_failed
-from optctl.continuous.march import ARRIVAL, EVENT, MarchStatus, Mesh, march, put, take
+from optctl.continuous.integrate import prepare, raise_if_failed
+from optctl.continuous.march import ARRIVAL, MarchStatus, Mesh, march, take
 from optctl.continuous.ode import ODE, Event, Signal, count_arguments
-from optctl.continuous.steps import PAIRS, rolled_step, step
+from optctl.continuous.replay import Replay, event_times, input_slope, observed, pull_back
+from optctl.continuous.steps import rolled_step
 from optctl.continuous.system import Free, System
-from optctl.dynamics.memory import check_memory, reverse, schedule
+from optctl.dynamics.memory import check_memory
 
 MODES = ("exact", "continuous", "forward")
 CONTROLS = ("sensitivities", "states")
@@ -85,169 +86,31 @@ class Loss:
         return self.loss(zs, times) if self.takes_events else self.loss(zs)
 
 
-class Replay:
-    """The accepted steps as functions of what is free: what the derivatives are taken of."""
-
-    def __init__(self, system: System, free: Free, mesh: Mesh) -> None:
-        self.system, self.mesh = system, jax.lax.stop_gradient(mesh)
-        self.shape = free.z0.shape
-        _, self.where, self.pieces = system.anchors(free.ts)
-
-    def data(self, free: Free) -> tuple[Any, Any]:
-        """What f depends on: parameters and polynomials of the input."""
-        return free.params, self.system.coefficients(free)
-
-    def advance(self, n: Any, y: Any, t: Any, t_next: Any, data: tuple) -> Any:
-        """Step n without an event."""
-        piece = take(self.pieces, take(self.mesh.anchor, n))
-        rate = lambda y, t: self.system.rate(self.shape, y, t, piece, *data)  # noqa: E731
-        return step(self.system.method, rate, y, t, t_next - t)[0]
-
-    def advance_to_event(self, n: Any, y: Any, t: Any, data: tuple) -> tuple[Any, Any]:
-        """Step n up to its event, and the reset; the time is the implicit function of everything before."""
-        functions = self.system.event_functions(self.shape, data[0])
-
-        def past_surface(h: Any) -> Any:
-            return functions["event"](self.advance(n, y, t, t + h, data), t + h)
-
-        taken = self.mesh.ts[n + 1] - self.mesh.ts[n]
-        h = jax.lax.custom_root(past_surface, taken, lambda _, h: h, lambda g, v: v / g(jnp.ones_like(v)))
-        y = self.advance(n, y, t, t + h, data)
-        return (y if functions["reset"] is None else functions["reset"](y, t + h)), t + h
-
-    def place(self, n: Any, anchors: Any) -> Any:
-        """The time at which step n ends if not in an event."""
-        j, end = take(self.mesh.anchor, n), take(self.mesh.end, n)
-        held = take(self.mesh.ts, n + 1)
-        if self.system.method not in PAIRS:
-            start, stop = (take(jax.lax.stop_gradient(anchors), j + i) for i in (0, 1))
-            share = (held - start) / jnp.where(stop > start, stop - start, 1.0)
-            held = take(anchors, j) + share * (take(anchors, j + 1) - take(anchors, j))
-        return jnp.where(end == ARRIVAL, take(anchors, j + 1), held)
-
-    def move(self, n: Any, y: Any, t: Any, data: tuple, anchors: Any) -> tuple[Any, Any]:
-        """Step n, whatever it ends in."""
-        t_next = self.place(n, anchors)
-        if self.system.event is None:
-            return self.advance(n, y, t, t_next, data), t_next
-        return jax.lax.cond(
-            self.mesh.end[n] == EVENT,
-            lambda: self.advance_to_event(n, y, t, data),
-            lambda: (self.advance(n, y, t, t_next, data), t_next),
-        )
-
-    def forward(self, free: Free) -> Mesh:
-        """Return the mesh with its times and states as functions of what is free."""
-        data, (anchors, _, _) = self.data(free), self.system.anchors(free.ts)
-        mesh = self.mesh
-        ys = jnp.zeros((mesh.ts.shape[0], mesh.at.shape[1]), mesh.at.dtype)
-
-        def body(n: Any, carry: tuple) -> tuple:
-            ts, ys, at, y, t = carry
-            y, t = self.move(n, y, t, data, anchors)
-            row = jnp.where(take(mesh.end, n) == ARRIVAL, take(mesh.anchor, n) + 1, at.shape[0] - 1)
-            return put(ts, t, n + 1), put(ys, y, n + 1), put(at, y, row), y, t
-
-        y0 = self.system.start(free)
-        start = (mesh.ts.at[0].set(anchors[0]), ys.at[0].set(y0), with_spare_row(mesh.at).at[0].set(y0), y0, anchors[0])
-        ts, ys, at, y, t = jax.lax.fori_loop(0, mesh.count, body, start)
-        fields = vars(mesh) | {"ts": ts, "ys": ys, "at": at[:-1], "y": y, "t": t}
-        return Mesh(**fields)
-
-
-def with_spare_row(rows: Any) -> Any:
-    """Add a row for what belongs to none."""
-    return jnp.concatenate([rows, jnp.zeros_like(rows[:1])])
-
-
 def loss_slopes(system: System, loss: Loss, free: Free, mesh: Mesh) -> tuple[Any, Any, Any, Any]:
-    """Return the loss and its slopes: at the anchors, at the end of the march, and in the event times."""
+    """Return the loss and its slopes: at the anchors, at the end of the march, and in the mesh's times."""
     value, slopes = jax.value_and_grad(lambda *parts: loss_of(system, loss, free, mesh, *parts), (0, 1, 2))(
-        mesh.at, mesh.y, event_times(mesh)
+        mesh.at, mesh.y, mesh.ts
     )
     return value, *slopes
 
 
-def loss_of(system: System, loss: Loss, free: Free, mesh: Mesh, at: Any, y: Any, times: Any) -> Any:
-    """Return the loss, running cost included, of states at the anchors and at the end, and of event times."""
-    fields = vars(mesh) | {"at": at, "y": y}
-    value = loss(observed(system, free, Mesh(**fields)), times)
+def loss_of(system: System, loss: Loss, free: Free, mesh: Mesh, at: Any, y: Any, ts: Any) -> Any:
+    """Return the loss, running cost included, of states at the anchors and at the end, and of the mesh's times."""
+    fields = vars(mesh) | {"at": at, "y": y, "ts": ts}
+    solution = Mesh(**fields)
+    value = loss(observed(system, free, solution), event_times(solution))
     return value if system.running_cost is None else value + y[-1]
 
 
 def exact(system: System, loss: Loss, free: Free, mesh: Mesh, memory: Any = "full") -> ODEGradient:
-    """Step the costate back through the accepted steps.
-
-    The mesh may be one that depends on what is free (`Replay.forward`); then the gradient's derivatives are right.
-    """
-    replay = Replay(system, free, mesh)
-    data, (anchors, where, _) = replay.data(free), system.anchors(free.ts)
-    value, gat, gy_end, gtimes = loss_slopes(system, loss, free, mesh)
-    zeros = jnp.zeros_like
-
-    def visit(y: Any, n: Any, carry: tuple) -> tuple:
-        costate, gt, ganchors, gdata, later, at_anchors = carry
-        j, end = take(mesh.anchor, n), take(mesh.end, n)
-        costate = costate + jnp.where(end == ARRIVAL, take(gat, j + 1), 0.0)
-        at_anchors = put(at_anchors, costate, jnp.where(end == ARRIVAL, j + 1, anchors.shape[0]))
-        if system.event is not None:
-            gt = gt + jnp.where(end == EVENT, gtimes[jnp.maximum(later - 1, 0)], 0.0)
-            later = later - (end == EVENT)
-
-        def stage(y: Any, t: Any, data: tuple, anchors: Any) -> tuple[Any, Any]:
-            return replay.move(n, y, t, data, anchors)
-
-        _, transpose = jax.vjp(stage, y, take(mesh.ts, n), data, anchors)
-        gy, gt, gd, ga = transpose((costate, gt))
-        return gy, gt, ganchors + ga, jax.tree.map(jnp.add, gdata, gd), later, at_anchors
-
-    start = (
-        gy_end, jnp.zeros((), anchors.dtype), zeros(anchors), jax.tree.map(zeros, data), mesh.events,
-        zeros(with_spare_row(gat)),
-    )  # fmt: skip
-    if memory == "full":
-
-        def back(i: Any, carry: tuple) -> tuple:
-            n = mesh.count - 1 - i
-            return visit(take(mesh.ys, n), n, carry)
-
-        end = jax.lax.fori_loop(0, mesh.count, back, start)
-    else:
-        end = _recompute(replay, mesh, system.start(free), data, anchors, visit, start, memory)
-    costate, gt, ganchors, gdata, _, at_anchors = end
-    costate = costate + gat[0]
-    ganchors = ganchors.at[0].add(gt)
-    at_anchors = at_anchors.at[0].set(costate)
-    state = lambda y: system.state(y, free.z0.shape)  # noqa: E731
+    """Step the costate back through the accepted steps."""
+    value, *slopes = loss_slopes(system, loss, free, mesh)
+    gat, gy, gts = slopes
+    g, costates = pull_back(system, free, mesh, gat, gy, gts, memory=memory)
     return ODEGradient(
-        value, observed(system, free, mesh), state(costate), gdata[0], ganchors[where],
-        input_slope(system, free, gdata[1]), state(at_anchors[where]), event_times(mesh), jnp.zeros((), value.dtype),
-        mesh.count, mesh.status,
+        value, observed(system, free, mesh), g.z0, g.params, g.ts, g.values, costates, event_times(mesh),
+        jnp.zeros((), value.dtype), mesh.count, mesh.status,
     )  # fmt: skip
-
-
-def input_slope(system: System, free: Free, gcoefficients: Any) -> Any:
-    """Return dL/dvalues of the input signal from the slope in its polynomials."""
-    if system.signal is None:
-        return None
-    _, transpose = jax.vjp(lambda values: system.coefficients(Free(None, None, None, values)), free.values)
-    return transpose(gcoefficients)[0]
-
-
-def _recompute(
-    replay: Replay, mesh: Mesh, y0: Any, data: tuple, anchors: Any, visit: Callable, carry: Any, memory: Any
-) -> Any:
-    """Visit all rows of the mesh backward under a memory schedule; padding rows change nothing."""
-    N = mesh.anchor.shape[0]
-    plan = schedule(memory, N)
-
-    def forward(y: Any, n: Any) -> Any:
-        return jax.lax.cond(n < mesh.count, lambda: replay.move(n, y, mesh.ts[n], data, anchors)[0], lambda: y)
-
-    def back(y: Any, n: Any, carry: Any) -> Any:
-        return jax.lax.cond(n < mesh.count, lambda: visit(y, n, carry), lambda: carry)
-
-    return reverse(plan.arrays(), plan.slots, forward, y0, lambda _, carry: carry, back, carry)
 
 
 def forward(system: System, loss: Loss, free: Free, mesh: Mesh) -> ODEGradient:
@@ -256,7 +119,7 @@ def forward(system: System, loss: Loss, free: Free, mesh: Mesh) -> ODEGradient:
 
     def value(free: Free) -> Any:
         solution = replay.forward(free)
-        return loss_of(system, loss, free, solution, solution.at, solution.y, event_times(solution))
+        return loss_of(system, loss, free, solution, solution.at, solution.y, solution.ts)
 
     g = jax.jacfwd(value)(free)
     return ODEGradient(

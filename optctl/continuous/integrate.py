@@ -10,6 +10,7 @@ from optctl._record import record
 from optctl._validate import as_float, check_tree, is_concrete, result_shape
 from optctl.continuous.march import MarchStatus, Mesh
 from optctl.continuous.ode import ODE, Event, Signal, increasing
+from optctl.continuous.replay import event_times, observed, solved
 from optctl.continuous.steps import METHODS, PAIRS, step
 from optctl.continuous.system import Free, System
 
@@ -203,31 +204,11 @@ def _check_functions(system: System, free: Free) -> None:
 
 @jax.jit
 def _integrate(system: System, free: Free) -> Trajectory:
-    mesh = system.march(free, "full")
+    mesh = solved(system, free)
     return Trajectory(
         free.ts, observed(system, free, mesh), mesh.t, event_times(mesh), mesh.count, mesh.rejected, mesh.status,
         system, free, mesh,
     )  # fmt: skip
-
-
-def observed(system: System, free: Free, mesh: Mesh) -> Any:
-    """Return the states at ts: at the event beyond a terminal one, NaN beyond a failure."""
-    _, where, _ = system.anchors(free.ts)
-    ended = (mesh.status == MarchStatus.EVENT) | (mesh.status == MarchStatus.DONE)
-    beyond = mesh.y * jnp.where(ended, 1.0, jnp.nan).astype(mesh.y.dtype)
-    ys = jnp.where(reached(free, mesh)[:, None], mesh.at[where], beyond)
-    return system.state(ys, free.z0.shape)
-
-
-def reached(free: Free, mesh: Mesh) -> Any:
-    """Tell which of ts were reached."""
-    return free.ts <= mesh.t
-
-
-def event_times(mesh: Mesh) -> Any:
-    """Return the times of the events, inf beyond the last."""
-    steps = mesh.event_steps
-    return jnp.where(steps >= 0, mesh.ts[jnp.maximum(steps, 0) + 1], jnp.inf)
 
 
 @jax.jit

@@ -128,11 +128,13 @@ class System:
         if sensitive and self.method in PAIRS:
             y0, f, norm, functions = self._with_sensitivity(free, pieces, coefficients, y0, functions)
         event = self.event
-        return march(
+        mesh = march(
             self.method, f, y0, anchors, norm=norm, dt=self.dt, last=where[-1], max_steps=self.max_steps, keep=keep,
             width=width, jumps=self.signal is not None, **functions,
             direction=0 if event is None else event.direction, max_events=0 if event is None else event.most,
         )  # fmt: skip
+        fields = vars(mesh) | {"whole": mesh.y}  # without the sensitivity
+        return Mesh(**fields)
 
     def _with_sensitivity(self, free: Free, pieces: Any, coefficients: Any, y0: Any, functions: dict) -> tuple:
         """Put beside the state its derivative in one direction that favors no component."""

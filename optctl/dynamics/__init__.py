@@ -1,6 +1,6 @@
 """What moves: the kinds of dynamics and ready models."""
 
-from optctl.dynamics import models
+from optctl.dynamics import models, pde
 from optctl.dynamics.base import AbstractDynamics, Adjoint, Dynamics, Labels
 from optctl.dynamics.closed_loop import ClosedLoop
 from optctl.dynamics.discretize import Discretized, discretize
@@ -20,4 +20,5 @@ __all__ = [
     "SimulatorDynamics",
     "discretize",
     "models",
+    "pde",
 ]

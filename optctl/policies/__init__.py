@@ -2,6 +2,6 @@
 
 from optctl.policies.closed_loop import closed_loop
 from optctl.policies.mlp import MLP, mlp
-from optctl.policies.train import TrainingResult, train_layers, train_policy
+from optctl.policies.train import TrainingResult, train, train_layers, train_policy
 
-__all__ = ["MLP", "TrainingResult", "closed_loop", "mlp", "train_layers", "train_policy"]
+__all__ = ["MLP", "TrainingResult", "closed_loop", "mlp", "train", "train_layers", "train_policy"]

@@ -49,12 +49,17 @@ class MLP:
     def apply(self, params: Any, x: Any) -> Any:
         """Return the output (..., widths[-1]) for inputs x (..., widths[0])."""
         for layer in params[:-1]:
-            x = ACTIVATIONS[self.activation](x @ layer["W"].T + layer["b"])
-        return x @ params[-1]["W"].T + params[-1]["b"]
+            x = ACTIVATIONS[self.activation](_affine(layer, x))
+        return _affine(params[-1], x)
 
     def __call__(self, x: Any, t: Any, params: Any) -> Any:
         """Return u = apply(params, x): the network as a policy."""
         return self.apply(params, x)
+
+
+def _affine(layer: dict[str, Any], x: Any) -> Any:
+    y = x @ layer["W"].T
+    return y + jnp.broadcast_to(layer["b"], y.shape)
 
 
 def mlp(widths: Any, activation: str = "tanh") -> MLP:

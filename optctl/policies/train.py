@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, check_tree
+from optctl._validate import as_float, check_tree, result_shape
 from optctl.adjoint.gradient import costate_gradient, total_cost
 from optctl.dynamics.layers import Layers
 from optctl.policies.closed_loop import closed_loop
@@ -91,6 +91,86 @@ class LayersLoss:
     def _on(self, batch: Any) -> tuple[Problem, Any]:
         inputs, targets = batch
         return self.problem.replace(terminal_cost=self.loss(targets)), inputs
+
+
+@record(static=("function",))
+class FunctionLoss:
+    """A loss given as a function of parameters and batch."""
+
+    function: Callable
+
+    def cost(self, params: Any, batch: Any) -> Any:
+        """Return the loss."""
+        return self.function(params, batch)
+
+    def cost_and_slope(self, params: Any, batch: Any) -> tuple[Any, Any]:
+        """Return the loss and its gradient in the parameters."""
+        return jax.value_and_grad(self.function)(params, batch)
+
+
+def train(
+    loss: Callable,
+    params: Any,
+    data: Any,
+    *,
+    optimizer: Any = None,
+    steps: int = 1000,
+    batch_size: int | None = None,
+    validation: Any = None,
+    check_every: int = 50,
+    seed: int = 0,
+    progress: bool = False,
+) -> TrainingResult:
+    """Minimize a loss over minibatches of data, such as that of a neural ODE; keep the best parameters.
+
+    Args:
+        loss: `loss(params, batch)`, a scalar that `jax.grad` can differentiate; batch holds rows of the data.
+        params: first parameters, any pytree of floating arrays.
+        data: a pytree of arrays with one row for each sample.
+        optimizer: an optax optimizer; None is `optax.adam(1e-3)`.
+        steps: number of optimizer steps.
+        batch_size: rows per step; None takes all.
+        validation: data on which the best parameters are chosen; None takes the training data.
+        check_every: steps between validations.
+        seed: of the shuffling; the same seed gives the same result.
+        progress: show a progress bar.
+
+    Returns:
+        A `TrainingResult`.
+
+    Raises:
+        ValueError: for rows that differ in number, a loss that is not a scalar, or wrong options.
+        ImportError: without optax, which the extra `optctl[learn]` installs.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import optax
+        >>> import optctl as oc
+        >>> x = jnp.linspace(-1.0, 1.0, 20)
+        >>> line = lambda p, batch: jnp.mean((p[0] + p[1] * batch[0] - batch[1]) ** 2)
+        >>> result = oc.train(line, jnp.zeros(2), (x, 1 + 2 * x), optimizer=optax.adam(0.1), steps=300)
+        >>> print(result.params.round(3))
+        [1. 2.]
+
+    References:
+        Kingma and Ba (2015), Adam: a method for stochastic optimization.
+    """
+    if not callable(loss):
+        raise ValueError(f"`loss` is a {type(loss).__name__}; expected a function loss(params, batch).")
+    params = jax.tree.map(jnp.asarray, check_tree(params, "params"))
+    data, check = (jax.tree.map(jnp.asarray, d) for d in (data, data if validation is None else validation))
+    rows = {leaf.shape[:1] for leaf in jax.tree.leaves(data)}
+    if len(rows) != 1 or () in rows:
+        raise ValueError(f"`data` has {sorted(rows)} rows; expected arrays with the same number of samples.")
+    ((many,),) = rows
+    if batch_size is not None and (isinstance(batch_size, bool) or not 1 <= batch_size <= many):
+        raise ValueError(f"`batch_size` is {batch_size}; expected 1 to {many}, the number of samples.")
+    got = result_shape(loss, "loss", params, check)
+    if getattr(got, "shape", None) != ():
+        raise ValueError(f"`loss` returns shape {getattr(got, 'shape', type(got).__name__)}; expected a scalar.")
+    optimizer = optimizer or _default_optimizer("policy")
+    batches = partial(_shuffled_batches, data, batch_size or many, np.random.default_rng(seed))
+    return _train(FunctionLoss(loss), params, batches, check, optimizer, steps, check_every, progress)
 
 
 def train_policy(
