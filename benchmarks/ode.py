@@ -1,10 +1,10 @@
 """Gradients of ODE solutions against diffrax and torchdiffeq: times and errors at equal tolerance; bounded memory.
 
-Run with `python benchmarks/ode.py` [--quick] [--only prey neural memory] [--json PATH]. All are called in turn, warm, and
-the median is taken; a ratio is optctl's time over the peer's. All use Tsit5, the peers with RecursiveCheckpointAdjoint
-and BacksolveAdjoint (diffrax, jitted) and odeint_adjoint with dopri5 (torchdiffeq, one thread, as it comes). The error
-of a gradient is its largest difference, over the gradient's largest entry, from optctl's at tolerance 1e-12, which
-central differences confirm first. Optctl's default chooses steps for the sensitivities, too; "states" does as the peers.
+Run with `python benchmarks/ode.py` [--quick] [--only prey neural memory] [--json PATH]. All are called in turn, warm,
+and the median is taken; a ratio is optctl's time over the peer's. All use Tsit5, diffrax (jitted) with its
+RecursiveCheckpointAdjoint and BacksolveAdjoint, but torchdiffeq's odeint_adjoint dopri5, as it comes. The error of a
+gradient is its largest difference, over the gradient's largest entry, from optctl's at tolerance 1e-12, which central
+differences confirm first. Optctl's default chooses steps for the sensitivities, too; "states" does as the peers.
 
 Memory: 100 000 steps of the heat equation with 1000 points in a fresh process, its peak above what imports need.
 """
@@ -209,7 +209,8 @@ def time_memory(quick: bool) -> list[Row]:
         command = [sys.executable, __file__, "--child", f"{mode} {N}"]
         child = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": ""})
         report = json.loads(child.stdout.strip().splitlines()[-1])
-        note = f"peak {report['peak_mb']:.0f} MB above imports, {report['steps']} steps forward; all states: {report['all_mb']:.0f} MB"
+        note = f"peak {report['peak_mb']:.0f} MB above imports (all states: {report['all_mb']:.0f} MB)"
+        note += f", {report['steps']} steps forward"
         rows.append(Row(f"heat, 1000 points, {N} steps: {mode}", report["us"], note=note))
         rows[-1].note += f"; gradient {report['sum']:.12e}"
     return rows

@@ -1,4 +1,4 @@
-"""What lq.py and kalman.py share: timing in turn, agreement of results, rows with aims, the table and the JSON file."""
+"""What the benchmarks share: timing in turn, agreement of results, rows with aims, the table and the JSON file."""
 
 import argparse
 import importlib
@@ -16,7 +16,20 @@ import jax
 import numpy as np
 
 MISSING = "not installed: pip install 'optctl[bench]'"
-PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "casadi", "crocoddyl", "statsmodels", "dynamax", "simdkalman")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "numpy",
+    "scipy",
+    "casadi",
+    "crocoddyl",
+    "statsmodels",
+    "dynamax",
+    "simdkalman",
+    "diffrax",
+    "torch",
+    "torchdiffeq",
+)
 
 
 @dataclass

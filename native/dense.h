@@ -258,12 +258,15 @@ OPTCTL_INLINE void add_times(int m, int n, const T* A, const T* x, T* y) {
   }
 }
 
-// Factor a symmetric packed matrix (n, n) in place, U and pivots in its upper triangle; solve with it.
+// Factor a symmetric packed matrix (n, n) in place, U and pivots in its upper triangle; solve with it. False where a
+// pivot is not finite or not above `floor` times S's own diagonal there.
 template <class T>
-inline bool factor_packed(int n, T* S) {
+inline bool factor_packed(int n, T* S, T floor) {
   for (int i = 0; i < n; ++i) {
+    T given = S[i * n + i];  // what was there before the elimination
+    for (int k = 0; k < i; ++k) given += S[k * n + i] * S[k * n + i] * S[k * n + k];
     const T pivot = S[i * n + i];
-    if (!(pivot > 0) || !(pivot < static_cast<T>(INFINITY))) return false;
+    if (!(pivot > 0) || !(pivot > floor * given) || !(pivot < static_cast<T>(INFINITY))) return false;
     for (int r = i + 1; r < n; ++r) {
       const T f = S[i * n + r] / pivot;
       for (int c = r; c < n; ++c) S[r * n + c] -= f * S[i * n + c];

@@ -141,8 +141,9 @@ __attribute__((noinline)) void semidefinite_root(int n, const T* M, T* R, int ld
   for (int k = 0; k < n; ++k) {
     const T pivot = rest[k * n + k];
     const T given = M[k * n + k];
-    const bool lost = pivot <= n * std::numeric_limits<T>::epsilon() * given && given < static_cast<T>(INFINITY);
-    const T root = std::sqrt(pivot);
+    const T floor = n * std::numeric_limits<T>::epsilon() * std::fabs(given);
+    const bool lost = pivot <= floor && pivot >= -1000 * floor && std::isfinite(floor);
+    const T root = std::sqrt(pivot);  // NaN where M is no covariance
     for (int j = 0; j < n; ++j) R[k * ld + j] = lost || j < k ? T(0) : rest[k * n + j] / root;
     for (int i = k + 1; i < n; ++i)
       for (int j = i; j < n; ++j) rest[i * n + j] -= R[k * ld + i] * R[k * ld + j];

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import check_like, is_concrete, result_shape
+from optctl._validate import as_float, check_like, is_concrete, result_shape
 from optctl.continuous.integrate import prepare, raise_if_failed
 from optctl.continuous.march import ARRIVAL, MarchStatus, Mesh, march, take
 from optctl.continuous.ode import ODE, Event, Signal, count_arguments
@@ -250,7 +250,7 @@ def ode_gradient(
         control: what the steps are chosen for: "sensitivities", the errors of the state and of a sensitivity, or
             "states" alone, which is cheaper, and blind at an equilibrium.
         memory: of mode "exact": "full" keeps the state of every step; "sqrt" and `Binomial(slots)` keep fewer and step
-            forward again.
+            forward again (slots for max_steps are planned: choose it no larger than needed).
         reintegrate: in mode "continuous", solve the state backward, too, from its end, instead of keeping it. This is
             unstable for equations that forget their past; `mismatch` tells, and a large one raises.
 
@@ -461,6 +461,8 @@ def ode_hessian_vector_product(
     for name, direction in given.items():
         point = getattr(free, name)
         direction = jax.tree.map(jnp.zeros_like, point) if direction is None else direction
+        if name != "params" and point is not None:
+            direction = jnp.asarray(as_float(direction, "d" + ("inputs" if name == "values" else name)))
         if jax.tree.structure(direction) != jax.tree.structure(point):  # type: ignore[operator]
             raise ValueError(f"`d{'inputs' if name == 'values' else name}` differs in structure from what it is in.")
         direction = jax.tree.map(lambda d, p: jnp.asarray(d, p.dtype), direction, point)

@@ -31,8 +31,9 @@ class Posterior:
         covs: (N+1, nx, nx).
         log_likelihood: log p(y_0..y_N).
         failed_stage: the stage whose innovation covariance C P C' + V was singular, -1 if none; what follows from it
-            is NaN. From the smoother also the first stage whose covariance lost its digits to a vague prior (it is NaN
-            and the log-likelihood finite): pass square_root=True.
+            is NaN. From the smoother also the first stage whose covariance lost its digits (it is NaN and the
+            log-likelihood finite): to a vague prior in the covariance form, to a model that forgets its past without
+            noise in the square-root form; pass the other `square_root`.
         predicted_means: (N+1, nx) of x_t given y_0..y_{t-1}; None from the smoother.
         predicted_covs: (N+1, nx, nx); None from the smoother.
         lag_one_covs: (N, nx, nx) covariance of x_{t+1} with x_t; None from the filter.
@@ -65,7 +66,8 @@ class Posterior:
         if failed >= 0 and self._finite():
             raise RuntimeError(
                 f"the smoothed covariance at stage {failed} lost its digits: the prior is too vague for the covariance"
-                " form. Pass square_root=True."
+                " form. Pass square_root=True. (If it was passed: the model forgets its past, and little noise drives"
+                " it; pass square_root=False.)"
             )
         if failed >= 0:
             raise RuntimeError(_singular(failed))
@@ -122,7 +124,8 @@ def kalman_filter(
     References:
         Anderson and Moore (1979), Optimal Filtering, section 5.2.
     """
-    return _filter(series_of(model, ys, us), _pick(method, square_root))
+    series = series_of(model, ys, us)
+    return _filter(series, _pick(method, square_root and model.ny > 0))
 
 
 def kalman_smoother(
@@ -154,7 +157,8 @@ def kalman_smoother(
         Bryson and Frazier (1963), Smoothing for linear and nonlinear dynamic systems; de Jong (1989), Smoothing and
         interpolation with the state-space model.
     """
-    return _smoother(series_of(model, ys, us), _pick(method, square_root))
+    series = series_of(model, ys, us)
+    return _smoother(series, _pick(method, square_root and model.ny > 0))
 
 
 def log_likelihood(
@@ -193,7 +197,8 @@ def log_likelihood(
         Schweppe (1965), Evaluation of likelihood functions for Gaussian signals; Koopman and Shephard (1992), Exact
         score for time series models in state space form.
     """
-    value, failed = _log_likelihood(series_of(model, ys, us), _pick(method, square_root))
+    series = series_of(model, ys, us)
+    value, failed = _log_likelihood(series, _pick(method, square_root and model.ny > 0))
     if is_concrete(failed) and np.max(np.asarray(failed)) >= 0:
         raise RuntimeError(_singular(int(np.max(np.asarray(failed)))))
     return value
@@ -234,8 +239,25 @@ def _as_defined(run: Any, definition: Any, method: str) -> Any:
     if method in ("scan", "parallel"):
         return run
     function = jax.custom_jvp(run)
-    function.defjvp(lambda primals, tangents: (function(*primals), jax.jvp(definition, primals, tangents)[1]))
+
+    def tangent(primals: tuple, tangents: tuple) -> tuple:
+        values = function(*primals)
+        if not method.startswith("square_root"):
+            return values, jax.jvp(definition, primals, tangents)[1]
+        wide = jax.dtypes.canonicalize_dtype(np.float64)
+        primals, tangents = jax.tree.map(lambda leaf: leaf.astype(wide), (primals, tangents))
+        return values, jax.tree.map(_agreeing, values, *jax.jvp(definition, primals, tangents))
+
+    function.defjvp(tangent)
     return function
+
+
+def _agreeing(value: Any, defined: Any, slope: Any) -> Any:
+    """Return the definition's slope, NaN where its value is not the one at hand."""
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        return slope
+    far = ~(jnp.abs(defined - value) <= 30 * jnp.sqrt(jnp.finfo(value.dtype).eps) * (1 + jnp.abs(value)))
+    return (slope * jnp.where(far, jnp.nan, 1.0)).astype(value.dtype)
 
 
 def _plain_filter(module: Any, series: Series) -> Posterior:
@@ -274,7 +296,11 @@ def _native_root_filter(series: Series) -> Posterior:
 def _root_smoother(module: Any, series: Series) -> Posterior:
     f = module.forward(series)
     means, covs, lag_one, r = module.smoothed(series, f)
-    return _smoothed(means, covs, lag_one, r, jnp.asarray(-1, jnp.int32), f)
+    kept = module.filtered_covariances(series, f)
+    means, lost = square_root.check_means(series, f.means, kept, means, covs, r)
+    spoil = jnp.where(lost, jnp.nan, 1.0).astype(covs.dtype)[:, None, None]
+    stage = jnp.where(jnp.any(lost), jnp.argmax(lost), -1).astype(jnp.int32)
+    return _smoothed(means, covs * spoil, lag_one * spoil[:-1], r, stage, f)
 
 
 def _smoothed(means: Any, covs: Any, lag_one: Any, r: Any, lost: Any, f: Any) -> Posterior:

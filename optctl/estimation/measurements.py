@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._validate import as_float, is_concrete
-from optctl.estimation.kalman import Series
+from optctl.estimation.kalman import Series, symmetric
 from optctl.estimation.linear_gaussian import LinearGaussian
 
 
@@ -63,13 +63,14 @@ def series_of(model: LinearGaussian, ys: Any, us: Any = None) -> Series:
     b, z = model.c, ys
     if model.nu:
         b = _each(model.B, us[:N]) + (model.c if model.c.ndim == 2 else model.c[None])
-        z = _without_feedthrough(model, ys, us)
+        z = without_feedthrough(model, ys, us)
     dtype = jnp.result_type(model.A.dtype, z.dtype)
-    fields = (model.A, model.C, model.W, model.V, model.mean0, model.cov0, b, z)
+    W, V, cov0 = (symmetric(m) for m in (model.W, model.V, model.cov0))
+    fields = (model.A, model.C, W, V, model.mean0, cov0, b, z)
     return Series(*(field.astype(dtype) for field in fields))
 
 
-def _without_feedthrough(model: LinearGaussian, ys: Any, us: Any) -> Any:
+def without_feedthrough(model: LinearGaussian, ys: Any, us: Any) -> Any:
     """Return y - D u. An input u_N that was not given must not matter: where it does, y_N becomes infinite."""
     N = ys.shape[0] - 1
     if us.shape[0] == N + 1:

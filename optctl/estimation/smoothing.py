@@ -25,7 +25,7 @@ from optctl.costs import SquaredLoss, TerminalQuadratic
 from optctl.dynamics.linear import LinearDynamics
 from optctl.dynamics.stage import StageFunction, stage_function
 from optctl.estimation.linear_gaussian import LinearGaussian
-from optctl.estimation.measurements import check_inputs, check_measurements, check_stages
+from optctl.estimation.measurements import check_inputs, check_measurements, check_stages, without_feedthrough
 from optctl.problem import Problem
 
 
@@ -89,11 +89,11 @@ def smoothing_problem(model: LinearGaussian, ys: Any, us: Any = None, *, loss: C
     check_stages(model, N)
     for name in ("V", "cov0"):
         _require_definite(getattr(model, name), name)
-    B, D = _rows(model.B, N, 2), _rows(model.D, N + 1, 2)
+    B = _rows(model.B, N, 2)
     c = _rows(model.c, N, 1) + jnp.einsum("tij,tj->ti", B, us[:N])
     G = noise_factor(model.W)
     A = model.A
-    H, y = _whiten(model, ys - jnp.einsum("tij,tj->ti", D, us))
+    H, y = _whiten(model, without_feedthrough(model, ys, us))
     rho = stage_function(SquaredLoss() if loss is None else loss, "loss", ("r",), least=1)
     return Problem(
         LinearDynamics(A, G, c),

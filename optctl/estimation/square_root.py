@@ -34,7 +34,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
 from optctl._record import record
-from optctl.estimation.kalman import Series, first_failure, rows, symmetric, transpose
+from optctl.estimation.kalman import Series, first_failure, rows, symmetric, times, transpose
 
 
 @record()
@@ -130,6 +130,28 @@ def smoothed(series: Series, filtered: Filtered) -> tuple[Any, Any, Any, Any]:
     return f.means.at[:-1].add(corrections), covs, lag_one, jnp.concatenate([rs, r[None]])
 
 
+def filtered_covariances(series: Series, filtered: Filtered) -> Any:
+    """Return (N+1, nx, nx)."""
+    return covariances(filtered.roots)
+
+
+def check_means(series: Series, means: Any, covs: Any, smoothed: Any, smoothed_covs: Any, r: Any) -> tuple[Any, Any]:
+    """Compare the smoothed means with the filtered m + P A'r; return the good ones and where digits were lost.
+
+    Going back through a model that contracts and has no noise multiplies rounding at every stage; m + P A'r does not,
+    but it carries the rounding of a vague P. Where the two differ by more than that, the first is the wrong one.
+    """
+    A, _, _ = series.at_stages()
+    eps = jnp.finfo(means.dtype).eps
+    size = jnp.max(jnp.abs(r), axis=0, initial=0.0)
+    other = means[:-1] + times(covs[:-1], times(transpose(A), r[1:]))
+    rounding = 50 * eps * times(jnp.abs(covs[:-1]), times(jnp.abs(transpose(A)), jnp.broadcast_to(size, r[1:].shape)))
+    spread = jnp.sqrt(jnp.abs(jnp.diagonal(smoothed_covs[:-1], axis1=1, axis2=2)))
+    lost = jnp.any(jnp.abs(smoothed[:-1] - other) > rounding + eps**0.25 * spread, axis=1)
+    good = jnp.where(lost[:, None], other, smoothed[:-1])
+    return jnp.concatenate([good, smoothed[-1:]]), jnp.append(lost, False)
+
+
 def regress(R: Any, A: Any, W_R: Any) -> tuple[Any, Any]:
     """Return G' and E."""
     nx = A.shape[-1]
@@ -171,8 +193,11 @@ def root(M: Any) -> Any:
 
     def eliminate(k: Any, state: tuple) -> tuple:
         rest, R = state
-        lost = rest[k, k] <= n * jnp.finfo(M.dtype).eps * M[k, k]
-        new = jnp.where((jnp.arange(n) < k) | lost, 0.0, rest[k] / jnp.sqrt(jnp.where(lost, 1.0, rest[k, k])))
+        floor = n * jnp.finfo(M.dtype).eps * jnp.abs(M[k, k])
+        lost = (rest[k, k] <= floor) & (rest[k, k] >= -1000 * floor) & jnp.isfinite(floor)
+        bad = ~(rest[k, k] >= -1000 * floor) | ~jnp.isfinite(rest[k, k])  # no covariance: say so
+        row = rest[k] / jnp.sqrt(jnp.where(lost, 1.0, rest[k, k]))
+        new = jnp.where((jnp.arange(n) < k) | lost, 0.0, jnp.where(bad, jnp.nan, row))
         return rest - jnp.outer(new, new), R.at[k].set(new)
 
     return jax.lax.fori_loop(0, n, eliminate, (M, jnp.zeros_like(M)))[1]

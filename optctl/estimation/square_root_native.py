@@ -53,3 +53,10 @@ def smoothed(series: Series, filtered: Filtered) -> tuple[Any, Any, Any, Any]:
     operands = A, C, f.means, f.S, f.K, f.e, f.gains, f.rests
     *results, _ = _call("square_root_smoother", series, shapes, *operands)
     return tuple(results)  # type: ignore[return-value]
+
+
+def filtered_covariances(series: Series, filtered: Filtered) -> Any:
+    """Return (N+1, nx, nx)."""
+    n, nx = series.z.shape[0], series.mean0.shape[0]
+    shapes = (), (n, nx), (n, nx, nx), (n, nx), (n, nx, nx)
+    return _call("square_root_filter", series, shapes, *_data(series))[2]

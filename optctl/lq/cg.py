@@ -49,9 +49,10 @@ def sweep(lq: LQ, factors: None, b: Point) -> tuple[Point, None, None]:
     limit = 4 * (b.us.size + b.start.size) + 50
     product = lambda v: slope(v[0], v[1], nothing)  # noqa: E731
     (y, us), _ = jax.scipy.sparse.linalg.cg(product, first, tol=100 * eps, maxiter=limit)
-    left = sum(jnp.sum(g**2) for g in slope(y, us, b))
-    size = sum(jnp.sum(term**2) for part in terms(y, us, b) for term in part)
-    converged = (left <= eps * size) & _is_convex(product, first)  # terms cancel to half of the digits, at least
+    converged = _is_convex(product, first)
+    for part in terms(y, us, b):  # those of y and of us may differ in size
+        left, size = jnp.sum(sum(part[1:], part[0]) ** 2), sum(jnp.sum(term**2) for term in part)
+        converged &= (left <= eps * size) & jnp.isfinite(size)  # terms cancel to half of the digits, at least
     return jax.tree.map(lambda v: jnp.where(converged, v, jnp.nan), point(y, us, b)), None, None
 
 
@@ -67,7 +68,7 @@ def _is_convex(product: Any, like: tuple) -> Any:
             w = matrix(v)
             return tuple(x / (jnp.sqrt(dot(w, w)) + jnp.finfo(x.dtype).tiny) for x in w)
 
-        v = jax.lax.fori_loop(0, 60, step, step(0, start))
+        v = jax.lax.fori_loop(0, 300, step, step(0, start))
         return dot(v, product(v)), dot(v, v)
 
     largest, _ = iterate(product)

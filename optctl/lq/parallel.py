@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from optctl.lq.kkt import Point, times, transposed_times
 from optctl.lq.model import LQ
-from optctl.lq.riccati import Factors, finish, solve_packed
+from optctl.lq.riccati import Factors, cholesky_or_nan, finish, solve_packed
 
 
 def factor(lq: LQ) -> Factors:
@@ -37,13 +37,13 @@ def factor(lq: LQ) -> Factors:
     )
     _, _, P = jax.lax.associative_scan(lambda late, early: _combine(early, late), elements, reverse=True)
     G = _transpose(lq.B) @ P[1:]
-    S = jnp.linalg.cholesky(_symmetric(lq.R + G @ lq.B))
+    S = cholesky_or_nan(_symmetric(lq.R + G @ lq.B))
     H = _transpose(lq.M) + G @ lq.A
     K = -_solve_each(S, H, factored=True)
     # Products of many unstable A overflow without a trace; so each stage must satisfy the recursion.
     P_expected = lq.Q + _transpose(lq.A) @ P[1:] @ lq.A + _transpose(H) @ K
     gap = jnp.max(jnp.abs(P[:-1] - P_expected), axis=(1, 2))
-    good = gap <= jnp.sqrt(jnp.finfo(P.dtype).eps) * (1 + jnp.max(jnp.abs(P_expected), axis=(1, 2)))
+    good = gap <= jnp.sqrt(jnp.finfo(P.dtype).eps) * jnp.max(jnp.abs(P_expected), axis=(1, 2))
     lost = jnp.concatenate([~good, jnp.zeros_like(good[:1])])
     return finish(lq, K, jnp.where(lost[:, None, None], jnp.nan, P), S)
 

@@ -14,6 +14,7 @@ Costates are P_t x_t + p_t = dJ/dx_t. Per stage O((nx + nu)^3) for the matrices,
 Reference: Anderson and Moore (1990), Optimal Control: Linear Quadratic Methods, section 2.4.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -52,7 +53,7 @@ def factor(lq: LQ) -> Factors:
 
     def stage(P: Any, data: tuple) -> tuple:
         A, B, Q, R, M = data
-        S = jnp.linalg.cholesky(R + B.T @ P @ B)
+        S = cholesky_or_nan(R + B.T @ P @ B)
         H = M.T + B.T @ P @ A
         K = -cho_solve((S, True), H)
         P_t = Q + A.T @ P @ A + H.T @ K
@@ -69,7 +70,7 @@ def finish(lq: LQ, K: Any, P: Any, S: Any) -> Factors:
     failed = jnp.max(jnp.where(good, -1, jnp.arange(good.shape[0], dtype=jnp.int32)))
     is_free = jnp.asarray(lq.x0_free)
     both = is_free[:, None] & is_free[None, :]
-    S0 = jnp.linalg.cholesky(jnp.where(both, lq.Q0 + P[0], jnp.eye(lq.nx, dtype=P.dtype)))
+    S0 = cholesky_or_nan(jnp.where(both, lq.Q0 + P[0], jnp.eye(lq.nx, dtype=P.dtype)))
     failed = jnp.where((failed < 0) & ~jnp.all(jnp.isfinite(S0)), 0, failed)
     return Factors(K, P, packed(S), packed(S0), failed.astype(jnp.int32), lq.x0_free)
 
@@ -106,11 +107,19 @@ def sweep(lq: LQ, factors: Factors, b: Point) -> tuple[Point, Any, Any]:
     return Point(y, xs, us, costates), k, p
 
 
+def cholesky_or_nan(S: Any) -> Any:
+    """Return the Cholesky factors, NaN where a pivot is lost in rounding: S is singular."""
+    factor = jnp.linalg.cholesky(S)
+    diagonal = functools.partial(jnp.diagonal, axis1=-2, axis2=-1)
+    lost = jnp.any(diagonal(factor) ** 2 <= 8 * jnp.finfo(S.dtype).eps * diagonal(S), axis=-1)
+    return factor * jnp.where(lost, jnp.nan, 1.0).astype(S.dtype)[..., None, None]
+
+
 def packed(cholesky: Any) -> Any:
     """Turn Cholesky factors L, L L' = S, into S = U'DU in one matrix: U above the diagonal, D on it."""
     d = jnp.diagonal(cholesky, axis1=-2, axis2=-1)
-    pivots = jnp.einsum("...i,ij->...ij", d**2 - 1, jnp.eye(d.shape[-1], dtype=d.dtype))
-    return jnp.swapaxes(cholesky / d[..., None, :], -1, -2) + pivots
+    U = jnp.swapaxes(cholesky / d[..., None, :], -1, -2)
+    return jnp.where(jnp.eye(d.shape[-1], dtype=bool), d[..., None] ** 2, U)
 
 
 def solve_packed(factor: Any, b: Any) -> Any:

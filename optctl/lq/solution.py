@@ -265,7 +265,7 @@ def covariances(model: LQ | Problem, solution: LQSolution | None = None) -> Any:
 
 @jax.jit
 def _covariances(lq: LQ, solution: LQSolution) -> Any:
-    lq = lq.per_stage()
+    lq = lq.symmetrized().per_stage()
     is_free = jnp.asarray(lq.x0_free)
     both = is_free[:, None] & is_free[None, :]
     eye = jnp.eye(lq.nx, dtype=lq.Qf.dtype)

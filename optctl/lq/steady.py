@@ -195,8 +195,18 @@ def _stabilizing(A: Any, B: Any, Q: Any, R: Any, M: Any) -> tuple[Any, Any]:
     RinvBM = jnp.linalg.solve(R, jnp.concatenate([B.T, M.T], axis=1))
     RinvB, RinvM = RinvBM[:, : A.shape[0]], RinvBM[:, A.shape[0] :]
     P = _double(A - B @ RinvM, B @ RinvB, Q - M @ RinvM)
+    P = _refine(_refine(P, A, B, Q, R, M), A, B, Q, R, M)
     radius = jnp.max(jnp.abs(jnp.linalg.eigvals(A + B @ _gain(A, B, R, M, P))))
     return jnp.where(radius < 1, P, jnp.nan), radius
+
+
+def _refine(P: Any, A: Any, B: Any, Q: Any, R: Any, M: Any) -> Any:
+    """One Newton step: the cost of the gain that P gives; P itself where that gain does not stabilize."""
+    K = _gain(A, B, R, M, P)
+    cross = M @ K
+    better = _smith(A + B @ K, Q + K.T @ R @ K + cross + cross.T)
+    better = (better + better.T) / 2
+    return jnp.where(jnp.all(jnp.isfinite(better)), better, P)
 
 
 def _double(A: Any, G: Any, H: Any) -> Any:
@@ -209,7 +219,8 @@ def _double(A: Any, G: Any, H: Any) -> Any:
         WA, WG = WA_WG[:, : A.shape[0]], WA_WG[:, A.shape[0] :]
         change = A.T @ H @ WA
         H_next = H + (change + change.T) / 2
-        moving = jnp.max(jnp.abs(change)) > tolerance * jnp.max(jnp.abs(H_next))
+        d = jnp.sqrt(jnp.abs(jnp.diagonal(H_next)))  # small entries of P beside large ones count, too
+        moving = jnp.any(jnp.abs(change) > tolerance * jnp.outer(d, d) + jnp.finfo(d.dtype).tiny)
         G_next = G + A @ WG @ A.T
         return A @ WA, (G_next + G_next.T) / 2, H_next, moving, i + 1
 

@@ -439,3 +439,18 @@ def test_wrong_models_are_refused():
     model = oc.LinearGaussian(**{**good, "A": np.stack([np.eye(2)] * 5)})
     with pytest.raises(ValueError, match="`A` has 5 stages; expected 2 for 3 measurements"):
         oc.kalman_filter(model, np.ones((3, 2)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_covariances_count_by_their_symmetric_part(method):
+    eye, ys = np.eye(2), np.array([[1.0, 2.0], [3.0, -1.0]])
+
+    @jax.jit
+    def run(S):
+        model = oc.LinearGaussian(0.9 * eye, eye, S, S, 0.0 * ys[0], S)
+        post = oc.kalman_smoother(model, ys, method=method)
+        return oc.log_likelihood(model, ys, method=method), post.means, post.covs, post.lag_one_covs
+
+    want = run(np.array([[2.0, 0.5], [0.5, 2.0]]))
+    for skewed in ([[2.0, 1.0], [0.0, 2.0]], [[2.0, 0.0], [1.0, 2.0]]):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), run(np.array(skewed)), want)

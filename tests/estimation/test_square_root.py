@@ -352,3 +352,59 @@ def test_reflections_keep_the_product_and_small_rows(rng):
     np.testing.assert_allclose(both.T @ both, M.T @ M, rtol=1e-12)
     assert np.all(rest[:, 0] == 0)
     assert np.max(np.abs(rest[4])) < 1e-11
+
+
+@pytest.mark.parametrize("method", ["native", "scan"])
+def test_a_model_that_forgets_without_noise_is_reported(method):
+    """Going back through A^{-1} spoils the covariances; the means come from the costates then."""
+    model = oc.LinearGaussian(
+        [[0.1, 0.8], [0.05, 0.9]], [[1.0, 0.0]], np.zeros((2, 2)), [[1.0]], np.zeros(2), np.eye(2)
+    )
+    ys = np.sin(np.arange(21.0))
+    post = oc.kalman_smoother(model, ys, square_root=True, method=method)
+    exact = oc.kalman_smoother(model, ys).raise_if_failed()
+    np.testing.assert_allclose(post.means, exact.means, atol=1e-4)
+    assert post.failed_stage == 0
+    good = np.isfinite(post.covs).all(axis=(1, 2))
+    assert not good[0]
+    np.testing.assert_allclose(post.covs[good], exact.covs[good], atol=1e-3)
+    with pytest.raises(RuntimeError, match="pass square_root=False"):
+        post.raise_if_failed()
+
+
+@pytest.mark.parametrize("method", ["native", "scan"])
+def test_what_is_no_covariance_is_not_taken_for_certainty(method):
+    one = np.eye(1)
+
+    @jax.jit
+    def value(V, cov0):
+        model = oc.LinearGaussian(one, one, one, V, [0.0], cov0)
+        return oc.log_likelihood(model, [1.0, 2.0], square_root=True, method=method)
+
+    assert np.isfinite(value(one, 0 * one))
+    assert np.isnan(value(-0.5 * one, one))
+    assert np.isnan(value(one, np.inf * one))
+
+
+def test_derivatives_in_float32_are_those_of_double_precision():
+    def mean(theta, scale, dtype):
+        eye = jnp.eye(2, dtype=dtype)
+        model = oc.LinearGaussian(
+            np.array([[1, 0.1], [0, 1]], dtype), np.array([[1, 0]], dtype), 0.1 * theta * eye, np.eye(1, dtype=dtype),
+            np.zeros(2, dtype), scale * eye,
+        )  # fmt: skip
+        ys = jnp.asarray(np.sin(np.arange(20)), dtype)
+        return oc.kalman_smoother(model, ys, square_root=True).means[0, 1]
+
+    want = jax.grad(mean)(1.0, 1e4, jnp.float64)
+    for scale in (1e4, 1e8):
+        np.testing.assert_allclose(jax.grad(mean)(jnp.float32(1.0), scale, jnp.float32), want, rtol=2e-3)
+
+
+def test_without_measurements():
+    eye = np.eye(2)
+    model = oc.LinearGaussian(eye, np.zeros((0, 2)), eye, np.zeros((0, 0)), np.zeros(2), eye)
+    for method in ("native", "scan"):
+        post = oc.kalman_filter(model, np.zeros((3, 0)), square_root=True, method=method)
+        np.testing.assert_allclose(post.covs[:, 0, 0], [1, 2, 3])
+        assert post.log_likelihood == 0

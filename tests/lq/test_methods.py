@@ -299,6 +299,39 @@ def test_an_unweighted_free_start_is_reported(method):
     assert oc.lq.solve(lq, method).failed_stage == 0
 
 
+@pytest.mark.parametrize("method", ["scan", "parallel"])
+def test_tiny_weights_keep_their_digits(method):
+    A, B, eye = [[1.0, 0.1], [0.0, 1.0]], [[0.3, 0.1], [0.4, -0.2]], np.eye(2)
+
+    def model(s):
+        linear = {"q": s * np.ones(2), "qf": s * np.ones(2), "r": s * np.array([1.0, -1.0])}
+        return LQ(A, B, Q=s * eye, R=s * eye, Qf=s * eye, **linear, x0=np.ones(2), horizon=10)
+
+    want = oc.lq.solve(model(1.0), "scan").us
+    np.testing.assert_allclose(oc.lq.solve(model(1e-14), method).us, want, rtol=1e-9)
+
+
+def test_conjugate_gradients_do_not_mistake_overflow_or_small_weights_for_convergence():
+    A, B, eye = [[1.5, 0.1], [0.0, 1.3]], [[0.3], [0.4]], np.eye(2)
+    assert oc.lq.solve(LQ(A, B, eye, [[1.0]], eye, x0=np.ones(2), horizon=500), "cg").failed_stage == -2
+    tiny = LQ([[1.0]], [[1.0]], [[1e-20]], [[1e-20]], [[1e-20]], x0=[1.0], horizon=5)
+    sol = oc.lq.solve(tiny, "cg")
+    assert sol.failed_stage == -2 or np.allclose(sol.us, oc.lq.solve(tiny, "scan").us, rtol=1e-6)
+
+
+def test_covariances_count_weights_by_their_symmetric_part():
+    one = np.eye(2)
+    skew = np.array([[0.0, 0.7], [-0.7, 0.0]])
+    run = jax.jit(lambda R, Q0: oc.lq.covariances(LQ(one, one, one, R, one, Q0=Q0, horizon=2)))
+    np.testing.assert_allclose(run(one + skew, 2 * one - skew), run(one, 2 * one), rtol=1e-12)
+
+
+def test_a_singular_hessian_fails_on_every_method():
+    lq = LQ([[1.0]], [[0.1, 0.3]], [[1.0]], np.zeros((2, 2)), [[1.0]], x0=[1.0], horizon=4)
+    for method in ("native", "scan"):
+        assert oc.lq.solve(lq, method).failed_stage == 3
+
+
 def test_a_start_of_negative_weight_is_named():
     one = np.eye(1)
     sol = oc.lq.solve(LQ(one, one, one, one, one, Q0=-100 * one, q0=[1.0], horizon=5))

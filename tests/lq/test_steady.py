@@ -154,7 +154,7 @@ def test_new_numbers_do_not_recompile(data):
     """Outside `jit`, of values and of derivatives."""
     A, B, Q, R, M = data
     calls = [
-        lambda s: oc.dlqr(s * A, B, Q, s * R, M),
+        lambda s: oc.dlqr(s * A, B, s * Q, s * R, s * M),
         lambda s: dlqe(s * A, B.T, s * Q, R),
         lambda s: jax.grad(lambda A: jnp.sum(oc.dlqr(A, B, Q, R, M)[0]))(s * A),
         lambda s: jax.jvp(lambda A: dlqe(A, B.T, Q, R)[0], (s * A,), (A,)),
@@ -311,3 +311,14 @@ EYE, ROW, COLUMN = np.eye(2), np.ones((1, 2)), np.ones((2, 1))
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_badly_scaled_data_keep_their_digits():
+    A, eye = np.diag([0.5, 0.999]), np.eye(2)
+    for Q in (np.diag([1e12, 1e-4]), np.diag([1e-8, 1e8])):
+        want = scipy.linalg.solve_discrete_are(A, eye, Q, eye)
+        np.testing.assert_allclose(np.diag(oc.dare(A, eye, Q, eye)), np.diag(want), rtol=1e-9)
+    A, B = np.array([[1.0, 0.1], [0.0, 1.0]]), np.array([[0.005], [0.1]])
+    for R in (1e-12, 1e-15):
+        want = scipy.linalg.solve_discrete_are(A, B, eye, np.array([[R]]))
+        np.testing.assert_allclose(oc.dare(A, B, eye, [[R]]), want, rtol=1e-9)
