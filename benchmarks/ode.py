@@ -6,7 +6,7 @@ RecursiveCheckpointAdjoint and BacksolveAdjoint, but torchdiffeq's odeint_adjoin
 gradient is its largest difference, over the gradient's largest entry, from optctl's at tolerance 1e-12, which central
 differences confirm first. Optctl's default chooses steps for the sensitivities, too; "states" does as the peers.
 
-Memory: 100 000 steps of the heat equation with 1000 points in a fresh process, its peak above what imports need.
+Memory: 100 000 steps of Burgers' equation with 1000 points in a fresh process, its peak above what imports need.
 """
 
 import json
@@ -211,7 +211,7 @@ def time_memory(quick: bool) -> list[Row]:
         report = json.loads(child.stdout.strip().splitlines()[-1])
         note = f"peak {report['peak_mb']:.0f} MB above imports (all states: {report['all_mb']:.0f} MB)"
         note += f", {report['steps']} steps forward"
-        rows.append(Row(f"heat, 1000 points, {N} steps: {mode}", report["us"], note=note))
+        rows.append(Row(f"Burgers, 1000 points, {N} steps: {mode}", report["us"], note=note))
         rows[-1].note += f"; gradient {report['sum']:.12e}"
     return rows
 
@@ -221,9 +221,9 @@ def run_child(argument: str) -> None:
 
     mode, N = argument.rsplit(" ", 1)[0], int(argument.rsplit(" ", 1)[1])
     memory = oc.Binomial(20) if mode.startswith("Binomial") else mode
-    rod = oc.pde.Heat(1000, dt=1e-6, control="none")
-    x0 = jnp.sin(jnp.pi * rod.grid)
-    problem = oc.Problem(rod, terminal_cost=lambda x: x @ x / 2, horizon=N, x0=x0, memory=memory)
+    flow = oc.pde.Burgers(1000, dt=1e-5, control="none")
+    x0 = jnp.sin(jnp.pi * flow.grid)
+    problem = oc.Problem(flow, terminal_cost=lambda x: x @ x / 2, horizon=N, x0=x0, memory=memory)
     us = jnp.zeros((N, 0))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()

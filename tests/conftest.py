@@ -1,5 +1,8 @@
 """Shared settings: 64-bit, no silent rank promotion, seeded randomness."""
 
+import gc
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -12,3 +15,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 @pytest.fixture
 def rng():
     return np.random.default_rng(7)
+
+
+@pytest.fixture(autouse=True)
+def few_memory_maps():
+    """Drop compiled programs before a worker has more memory maps than Linux allows a process (65 530)."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
+        jax.clear_caches()
+        gc.collect()

@@ -266,7 +266,7 @@ def ode_gradient(
         >>> import optctl as oc
         >>> decay = oc.ODE(lambda z, t, rate: -rate * z)
         >>> g = oc.ode_gradient(decay, lambda zs: zs[-1, 0], [1.0], [0.0, 2.0], 0.5)
-        >>> print(g.params.round(6), g.z0.round(6), g.ts.round(6))
+        >>> print(round(float(g.params), 6), g.z0.round(6), g.ts.round(6))
         -0.735759 [0.367879] [ 0.18394 -0.18394]
 
     References:
@@ -446,7 +446,7 @@ def ode_hessian_vector_product(
         >>> import optctl as oc
         >>> decay = oc.ODE(lambda z, t, rate: -rate * z)
         >>> hv = oc.ode_hessian_vector_product(decay, lambda zs: zs[-1, 0], [1.0], [0.0, 2.0], 0.5, dparams=1.0)
-        >>> print(hv.params.round(6))
+        >>> print(round(float(hv.params), 6))
         1.471518
 
     References:

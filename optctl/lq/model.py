@@ -179,9 +179,9 @@ class LQ:
 
     @classmethod
     def from_problem(cls, problem: Problem) -> "LQ":
-        """Return the model of a linear-quadratic problem, exactly.
+        """Return the model of a linear-quadratic problem, exactly; its inequality constraints play no part.
 
-        Equal bounds x0_min and x0_max fix components of a free x_0; other inequality constraints play no part.
+        Bounds on x_0 are among those: to fix components of it, `replace(x0=..., x0_free=...)` in the model.
 
         Raises:
             ValueError: if the dynamics are not linear (as probed) or a cost is not quadratic, naming which.
@@ -196,12 +196,7 @@ class LQ:
             if name is not None:
                 what = "linear" if name == "dynamics" else "quadratic"
                 raise ValueError(f"`{name}` is not {what}; use method='newton_cg' or 'lbfgs'.")
-        model = _model_along(problem, *zero_trajectory(problem), problem.params, None)
-        low, high = problem.x0_min, problem.x0_max
-        if low is None or high is None or not is_concrete((low, high)):
-            return model
-        fixed = np.broadcast_to(np.equal(low, high), (model.nx,))
-        return model.replace(x0=np.broadcast_to(low, fixed.shape) * fixed, x0_free=~fixed) if fixed.any() else model
+        return _model_along(problem, *zero_trajectory(problem), problem.params, None)
 
 
 def _stage_shapes(nx: int, nu: int) -> dict[str, tuple[int, ...]]:

@@ -94,8 +94,8 @@ def test_parameters_and_solvers():
 
 def test_bounded_memory_is_bounded():
     """XLA's own account of temporary memory: 2000 states of 500 numbers are 8 MB."""
-    dynamics = oc.pde.Heat(500, dt=1e-4, control="none")
-    problem = oc.Problem(dynamics, terminal_cost=lambda x: x @ x, horizon=2000, x0=jnp.ones(500))
+    dynamics = oc.pde.Burgers(500, dt=1e-4, control="none")  # of a linear model XLA would keep no states at all
+    problem = oc.Problem(dynamics, terminal_cost=lambda x: x @ x, horizon=2000, x0=jnp.sin(jnp.pi * dynamics.grid))
     us = jnp.zeros((2000, 0))
 
     def peak(memory):
@@ -104,7 +104,13 @@ def test_bounded_memory_is_bounded():
 
     assert peak("full") > 8e6
     assert peak("sqrt") < 1.5e6
+    assert peak("sqrt") > 0.4e6
     assert peak(oc.Binomial(10)) < 0.5e6
+    report = oc.memory_report(problem, us, modes=("full", oc.Binomial(10)))
+    full, bounded = map(dict, report.rows)
+    assert bounded["forward_steps"] == oc.Binomial(10).forward_steps(2000)
+    assert full["predicted"] == 2000 * 500 * 8
+    assert "Binomial(slots=10)" in repr(report)
     g = [oc.gradient(problem.replace(memory=m), us).x0 for m in ("full", oc.Binomial(10))]
     np.testing.assert_allclose(g[1], g[0], rtol=1e-12)
 

@@ -339,12 +339,8 @@ def test_a_start_of_negative_weight_is_named():
         sol.raise_if_failed()
 
 
-def test_equal_bounds_on_the_start_fix_its_components():
-    dynamics = oc.LinearDynamics(np.eye(2), np.ones((2, 1)))
-    cost = oc.costs.Quadratic(Q=np.eye(2), R=np.eye(1))
-    problem = oc.Problem(dynamics, cost, horizon=3, x0_min=[1.0, -5.0], x0_max=[1.0, 5.0])
-    lq = LQ.from_problem(problem)
-    assert lq.x0_free == (False, True)
+def test_components_of_the_start_are_not_freed_in_passing():
+    lq = LQ(np.eye(2), np.ones((2, 1)), np.eye(2), [[1.0]], np.eye(2), x0=[1.0, 0.0], x0_free=(False, True), horizon=3)
     np.testing.assert_allclose(oc.lq.solve(lq).xs[0, 0], 1.0)
     with pytest.raises(ValueError, match="some components were given"):
         lq.replace(x0=None)
