@@ -137,6 +137,7 @@ OPTCTL_INLINE void multiply_upper(int n, int padded, int k, Left<T> a, const T* 
   }
 }
 
+// The same with the lower triangle mirrored from the upper one.
 template <int Sign, class V, int M, int K, class T>
 OPTCTL_INLINE void multiply_symmetric(int n, int padded, int k, Left<T> a, const T* B, int ldb, const T* D, int ldd, T* C,
                                       int ldc) {
@@ -179,17 +180,21 @@ OPTCTL_INLINE void add_row(int n, T s, const T* row, T* y) {
   for (int j = 0; j < n; j += V::lanes) (V::load(y + j) + s * V::load(row + j)).store(y + j);
 }
 
+// Least pivot over its diagonal entry: below, rounding has taken it, and the matrix counts as singular.
+template <class T>
+constexpr T pivot_floor = 8 * std::numeric_limits<T>::epsilon();
+
 // Eliminate the symmetric S (m, m) from [S | H]: S = U'DU with U unit upper triangular (L D L' with L = U').
 // On return U and the pivots lie in S's upper triangle, H holds U'^{-1} H and Y = D^{-1} U'^{-1} H, so that
-// H' S^{-1} H = H_new' Y. Returns false where a pivot is not finite or not above `floor` times S's own diagonal there;
+// H' S^{-1} H = H_new' Y. Returns false where a pivot is not finite or lost in rounding beside S's own diagonal there;
 // `diagonal` is room for m numbers.
 template <class VH, class T>
-OPTCTL_INLINE bool eliminate(int m, T* S, int lds, int n, T* H, int ldh, T* Y, T* diagonal, T floor) {
+OPTCTL_INLINE bool eliminate(int m, T* S, int lds, int n, T* H, int ldh, T* Y, T* diagonal) {
   bool good = true;
   for (int i = 0; i < m; ++i) diagonal[i] = S[i * lds + i];
   for (int i = 0; i < m; ++i) {
     const T pivot = S[i * lds + i];
-    good = good && pivot > 0 && pivot > floor * diagonal[i] && pivot < static_cast<T>(INFINITY);
+    good = good && pivot > 0 && pivot > pivot_floor<T> * diagonal[i] && pivot < static_cast<T>(INFINITY);
     const T inverse = 1 / pivot;
     for (int j = 0; j < n; j += VH::lanes) (inverse * VH::load(H + i * ldh + j)).store(Y + i * ldh + j);
     for (int r = i + 1; r < m; ++r) {
@@ -259,14 +264,14 @@ OPTCTL_INLINE void add_times(int m, int n, const T* A, const T* x, T* y) {
 }
 
 // Factor a symmetric packed matrix (n, n) in place, U and pivots in its upper triangle; solve with it. False where a
-// pivot is not finite or not above `floor` times S's own diagonal there.
+// pivot is not finite or lost in rounding beside S's own diagonal there.
 template <class T>
-inline bool factor_packed(int n, T* S, T floor) {
+inline bool factor_packed(int n, T* S) {
   for (int i = 0; i < n; ++i) {
     T given = S[i * n + i];  // what was there before the elimination
     for (int k = 0; k < i; ++k) given += S[k * n + i] * S[k * n + i] * S[k * n + k];
     const T pivot = S[i * n + i];
-    if (!(pivot > 0) || !(pivot > floor * given) || !(pivot < static_cast<T>(INFINITY))) return false;
+    if (!(pivot > 0) || !(pivot > pivot_floor<T> * given) || !(pivot < static_cast<T>(INFINITY))) return false;
     for (int r = i + 1; r < n; ++r) {
       const T f = S[i * n + r] / pivot;
       for (int c = r; c < n; ++c) S[r * n + c] -= f * S[i * n + c];

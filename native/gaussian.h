@@ -12,7 +12,6 @@
 #pragma once
 
 #include <cmath>
-#include <limits>
 
 #include "dense.h"
 #include "stages.h"
@@ -87,7 +86,6 @@ __attribute__((noinline)) int32_t kalman_forward(Keep keep, const Sizes& sizes, 
   T* innovation = space.take(ly);
   T* diagonal = space.take(ly);
   const int64_t N = sizes.N;
-  const T floor = 8 * std::numeric_limits<T>::epsilon();
   LogProduct determinant;
   double square = 0;
   int64_t seen = 0;
@@ -123,7 +121,7 @@ __attribute__((noinline)) int32_t kalman_forward(Keep keep, const Sizes& sizes, 
     multiply<1, VX, NY, NX, NX>(my, lx, mx, transposed(c, ly), P, lx, static_cast<T*>(nullptr), 0, h, lx);
     multiply<1, VY, NY, NX, NY>(my, ly, mx, plain(h, lx), c, ly, s, ly, s, ly);
     for (int k = 0; k < mx; ++k) add_row<VY>(ly, -m[k], c + k * ly, innovation);
-    const bool good = eliminate<VX>(my, s, ly, lx, h, lx, y, diagonal, floor);
+    const bool good = eliminate<VX>(my, s, ly, lx, h, lx, y, diagonal);
     for (int i = 0; i < my; ++i)
       for (int r = i + 1; r < my; ++r) innovation[r] -= s[i * ly + r] * innovation[i];
     for (int i = 0; i < my; ++i) {

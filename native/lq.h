@@ -23,10 +23,6 @@ enum In { A, B, costates_row, xs_row, us_row, start_row, free0, K, P, S, S0 };
 enum Out { y, xs, us, costates, k, p };
 }  // namespace sweep_io
 
-// Least pivot over its diagonal entry: below, rounding has taken it, and the matrix counts as singular.
-template <class T>
-constexpr T pivot_floor = 8 * std::numeric_limits<T>::epsilon();
-
 // S0 = E (Q0 + P_0) E + (I - E), E = diag(free0), factored: the system of the free components of x_0.
 template <class T>
 bool factor_start(int nx, const T* Q0, const T* P0, const T* free0, T* S0) {
@@ -35,7 +31,7 @@ bool factor_start(int nx, const T* Q0, const T* P0, const T* free0, T* S0) {
       const bool both = free0[i] != 0 && free0[j] != 0;
       S0[i * nx + j] = both ? (Q0[i * nx + j] + Q0[j * nx + i]) / 2 + P0[i * nx + j] : static_cast<T>(i == j);
     }
-  return factor_packed(nx, S0, pivot_floor<T>);
+  return factor_packed(nx, S0);
 }
 
 // NX and NU are the sizes the loops are compiled for, at least the problem's own; 0 stands for run-time sizes.
@@ -78,7 +74,7 @@ int32_t lq_factor(const Sizes& sizes, const Stages<T>* in, T* const* out) {
     copy_in<VX>(nx, nx, in[Q][t], nx, value, lx);
     if constexpr (!NX) symmetrize(nx, value, lx);  // where only the upper triangle is computed
     multiply_upper<1, VX, NX, NX>(mx, lx, mx, transposed(a, lx), PA, lx, value, lx, value, lx);
-    const bool good = eliminate<VX>(mu, s, lu, lx, h, lx, Y, diagonal, pivot_floor<T>);
+    const bool good = eliminate<VX>(mu, s, lu, lx, h, lx, Y, diagonal);
     multiply_upper<-1, VX, NX, NU>(mx, lx, mu, transposed(h, lx), Y, lx, value, lx, value, lx);
     if constexpr (NX) symmetrize(mx, value, lx);
     else mirror_upper(mx, value, lx);

@@ -79,6 +79,13 @@ def result_shape(function: Any, name: str, *arguments: Any) -> Any:
         raise ValueError(f"`{name}` fails on arguments of shapes {shapes}: {reason}.{missing}") from error
 
 
+def check_scalar(function: Any, name: str, *arguments: Any) -> None:
+    """Raise unless a user's function returns one number, without running it."""
+    got = result_shape(function, name, *arguments)
+    if isinstance(got, list | tuple | dict) or np.shape(got) != ():
+        raise ValueError(f"`{name}` returns shape {getattr(got, 'shape', type(got).__name__)}; expected a scalar.")
+
+
 def check_like(value: Any, name: str, other: Any) -> None:
     """Raise unless `value` has the shape of `other`, array by array."""
     for got, want in zip(jax.tree.leaves(value), jax.tree.leaves(other), strict=True):

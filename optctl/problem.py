@@ -146,15 +146,19 @@ class Problem:
         if self.stage_cost is not None:
             stage_cost = self.stage_cost
             cost += jnp.sum(self.dynamics.map_stages(lambda x, u, t: stage_cost(x, u, t, params), xs, us))
-        if self.terminal_cost is not None:
-            cost += self.terminal_cost(xs[-1], params)
-        return cost
+        return cost + self.end_cost(xs[-1], params)
+
+    def cost_at(self, x: Any, u: Any, t: Any, params: Any) -> Any:
+        """Return l(x_t, u_t, t, p), zero where there is no stage cost."""
+        return jnp.zeros((), jnp.result_type(x)) if self.stage_cost is None else self.stage_cost(x, u, t, params)
+
+    def end_cost(self, x: Any, params: Any) -> Any:
+        """Return lN(x_N, p), zero where there is no terminal cost."""
+        return jnp.zeros((), jnp.result_type(x)) if self.terminal_cost is None else self.terminal_cost(x, params)
 
     def start_cost(self, x0: Any, params: Any) -> Any:
         """Return l0(x_0, p), zero where there is no initial cost."""
-        if self.initial_cost is None:
-            return jnp.zeros((), jnp.result_type(x0))
-        return self.initial_cost(x0, params)
+        return jnp.zeros((), jnp.result_type(x0)) if self.initial_cost is None else self.initial_cost(x0, params)
 
     def check_shapes(self, x0: Any, us: Any, params: Any) -> None:
         """Raise ValueError unless x0, us and params fit and every function returns what it should.
@@ -249,7 +253,7 @@ def _own(value: Any) -> Any:
 
 
 def _uses_params(f: Any) -> bool:
-    return f is not None and f.takes_params
+    return f is not None and f.takes("params")
 
 
 def _check_horizon(horizon: Any, dynamics: AbstractDynamics) -> int:

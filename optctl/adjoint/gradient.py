@@ -13,7 +13,6 @@ References: Bryson and Ho (1975), Applied Optimal Control, equation 2.3.6; Griew
 Derivatives, section 3.2.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -142,14 +141,14 @@ def _recomputing_gradient(problem: Problem, us: Any, x0: Any, params: Any) -> Gr
 
     def finish(x: Any, carry: tuple) -> tuple:
         _, gus, gparams, cost = carry
-        last, (gx, gp) = jax.value_and_grad(_terminal_cost(problem), (0, 1))(x, params)
+        last, (gx, gp) = jax.value_and_grad(problem.end_cost, (0, 1))(x, params)
         return gx, gus, jax.tree.map(jnp.add, gparams, gp), cost + last
 
     def visit(x: Any, t: Any, carry: tuple) -> tuple:
         costate, gus, gparams, cost = carry
 
         def stage(x: Any, u: Any, params: Any) -> tuple[Any, Any]:
-            return problem.dynamics.step(x, u, t, params), _stage_cost(problem, x, u, t, params)
+            return problem.dynamics.step(x, u, t, params), problem.cost_at(x, u, t, params)
 
         (_, here), transpose = jax.vjp(stage, x, us[t], params)
         gx, gu, gp = transpose((costate, jnp.ones_like(here)))
@@ -161,24 +160,15 @@ def _recomputing_gradient(problem: Problem, us: Any, x0: Any, params: Any) -> Gr
     return Gradient(cost, None, None, us=gus, x0=costate0 + gx0, params=gparams)
 
 
-def _terminal_cost(problem: Problem) -> Callable:
-    nothing = lambda x, params: jnp.zeros((), x.dtype)  # noqa: E731
-    return nothing if problem.terminal_cost is None else problem.terminal_cost
-
-
-def _stage_cost(problem: Problem, x: Any, u: Any, t: Any, params: Any) -> Any:
-    return jnp.zeros((), x.dtype) if problem.stage_cost is None else problem.stage_cost(x, u, t, params)
-
-
 def total_cost(problem: Problem, us: Any, x0: Any, params: Any) -> Any:
     """Return J alone, without checks: one rollout."""
     if problem.memory != "full":
 
         def forward(t: Any, carry: tuple) -> tuple:
             x, cost = carry
-            return problem.dynamics.step(x, us[t], t, params), cost + _stage_cost(problem, x, us[t], t, params)
+            return problem.dynamics.step(x, us[t], t, params), cost + problem.cost_at(x, us[t], t, params)
 
         x, cost = jax.lax.fori_loop(0, us.shape[0], forward, (x0, problem.start_cost(x0, params)))
-        return cost + _terminal_cost(problem)(x, params)
+        return cost + problem.end_cost(x, params)
     xs = problem.dynamics.roll(x0, us, params)
     return problem.trajectory_cost(xs, us, params) + problem.start_cost(x0, params)

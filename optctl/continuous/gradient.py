@@ -29,14 +29,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, check_like, is_concrete, result_shape
+from optctl._validate import as_float, check_like, check_scalar, check_tree, is_concrete
 from optctl.continuous.integrate import prepare, raise_if_failed
-from optctl.continuous.march import ARRIVAL, MarchStatus, Mesh, march, take
-from optctl.continuous.ode import ODE, Event, Signal, count_arguments
+from optctl.continuous.march import ARRIVAL, EVENT, MarchStatus, Mesh, march
+from optctl.continuous.ode import ODE, STATE_INPUT_TIME, STATE_TIME, Event, Signal
 from optctl.continuous.replay import Replay, event_times, input_slope, observed, pull_back
 from optctl.continuous.steps import rolled_step
 from optctl.continuous.system import Free, System
-from optctl.dynamics.memory import check_memory
+from optctl.dynamics.memory import check_memory, take
+from optctl.dynamics.stage import StageFunction, stage_function
 
 MODES = ("exact", "continuous", "forward")
 CONTROLS = ("sensitivities", "states")
@@ -73,20 +74,7 @@ class ODEGradient:
     status: Any
 
 
-@record(static=("loss", "takes_events", "control"))
-class Loss:
-    """The loss and how the mesh for its gradient is chosen."""
-
-    loss: Callable
-    takes_events: bool
-    control: str
-
-    def __call__(self, zs: Any, times: Any) -> Any:
-        """Return the loss."""
-        return self.loss(zs, times) if self.takes_events else self.loss(zs)
-
-
-def loss_slopes(system: System, loss: Loss, free: Free, mesh: Mesh) -> tuple[Any, Any, Any, Any]:
+def loss_slopes(system: System, loss: StageFunction, free: Free, mesh: Mesh) -> tuple[Any, Any, Any, Any]:
     """Return the loss and its slopes: at the anchors, at the end of the march, and in the mesh's times."""
     value, slopes = jax.value_and_grad(lambda *parts: loss_of(system, loss, free, mesh, *parts), (0, 1, 2))(
         mesh.at, mesh.y, mesh.ts
@@ -94,15 +82,15 @@ def loss_slopes(system: System, loss: Loss, free: Free, mesh: Mesh) -> tuple[Any
     return value, *slopes
 
 
-def loss_of(system: System, loss: Loss, free: Free, mesh: Mesh, at: Any, y: Any, ts: Any) -> Any:
+def loss_of(system: System, loss: StageFunction, free: Free, mesh: Mesh, at: Any, y: Any, ts: Any) -> Any:
     """Return the loss, running cost included, of states at the anchors and at the end, and of the mesh's times."""
     fields = vars(mesh) | {"at": at, "y": y, "ts": ts}
     solution = Mesh(**fields)
-    value = loss(observed(system, free, solution), event_times(solution))
+    value = jnp.asarray(loss(observed(system, free, solution), event_times(solution)))
     return value if system.running_cost is None else value + y[-1]
 
 
-def exact(system: System, loss: Loss, free: Free, mesh: Mesh, memory: Any = "full") -> ODEGradient:
+def exact(system: System, loss: StageFunction, free: Free, mesh: Mesh, memory: Any = "full") -> ODEGradient:
     """Step the costate back through the accepted steps."""
     value, *slopes = loss_slopes(system, loss, free, mesh)
     gat, gy, gts = slopes
@@ -113,7 +101,7 @@ def exact(system: System, loss: Loss, free: Free, mesh: Mesh, memory: Any = "ful
     )  # fmt: skip
 
 
-def forward(system: System, loss: Loss, free: Free, mesh: Mesh) -> ODEGradient:
+def forward(system: System, loss: StageFunction, free: Free, mesh: Mesh) -> ODEGradient:
     """Carry one sensitivity for each free number forward through the accepted steps."""
     replay = Replay(system, free, mesh)
 
@@ -128,14 +116,14 @@ def forward(system: System, loss: Loss, free: Free, mesh: Mesh) -> ODEGradient:
     )  # fmt: skip
 
 
-def continuous(system: System, loss: Loss, free: Free, mesh: Mesh, reintegrate: bool) -> ODEGradient:
+def continuous(system: System, loss: StageFunction, free: Free, mesh: Mesh, reintegrate: bool) -> ODEGradient:
     """Solve the adjoint equation backward, s = -t.
 
     The state comes from the stored steps, each started again from its own beginning, or is solved for backward, too.
     """
     shape = free.z0.shape
     anchors, where, pieces = system.anchors(free.ts)
-    value, gat, gy_end, _ = loss_slopes(system, loss, free, mesh)
+    value, gat, gy_end, gtimes = loss_slopes(system, loss, free, mesh)
     coefficients = system.coefficients(free)
     data, unravel = jax.flatten_util.ravel_pytree((free.params, coefficients))
     m = mesh.y.shape[0]
@@ -151,26 +139,56 @@ def continuous(system: System, loss: Loss, free: Free, mesh: Mesh, reintegrate: 
     arrival = jnp.full(knots.shape[0], -1, jnp.int32).at[knot_of].set(jnp.arange(anchors.shape[0], dtype=jnp.int32))
     backward = -knots[jnp.clip(many - jnp.arange(knots.shape[0]), 0)]
 
+    def rate(z: Any, t: Any, n: Any, data: Any) -> Any:
+        return system.rate(shape, z, t, take(pieces, take(interval, n)), *unravel(data))
+
+    def inside(n: Any, t: Any) -> Any:
+        """The state in step n."""
+        begin = take(mesh.ts, n)
+        return rolled_step(system.method, lambda z, t: rate(z, t, n, data), take(mesh.ys, n), begin, t - begin)
+
     def f(y: Any, s: Any, i: Any) -> Any:
         """The adjoint equation, in the i-th interval from the end."""
         n = jnp.clip(many - 1 - i, 0, interval.shape[0] - 1)
-        piece = take(pieces, take(interval, n))
-        rate = lambda z, t, data: system.rate(shape, z, t, piece, *unravel(data))  # noqa: E731
-        if reintegrate:
-            z = y[:m]
-        else:
-            begin = take(mesh.ts, n)
-            z = rolled_step(system.method, lambda z, t: rate(z, t, data), take(mesh.ys, n), begin, -s - begin)
-        slope, transpose = jax.vjp(lambda z, data: rate(z, -s, data), z, data)
+        z = y[:m] if reintegrate else inside(n, -s)
+        slope, transpose = jax.vjp(lambda z, data: rate(z, -s, n, data), z, data)
         gz, gdata = transpose(y[o : o + m])
         return jnp.concatenate([-slope[:o], gz, gdata])
+
+    def undo_event(y: Any, n: Any) -> Any:
+        """The jump at the event that ends step n: a state off its path meets the surface tau later, and is then reset.
+
+        Up to there it follows the flow before the event, from there back to the old time the flow after it.
+        """
+        t, after = take(mesh.ts, n + 1), take(mesh.ys, n + 1)
+        before = inside(n, t)
+        resets = system.event is not None and system.event.reset is not None
+        flow = rate(before, t, n, data)
+        flow_after = rate(after, t, n, data) if resets else jnp.zeros_like(flow)
+        event = system.event_functions(shape, free.params)["event"]
+        _, closing = jax.jvp(event, (before, t), (flow, jnp.ones_like(t)))
+
+        def across(z: Any, data: Any) -> tuple[Any, Any]:
+            functions = system.event_functions(shape, unravel(data)[0])
+            tau = -functions["event"](z, t) / closing
+            met = z + tau * flow
+            return (functions["reset"](met, t + tau) if resets else met) - tau * flow_after, t + tau
+
+        _, transpose = jax.vjp(across, before, data)
+        gz, gdata = transpose((y[:m], take(gtimes, n + 1)))
+        return jnp.concatenate([gz, y[m:] + gdata])
 
     def jump(k: Any) -> Any:
         """The loss's slope at knot k."""
         return jnp.where(take(arrival, k) >= 0, take(gat, jnp.maximum(take(arrival, k), 0)), 0.0)
 
     def arrive(y: Any, i: Any) -> Any:
-        return jnp.concatenate([y[:o], y[o : o + m] + jump(jnp.clip(many - i, 0)), y[o + m :]])
+        k = jnp.clip(many - i, 0)
+        y = jnp.concatenate([y[:o], y[o : o + m] + jump(k), y[o + m :]])
+        if system.event is None:
+            return y
+        n = jnp.maximum(k - 1, 0)
+        return jax.lax.cond((k > 0) & (take(mesh.end, n) == EVENT), lambda: undo_event(y, n), lambda: y)
 
     def norm(y: Any, y_next: Any, error: Any) -> Any:
         size, tiny = jnp.maximum(jnp.abs(y), jnp.abs(y_next)), jnp.finfo(y.dtype).tiny
@@ -182,13 +200,13 @@ def continuous(system: System, loss: Loss, free: Free, mesh: Mesh, reintegrate: 
         ]
         return jnp.stack([jnp.sqrt(jnp.mean(b**2)) for b in blocks if b.size]).max()
 
-    y1 = jnp.concatenate([mesh.y[:o], gy_end + jump(many), jnp.zeros_like(data)])
+    y1 = arrive(jnp.concatenate([mesh.y[:o], gy_end, jnp.zeros_like(data)]), 0)
     back = march(
         system.method, f, y1, backward, norm=norm, dt=system.dt, last=many, max_steps=8 * system.max_steps, keep="",
         width=o + m, arrive=arrive,
     )  # fmt: skip
     # Row i of back.at holds knot many - i; the first one is the end itself.
-    costates = back.at[jnp.clip(many - knot_of, 0)][where, o:]
+    costates = back.at[jnp.clip(many - knot_of, 0)][where, o:] * (free.ts <= mesh.t)[:, None]
     gdata = unravel(back.whole[o + m :])
     rates = jax.vmap(lambda z, t, j: system.rate(shape, z, t, pieces[j], free.params, coefficients))(
         mesh.at[where], free.ts, jnp.maximum(where - 1, 0)
@@ -200,7 +218,7 @@ def continuous(system: System, loss: Loss, free: Free, mesh: Mesh, reintegrate: 
         miss = jnp.abs(system.state(back.whole[:m], shape) - free.z0)
         gap = jnp.max(miss) / jnp.max(jnp.abs(mesh.at[where]))
     state = lambda y: system.state(y, shape)  # noqa: E731
-    status = jnp.where(mesh.status == MarchStatus.DONE, back.status, mesh.status)
+    status = jnp.where(back.status == MarchStatus.DONE, mesh.status, back.status)
     return ODEGradient(
         value, observed(system, free, mesh), state(costates[0]), gdata[0], gts, input_slope(system, free, gdata[1]),
         state(costates), event_times(mesh), gap, mesh.count, status,
@@ -239,7 +257,7 @@ def ode_gradient(
         mode: "exact", the derivative of the numbers computed, to rounding; "continuous", the adjoint equation solved
             backward under its own error control; "forward", one sensitivity for each free number, for a few of them.
         inputs: u(t), where f takes an input.
-        event: what interrupts the solution; not with mode "continuous".
+        event: what interrupts the solution; not with `reintegrate`.
         running_cost: `l(z, t, params)`, or `l(z, u, t, params)` where f takes an input; its integral is added to the
             loss. Trailing arguments may be left out.
         method: as for `integrate`.
@@ -250,7 +268,7 @@ def ode_gradient(
         control: what the steps are chosen for: "sensitivities", the errors of the state and of a sensitivity, or
             "states" alone, which is cheaper, and blind at an equilibrium.
         memory: of mode "exact": "full" keeps the state of every step; "sqrt" and `Binomial(slots)` keep fewer and step
-            forward again (slots for max_steps are planned: choose it no larger than needed).
+            forward again, as planned for the steps taken; under `jit` for max_steps, so keep that small there.
         reintegrate: in mode "continuous", solve the state backward, too, from its end, instead of keeping it. This is
             unstable for equations that forget their past; `mismatch` tells, and a large one raises.
 
@@ -277,7 +295,11 @@ def ode_gradient(
         ode, loss, z0, ts, params, mode, inputs, event, running_cost, method, dt, rtol, atol, max_steps, control,
         memory, reintegrate,
     )  # fmt: skip
-    g = _gradient(system, free, *options)
+    if memory != "full" and is_concrete((system, free)):
+        mesh = _steps(system, free, control).leading()  # memory is planned for the steps taken
+        g = _gradient_on(system, free, mesh, *options)
+    else:
+        g = _gradient(system, free, *options)
     return _checked(system, free, g, options)
 
 
@@ -293,69 +315,49 @@ def _prepared(
         raise ValueError(f"`memory` is {memory!r}; it is for mode 'exact'. Mode 'continuous' has reintegrate=True.")
     if reintegrate and mode != "continuous":
         raise ValueError("`reintegrate` is for mode 'continuous'.")
-    if event is not None and mode == "continuous":
-        raise ValueError("`event` is given; mode 'continuous' takes none: use mode 'exact' or 'forward'.")
-    if not callable(loss):
-        raise ValueError(f"`loss` is a {type(loss).__name__}; expected a function loss(zs).")
-    takes_input = inputs is not None
-    cost = None if running_cost is None else RunningCost(running_cost, takes_input)
+    if event is not None and reintegrate:
+        raise ValueError("`event` is given; `reintegrate` cannot undo events: leave it out.")
+    cost = running_cost
+    if cost is not None:
+        cost = stage_function(cost, "running_cost", STATE_TIME if inputs is None else STATE_INPUT_TIME, least=1)
     system, free = prepare(ode, z0, ts, params, inputs, event, cost, method, dt, rtol, atol, max_steps)
-    loss = Loss(loss, _takes_events(loss, event), control)
+    loss = stage_function(loss, "loss", ("zs",) if event is None else ("zs", "event_times"), least=1)
     zs = jax.ShapeDtypeStruct((free.ts.shape[0], *free.z0.shape), free.z0.dtype)
     times = jax.ShapeDtypeStruct((0 if event is None else event.most,), free.ts.dtype)
-    got = result_shape(loss, "loss", zs, times)
-    if getattr(got, "shape", None) != ():
-        raise ValueError(f"`loss` returns shape {getattr(got, 'shape', type(got).__name__)}; expected a scalar.")
+    check_scalar(loss, "loss", zs, times)
     if cost is not None:
-        u = None if free.values is None else free.values[0]
-        got = result_shape(cost, "running_cost", free.z0, u, free.ts[0], free.params)
-        if getattr(got, "shape", None) != ():
-            raise ValueError(
-                f"`running_cost` returns shape {getattr(got, 'shape', type(got).__name__)}; expected a scalar."
-            )
-    return system, free, (loss, mode, memory, reintegrate)
+        check_scalar(system.cost_rate, "running_cost", free.z0, free.first_input, free.ts[0], free.params)
+    return system, free, (loss, mode, control, memory, reintegrate)
 
 
-@record(static=("function", "takes_input", "arguments"))
-class RunningCost:
-    """A running cost that takes z, u, t and params, whatever its function takes."""
-
-    function: Callable
-    takes_input: bool
-    arguments: int = 0
-
-    def __post_init__(self) -> None:
-        if not callable(self.function):
-            raise ValueError(
-                f"`running_cost` is a {type(self.function).__name__}; expected a function l(z, t, params)."
-            )
-        object.__setattr__(self, "arguments", count_arguments(self.function, 4 if self.takes_input else 3))
-
-    def __call__(self, z: Any, u: Any, t: Any, params: Any) -> Any:
-        """Return l."""
-        return self.function(*((z, u, t, params) if self.takes_input else (z, t, params))[: self.arguments])
+@functools.partial(jax.jit, static_argnames=("mode", "control", "memory", "reintegrate"))
+def _gradient(
+    system: System, free: Free, loss: StageFunction, mode: str, control: str, memory: Any, reintegrate: bool
+) -> ODEGradient:
+    keep = "" if reintegrate else "full" if memory == "full" else "times"
+    return _on_mesh(system, free, system.march(free, keep, control == "sensitivities"), loss, mode, memory, reintegrate)
 
 
-def _takes_events(loss: Callable, event: Event | None) -> bool:
-    return event is not None and count_arguments(loss, 2) == 2
+@functools.partial(jax.jit, static_argnames="control")
+def _steps(system: System, free: Free, control: str) -> Mesh:
+    return system.march(free, "times", control == "sensitivities")
 
 
-@functools.partial(jax.jit, static_argnames=("mode", "memory", "reintegrate"))
-def _gradient(system: System, free: Free, loss: Loss, mode: str, memory: Any, reintegrate: bool) -> ODEGradient:
-    return _masked(_on_mesh(system, free, loss, mode, memory, reintegrate, replayed=False))
+@functools.partial(jax.jit, static_argnames=("mode", "control", "memory", "reintegrate"))
+def _gradient_on(
+    system: System, free: Free, mesh: Mesh, loss: StageFunction, mode: str, control: str, memory: Any, reintegrate: bool
+) -> ODEGradient:
+    return _on_mesh(system, free, mesh, loss, mode, memory, reintegrate)
 
 
 def _on_mesh(
-    system: System, free: Free, loss: Loss, mode: str, memory: Any, reintegrate: bool, replayed: bool
+    system: System, free: Free, mesh: Mesh, loss: StageFunction, mode: str, memory: Any, reintegrate: bool
 ) -> ODEGradient:
-    keep = "" if reintegrate else "full" if memory == "full" else "times"
-    mesh = system.march(free, keep, loss.control == "sensitivities")
-    if mode == "continuous":
-        return continuous(system, loss, free, mesh, reintegrate)
-    mesh = jax.lax.stop_gradient(mesh)
+    if mode == "exact":
+        return _masked(exact(system, loss, free, mesh, memory))
     if mode == "forward":
-        return forward(system, loss, free, mesh)
-    return exact(system, loss, free, Replay(system, free, mesh).forward(free) if replayed else mesh, memory)
+        return _masked(forward(system, loss, free, mesh))
+    return _masked(continuous(system, loss, free, mesh, reintegrate))
 
 
 def _masked(g: ODEGradient) -> ODEGradient:
@@ -375,7 +377,7 @@ def _checked(system: System, free: Free, g: ODEGradient, options: tuple) -> ODEG
     loss = options[0]
     raise_if_failed(g.status, free.ts[-1], jnp.ravel(g.zs[-1]), system)
     finite = np.isfinite(np.asarray(g.event_times))
-    if loss.takes_events and not np.isfinite(float(g.value)) and not finite.all():
+    if loss.takes("event_times") and not np.isfinite(float(g.value)) and not finite.all():
         raise RuntimeError(
             f"the loss is {float(g.value)}: it may wait for an event that never comes; there were {int(finite.sum())}"
             f" until t = {float(free.ts[-1]):g} s. Check `when` and `direction`, or integrate longer."
@@ -456,25 +458,35 @@ def ode_hessian_vector_product(
         ode, loss, z0, ts, params, mode, inputs, event, running_cost, method, dt, rtol, atol, max_steps, control,
         "full", False,
     )  # fmt: skip
-    given = {"z0": dz0, "params": dparams, "ts": dts, "values": dinputs}
-    along = {}
-    for name, direction in given.items():
-        point = getattr(free, name)
-        direction = jax.tree.map(jnp.zeros_like, point) if direction is None else direction
-        if name != "params" and point is not None:
-            direction = jnp.asarray(as_float(direction, "d" + ("inputs" if name == "values" else name)))
-        if jax.tree.structure(direction) != jax.tree.structure(point):  # type: ignore[operator]
-            raise ValueError(f"`d{'inputs' if name == 'values' else name}` differs in structure from what it is in.")
-        direction = jax.tree.map(lambda d, p: jnp.asarray(d, p.dtype), direction, point)
-        check_like(direction, "d" + ("inputs" if name == "values" else name), point)
-        along[name] = direction
-    g, hv = _second_order(system, free, Free(**along), *options[:2])
+    along = Free(
+        _direction(dz0, "dz0", free.z0),
+        _direction(dparams, "dparams", free.params),
+        _direction(dts, "dts", free.ts),
+        _direction(dinputs, "dinputs", free.values),
+    )
+    g, hv = _second_order(system, free, along, *options[:3])
     _checked(system, free, g, options)
     return hv
 
 
-@functools.partial(jax.jit, static_argnames=("mode",))
-def _second_order(system: System, free: Free, along: Free, loss: Loss, mode: str) -> tuple[ODEGradient, ODEGradient]:
-    return jax.jvp(
-        lambda free: _masked(_on_mesh(system, free, loss, mode, "full", False, replayed=True)), (free,), (along,)
-    )
+def _direction(given: Any, name: str, point: Any) -> Any:
+    """Return a direction in the structure, shapes and types of the point; zero if None."""
+    if given is None:
+        return jax.tree.map(jnp.zeros_like, point)
+    given = check_tree(given, name) if isinstance(point, dict | list | tuple) else as_float(given, name)
+    if jax.tree.structure(given) != jax.tree.structure(point):  # type: ignore[operator]
+        raise ValueError(f"`{name}` differs in structure from what it is a direction in.")
+    check_like(given, name, point)
+    return jax.tree.map(lambda d, p: jnp.asarray(d, p.dtype), given, point)
+
+
+@functools.partial(jax.jit, static_argnames=("mode", "control"))
+def _second_order(
+    system: System, free: Free, along: Free, loss: StageFunction, mode: str, control: str
+) -> tuple[ODEGradient, ODEGradient]:
+    mesh = system.march(free, "full", control == "sensitivities")
+
+    def gradient(free: Free) -> ODEGradient:
+        return _on_mesh(system, free, Replay(system, free, mesh).forward(free), loss, mode, "full", False)
+
+    return jax.jvp(gradient, (free,), (along,))

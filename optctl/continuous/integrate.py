@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, check_tree, is_concrete, result_shape
+from optctl._validate import as_float, check_scalar, check_tree, is_concrete, result_shape
 from optctl.continuous.march import MarchStatus, Mesh
 from optctl.continuous.ode import ODE, Event, Signal, increasing
-from optctl.continuous.replay import event_times, observed, solved
-from optctl.continuous.steps import METHODS, PAIRS, step
+from optctl.continuous.replay import Replay, event_times, observed, solved
+from optctl.continuous.steps import METHODS, PAIRS
 from optctl.continuous.system import Free, System
 
 
@@ -123,14 +123,9 @@ def integrate(
 def _finish(trajectory: Trajectory) -> Trajectory:
     if not is_concrete(trajectory) or np.ndim(trajectory.status):
         return trajectory
-    return trim(trajectory).raise_if_failed()
-
-
-def trim(trajectory: Trajectory) -> Trajectory:
-    """Drop what pads event times."""
-    many = int(trajectory.mesh.events)
-    fields = vars(trajectory) | {"event_times": trajectory.event_times[:many]}
-    return Trajectory(**fields)
+    happened = np.asarray(trajectory.event_times)[: int(trajectory.mesh.events)]
+    fields = vars(trajectory) | {"event_times": jnp.asarray(happened)}
+    return Trajectory(**fields).raise_if_failed()
 
 
 def prepare(
@@ -181,8 +176,7 @@ def prepare(
 def _check_functions(system: System, free: Free) -> None:
     """Raise unless f returns the shape and type of z."""
     z, t = free.z0, free.ts[0]
-    u = None if free.values is None else free.values[0]
-    got = result_shape(system.ode, "f", z, u, t, free.params)
+    got = result_shape(system.ode, "f", z, free.first_input, t, free.params)
     if getattr(got, "shape", None) != z.shape:
         raise ValueError(
             f"`f` returns shape {getattr(got, 'shape', type(got).__name__)}; expected {z.shape}, that of z."
@@ -193,9 +187,7 @@ def _check_functions(system: System, free: Free) -> None:
             " precision of z0."
         )
     if system.event is not None:
-        got = result_shape(system.event.value, "when", z, t, free.params)
-        if got.shape != ():
-            raise ValueError(f"`when` returns shape {got.shape}; expected a scalar.")
+        check_scalar(system.event.value, "when", z, t, free.params)
         if system.event.reset is not None:
             got = result_shape(system.event.after, "reset", z, t, free.params)
             if got.shape != z.shape:
@@ -214,18 +206,14 @@ def _integrate(system: System, free: Free) -> Trajectory:
 @jax.jit
 def _dense(trajectory: Trajectory, t: Any) -> Any:
     system, free, mesh = trajectory.system, trajectory.free, trajectory.mesh
-    _, _, pieces = system.anchors(free.ts)
-    coefficients = system.coefficients(free)
-    shape = free.z0.shape
+    replay = Replay(system, free, mesh)
+    data = replay.data(free)
     inside = jnp.arange(mesh.ts.shape[0]) <= mesh.count
     ts = jnp.where(inside, mesh.ts, jnp.inf)
 
     def at(t: Any) -> Any:
         n = jnp.clip(jnp.searchsorted(ts, t, side="right") - 1, 0, jnp.maximum(mesh.count - 1, 0))
-        piece = pieces[mesh.anchor[n]]
-        rate = lambda y, t: system.rate(shape, y, t, piece, free.params, coefficients)  # noqa: E731
-        y, _, _ = step(system.method, rate, mesh.ys[n], mesh.ts[n], t - mesh.ts[n])
-        return system.state(y, shape)
+        return system.state(replay.advance(n, mesh.ys[n], mesh.ts[n], t, data), free.z0.shape)
 
     t = t.astype(mesh.ts.dtype)
     return jax.vmap(at)(t) if t.ndim else at(t)

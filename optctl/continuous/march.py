@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from optctl._native import unset
 from optctl._record import record
 from optctl.continuous.steps import PAIRS, step
+from optctl.dynamics.memory import put, take
 
 INSIDE, ARRIVAL, EVENT = 0, 1, 2
 SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
@@ -71,6 +72,12 @@ class Mesh:
     events: Any
     event_steps: Any
 
+    def leading(self) -> "Mesh":
+        """Drop padding, down to a power of two of steps, so that few programs are compiled."""
+        rows = min(1 << max(int(self.count) - 1, 0).bit_length(), self.anchor.shape[0])
+        fields = vars(self) | {"ts": self.ts[: rows + 1], "anchor": self.anchor[:rows], "end": self.end[:rows]}
+        return Mesh(**fields)
+
 
 def march(
     method: str,
@@ -80,7 +87,6 @@ def march(
     *,
     norm: Callable,
     dt: Any = None,
-    first_step: Any = None,
     last: Any = None,
     max_steps: int,
     keep: str = "full",
@@ -101,7 +107,6 @@ def march(
         anchors: (A,) times.
         norm: `norm(y, y_next, error)`, at most 1 where the step is good; not used by fixed schemes.
         dt: longest step of a fixed scheme; each interval is cut into equal ones.
-        first_step: length of the first step under error control.
         last: index of the last anchor; None is the last of the array.
         max_steps: most accepted steps.
         keep: "full" keeps the mesh, "times" leaves out its states, "" keeps nothing.
@@ -168,21 +173,16 @@ def march(
             hit = accepted & (jnp.sign(there) != side)
             if direction:
                 hit &= side == -direction
-            length = jax.lax.cond(
-                hit,
-                lambda: locate(lambda h: event(try_step(y, t, h, j, slope)[0], t + h, j), h, side),
-                lambda: h,
-            )
-            t_next = jnp.where(hit, t + length, t_next)
-            y_event = try_step(y, t, length, j, slope)[0]
-            if reset is not None:
-                y_event = reset(y_event, t_next, j)
-            y_next = jnp.where(hit, y_event, y_next)
-            c["side"] = jax.lax.cond(
-                hit,
-                lambda: departure(y_next, t_next, j, h),
-                lambda: jnp.where(accepted, jnp.sign(there), side),
-            )
+
+            def to_event() -> tuple[Any, Any, Any]:
+                length = locate(lambda h: event(try_step(y, t, h, j, slope)[0], t + h, j), h, side)
+                y_event = try_step(y, t, length, j, slope)[0]
+                if reset is not None:
+                    y_event = reset(y_event, t + length, j)
+                return y_event, t + length, departure(y_event, t + length, j, h)
+
+            past = jnp.where(accepted, jnp.sign(there), side)
+            y_next, t_next, c["side"] = jax.lax.cond(hit, to_event, lambda: (y_next, t_next, past))
             c["event_steps"] = put(c["event_steps"], c["n"], jnp.where(hit, c["events"], max_events))
             c["events"] = c["events"] + hit
         arrives = accepted & reaches & ~hit
@@ -237,9 +237,8 @@ def march(
     if adaptive:
         start["slope"] = f(y0, anchors[0], zero)
         span = anchors[last] - anchors[0]
-        if first_step is None:
-            first_step = _first_length(y0, start["slope"], span, norm, lambda y, t: f(y, t, zero), anchors[0], method)
-        start["h"] = jnp.asarray(first_step, dtype)
+        first = _first_length(y0, start["slope"], span, norm, lambda y, t: f(y, t, zero), anchors[0], method)
+        start["h"] = jnp.asarray(first, dtype)
     else:
         start["h"] = start_of_interval(zero)
     done = jax.lax.while_loop(lambda c: (c["j"] < last) & (c["status"] == 0) & (c["n"] < max_steps), body, start)
@@ -247,16 +246,6 @@ def march(
         done["ts"], done["ys"], done["anchor"], done["end"], done["n"], done["rejected"], done["status"],
         done["at"][:-1], done["t"], done["y"][:width], done["y"], done["events"], done["event_steps"][:-1],
     )  # fmt: skip
-
-
-def take(array: Any, i: Any) -> Any:
-    """Return array[i]; cheaper in a loop than indexing, which allows for negative i."""
-    return jax.lax.dynamic_index_in_dim(array, i, 0, keepdims=False)
-
-
-def put(array: Any, value: Any, i: Any) -> Any:
-    """Return the array with array[i] = value, in place in a loop; a scatter would not be."""
-    return jax.lax.dynamic_update_index_in_dim(array, jnp.asarray(value, array.dtype), i, 0)
 
 
 def _first_length(y: Any, slope: Any, span: Any, norm: Callable, f: Callable, t: Any, method: str) -> Any:

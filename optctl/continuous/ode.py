@@ -1,29 +1,32 @@
 """What is integrated: an ODE, the input signal that drives it, and the events that interrupt it."""
 
-import inspect
-from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
 from optctl._validate import as_float, is_concrete
+from optctl.dynamics.base import as_state
+from optctl.dynamics.pde import tridiagonal_solve
+from optctl.dynamics.stage import own_arguments, stage_function
 
 KINDS = ("hold", "linear", "spline")
+STATE_TIME = ("z", "t", "params")
+STATE_INPUT_TIME = ("z", "u", "t", "params")
 
 
-@record(static=("f", "arguments"))
+@record()
 class ODE:
     """dz/dt = f.
 
     Args:
-        f: `f(z)`, `f(z, t)`, `f(z, t, params)` or, with an input signal, `f(z, u, t, params)`; returns dz/dt in the
-            shape of z; t in seconds. A function is compiled once per function object: define it once.
+        f: `f(z, t, params)` or, with an input signal, `f(z, u, t, params)`; trailing arguments may be left out, and
+            where all carry these names, any of them. Returns dz/dt in the shape of z; t in seconds. A function is
+            compiled once per function object: define it once.
 
     Raises:
-        ValueError: if f takes another number of arguments.
+        ValueError: if f takes other arguments.
 
     Example:
         >>> import optctl as oc
@@ -32,41 +35,21 @@ class ODE:
         [0.606531]
     """
 
-    f: Callable
-    arguments: int = 0
+    f: Any
 
     def __post_init__(self) -> None:
-        if not callable(self.f):
-            raise ValueError(f"`f` is a {type(self.f).__name__}; expected a function f(z, t, params).")
-        count = count_arguments(self.f, 5)
-        if not 1 <= count <= 4:
-            raise ValueError(
-                f"`f` takes {count} arguments; expected f(z), f(z, t), f(z, t, params) or f(z, u, t, params)."
-            )
-        object.__setattr__(self, "arguments", count)
+        own = own_arguments(self.f) if callable(self.f) else None
+        driven = own is not None and (len(own) > 3 or "u" in own)
+        object.__setattr__(self, "f", stage_function(self.f, "f", STATE_INPUT_TIME if driven else STATE_TIME, least=1))
 
     @property
     def takes_input(self) -> bool:
         """True if f takes an input u."""
-        return self.arguments == 4
+        return self.f.arguments == STATE_INPUT_TIME
 
     def __call__(self, z: Any, u: Any, t: Any, params: Any) -> Any:
         """Return dz/dt, whatever arguments f takes; so an ODE can be handed to `discretize`."""
-        given = (z, u, t, params) if self.takes_input else (z, t, params)[: self.arguments]
-        value = self.f(*given)
-        return jnp.stack([jnp.asarray(v) for v in value]) if isinstance(value, list | tuple) else value
-
-
-def count_arguments(f: Callable, most: int) -> int:
-    """Return how many of `most` positional arguments a function takes."""
-    try:
-        parameters = list(inspect.signature(f).parameters.values())
-    except (TypeError, ValueError):
-        return most
-    if any(p.kind == p.VAR_POSITIONAL for p in parameters):
-        return most
-    needed = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty for p in parameters)
-    return min(needed, most)
+        return as_state(self.f(z, u, t, params) if self.takes_input else self.f(z, t, params))
 
 
 @record(static=("kind",))
@@ -136,17 +119,12 @@ class Signal:
 
     def _second_derivatives(self, h: Any, slope: Any) -> Any:
         """Solve the tridiagonal system of the natural spline."""
-        zeros = jnp.zeros((1, slope.shape[1]), slope.dtype)
-        if slope.shape[0] == 1:
-            return jnp.concatenate([zeros, zeros])
-        lower = jnp.concatenate([jnp.zeros_like(h[:1, 0]), h[1:-1, 0]])
-        upper = jnp.concatenate([h[1:-1, 0], jnp.zeros_like(h[:1, 0])])
-        diagonal = 2 * (h[:-1, 0] + h[1:, 0])
-        inner = jax.lax.linalg.tridiagonal_solve(lower, diagonal, upper, 6 * jnp.diff(slope, axis=0))
+        zeros, h = jnp.zeros((1, slope.shape[1]), slope.dtype), h[:, 0]
+        inner = tridiagonal_solve(h[:-1], 2 * (h[:-1] + h[1:]), h[1:], 6 * jnp.diff(slope, axis=0))
         return jnp.concatenate([zeros, inner, zeros])
 
 
-@record(static=("when", "reset", "direction", "most"))
+@record(static=("direction", "most"))
 class Event:
     """Something that happens when a function of the state crosses zero: the end, or a reset.
 
@@ -175,28 +153,19 @@ class Event:
     most: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("when", "reset"):
-            f = getattr(self, name)
-            if f is None and name == "reset":
-                continue
-            if not callable(f):
-                raise ValueError(f"`{name}` is a {type(f).__name__}; expected a function of (z, t, params).")
-            object.__setattr__(self, name, f)
+        object.__setattr__(self, "when", stage_function(self.when, "when", STATE_TIME, least=1))
+        if self.reset is not None:
+            object.__setattr__(self, "reset", stage_function(self.reset, "reset", STATE_TIME, least=1))
         if self.direction not in (-1, 0, 1):
             raise ValueError(f"`direction` is {self.direction!r}; expected -1, 0 or 1.")
 
     def value(self, z: Any, t: Any, params: Any) -> Any:
         """Return `when`, a scalar."""
-        return jnp.asarray(_call(self.when, z, t, params))
+        return jnp.asarray(self.when(z, t, params))
 
     def after(self, z: Any, t: Any, params: Any) -> Any:
         """Return the state after the reset."""
-        value = _call(self.reset, z, t, params)
-        return jnp.stack([jnp.asarray(v) for v in value]) if isinstance(value, list | tuple) else value
-
-
-def _call(f: Callable, *arguments: Any) -> Any:
-    return f(*arguments[: count_arguments(f, 3)])
+        return as_state(self.reset(z, t, params))
 
 
 def increasing(ts: Any, name: str) -> Any:

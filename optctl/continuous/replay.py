@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optctl.continuous.march import ARRIVAL, EVENT, MarchStatus, Mesh, put, take
+from optctl.continuous.march import ARRIVAL, EVENT, MarchStatus, Mesh
 from optctl.continuous.steps import PAIRS, step
 from optctl.continuous.system import Free, System
-from optctl.dynamics.memory import reverse, schedule
+from optctl.dynamics.memory import put, reverse, schedule, take
 
 
 def observed(system: System, free: Free, mesh: Mesh) -> Any:
@@ -17,13 +17,8 @@ def observed(system: System, free: Free, mesh: Mesh) -> Any:
     _, where, _ = system.anchors(free.ts)
     ended = (mesh.status == MarchStatus.EVENT) | (mesh.status == MarchStatus.DONE)
     beyond = mesh.y * jnp.where(ended, 1.0, jnp.nan).astype(mesh.y.dtype)
-    ys = jnp.where(reached(free, mesh)[:, None], mesh.at[where], beyond)
-    return system.state(ys, free.z0.shape)
-
-
-def reached(free: Free, mesh: Mesh) -> Any:
-    """Tell which of ts were reached."""
-    return free.ts <= mesh.t
+    reached = free.ts <= mesh.t
+    return system.state(jnp.where(reached[:, None], mesh.at[where], beyond), free.z0.shape)
 
 
 def event_times(mesh: Mesh) -> Any:
@@ -38,7 +33,7 @@ class Replay:
     def __init__(self, system: System, free: Free, mesh: Mesh) -> None:
         self.system, self.mesh = system, jax.lax.stop_gradient(mesh)
         self.shape = free.z0.shape
-        _, self.where, self.pieces = system.anchors(free.ts)
+        self.anchors, self.where, self.pieces = system.anchors(free.ts)
 
     def data(self, free: Free) -> tuple[Any, Any]:
         """What f depends on: parameters and polynomials of the input."""
@@ -123,7 +118,7 @@ def pull_back(
         memory: which states of the mesh are there.
     """
     replay = Replay(system, free, mesh)
-    data, (anchors, where, _) = replay.data(free), system.anchors(free.ts)
+    data, anchors, where = replay.data(free), replay.anchors, replay.where
     zeros = jnp.zeros_like
 
     def visit(y: Any, n: Any, carry: tuple) -> tuple:

@@ -18,6 +18,7 @@ from optctl.continuous import tableaus
 from optctl.continuous.tableaus import Tableau
 from optctl.dynamics.discretize import METHODS as FIXED
 from optctl.dynamics.discretize import newton
+from optctl.dynamics.memory import put
 
 PAIRS: dict[str, Tableau] = {
     "tsit5": tableaus.TSIT5,
@@ -66,7 +67,7 @@ def rolled_step(method: str, f: Callable, z: Any, t: Any, h: Any) -> Any:
 
     def stage(i: Any, slopes: Any) -> Any:
         k = f(z + h * (A[i] @ slopes), t + c[i] * h)
-        return jax.lax.dynamic_update_index_in_dim(slopes, k, i, 0)
+        return put(slopes, k, i)
 
     slopes = jax.lax.fori_loop(0, many - 1, stage, jnp.zeros((many, *z.shape), z.dtype))
     return z + h * (jnp.asarray(pair.b, z.dtype) @ slopes)

@@ -27,8 +27,13 @@ class Free:
     ts: Any
     values: Any
 
+    @property
+    def first_input(self) -> Any:
+        """One value of the input signal, or None."""
+        return None if self.values is None else self.values[0]
 
-@record(static=("running_cost", "method", "max_steps"))
+
+@record(static=("method", "max_steps"))
 class System:
     """An ODE with everything about it that is not free.
 
@@ -36,7 +41,8 @@ class System:
         ode: the ODE.
         signal: its input signal, whose values are in `Free`.
         event: the event, or None.
-        running_cost: `l(z, u, t, params)`, or None; its integral is one more component of the state.
+        running_cost: `l(z, t, params)` or `l(z, u, t, params)`, or None; its integral is one more component of the
+            state.
         dt: longest step of a fixed scheme.
         rtol: relative tolerance.
         atol: absolute tolerance.
@@ -85,7 +91,11 @@ class System:
         dz = jnp.ravel(self.ode(z, u, t, params))
         if self.running_cost is None:
             return dz
-        return jnp.append(dz, self.running_cost(z, u, t, params))
+        return jnp.append(dz, self.cost_rate(z, u, t, params))
+
+    def cost_rate(self, z: Any, u: Any, t: Any, params: Any) -> Any:
+        """Return the running cost."""
+        return self.running_cost(z, t, params) if self.signal is None else self.running_cost(z, u, t, params)
 
     def state(self, y: Any, shape: tuple[int, ...]) -> Any:
         """Return z, without the running cost."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tableau:
-    """One embedded pair.
+    """One embedded pair, whose last stage is the derivative at the end of the step, the first of the next one.
 
     Attributes:
         order: order of the solution; its error estimate has one less.
@@ -21,7 +21,6 @@ class Tableau:
         b: weights of the solution.
         e: weights of the error estimate.
         diagonal: gamma of the implicit stages (all but the first), 0 for an explicit pair.
-        last_is_first: the last stage is the derivative at the end of the step, the first of the next one.
     """
 
     order: int
@@ -29,7 +28,6 @@ class Tableau:
     b: tuple[float, ...]
     e: tuple[float, ...]
     diagonal: float = 0.0
-    last_is_first: bool = False
 
     @property
     def c(self) -> tuple[float, ...]:
@@ -57,7 +55,6 @@ TSIT5 = Tableau(
         0.45808210592918686,
         -0.015151515151515152,
     ),
-    last_is_first=True,
 )
 
 DOPRI5 = Tableau(
@@ -80,7 +77,6 @@ DOPRI5 = Tableau(
         0.02793650793650794,
         -0.016666666666666666,
     ),
-    last_is_first=True,
 )
 
 DOPRI8 = Tableau(
@@ -209,7 +205,6 @@ DOPRI8 = Tableau(
         0.25,
         0.0,
     ),
-    last_is_first=True,
 )
 
 KVAERNO5 = Tableau(
@@ -241,5 +236,4 @@ KVAERNO5 = Tableau(
         0.26,
     ),
     diagonal=0.26,
-    last_is_first=True,
 )

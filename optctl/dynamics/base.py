@@ -335,7 +335,7 @@ class Dynamics(AbstractDynamics):
         object.__setattr__(self, "f", stage_function(self.f, "f"))
         check_sizes(self.nx, self.nu)
         check_labels(self.labels, self.nx, self.nu)
-        if self.nx is not None and self.nu is not None and not self.f.takes_params:
+        if self.nx is not None and self.nu is not None and not self.f.takes("params"):
             dtype = jnp.zeros(()).dtype
             self.check_data(jnp.zeros(self.nx, dtype), jnp.zeros((1, self.nu), dtype), None)
 

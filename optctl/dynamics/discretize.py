@@ -172,7 +172,7 @@ def discretize(
     labels = getattr(ode, "labels", None) if labels is None else labels
     check_labels(labels, nx, nu)
     dynamics = Discretized(stage_function(ode, "ode"), step, method, nx, nu, labels)
-    if nx is not None and nu is not None and not dynamics.ode.takes_params:
+    if nx is not None and nu is not None and not dynamics.ode.takes("params"):
         dtype = jnp.zeros(()).dtype
         got = result_shape(
             lambda x, u: dynamics._rate(x, u, jnp.zeros(()), None), "ode", jnp.zeros(nx, dtype), jnp.zeros(nu, dtype)

@@ -119,7 +119,7 @@ class Layers(AbstractDynamics):
         """Raise ValueError if the list of parameters is too short for the layers."""
         if us is not None:
             raise ValueError("`us` is given, but layers have no inputs; pass us=None.")
-        takes = [i for i, f in enumerate(self.layers) if f.takes_params]
+        takes = [i for i, f in enumerate(self.layers) if f.takes("params")]
         needed = max((i if self.share is None else self.share[i] for i in takes), default=-1) + 1
         if needed and (not isinstance(params, Sequence) or len(params) < needed):
             got = "None" if params is None else f"{type(params).__name__} of length {len(params)}"

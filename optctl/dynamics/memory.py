@@ -193,6 +193,16 @@ def _cut(N: int, slots: int) -> int:
     return max(1, min(_reach(slots, r - 1), N - _reach(slots - 1, r - 1), N - 1))
 
 
+def take(array: Any, i: Any) -> Any:
+    """Return array[i]; cheaper in a loop than indexing, which allows for negative i."""
+    return jax.lax.dynamic_index_in_dim(array, i, 0, keepdims=False)
+
+
+def put(array: Any, value: Any, i: Any) -> Any:
+    """Return the array with array[i] = value, in place in a loop; a scatter would not be."""
+    return jax.lax.dynamic_update_index_in_dim(array, jnp.asarray(value, array.dtype), i, 0)
+
+
 def reverse(
     plan: tuple[Any, ...], slots: int, step: Callable, x0: Any, finish: Callable, visit: Callable, carry: Any
 ) -> Any:
@@ -217,10 +227,10 @@ def reverse(
         def move(i: Any, state: tuple) -> tuple:
             x, kept, t = state
             x = jax.lax.fori_loop(t, t + advance[i], lambda t, x: step(x, t), x)
-            kept = jax.tree.map(lambda slots, x: jax.lax.dynamic_update_index_in_dim(slots, x, keep[i], 0), kept, x)
+            kept = jax.tree.map(lambda slots, x: put(slots, x, keep[i]), kept, x)
             return x, kept, t + advance[i]
 
-        x = jax.tree.map(lambda slots: jax.lax.dynamic_index_in_dim(slots, slot[k], 0, False), kept)
+        x = jax.tree.map(lambda slots: take(slots, slot[k]), kept)
         if advance.shape[0] == 0:
             return x, kept
         x, kept, _ = jax.lax.fori_loop(first[k], first[k + 1], move, (x, kept, start[k]))

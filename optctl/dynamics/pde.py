@@ -27,7 +27,7 @@ CONTROLS = ("none", "distributed", "boundary")
 
 
 def tridiagonal_solve(below: Any, diagonal: Any, above: Any, b: Any) -> Any:
-    """Solve the system with these three diagonals, (n,) each, below[0] and above[-1] unused; b (n,).
+    """Solve the system with these three diagonals, (n,) each, below[0] and above[-1] unused; b (n,) or (n, m).
 
     Raises:
         ValueError: for shapes that differ.
@@ -42,25 +42,40 @@ def tridiagonal_solve(below: Any, diagonal: Any, above: Any, b: Any) -> Any:
     References:
         Golub and Van Loan (2013), Matrix Computations, section 4.3.
     """
-    shapes = {np.shape(v) for v in (below, diagonal, above, b)}
-    if len(shapes) > 1 or len(next(iter(shapes))) != 1:
-        raise ValueError(
-            f"shapes differ or are not (n,): {sorted(shapes)}; expected three diagonals and b of one length."
-        )
+    shapes = [np.shape(v) for v in (below, diagonal, above, b)]
+    if len(set(shapes[:3])) > 1 or len(shapes[0]) != 1 or shapes[3][:1] != shapes[0] or len(shapes[3]) > 2:
+        raise ValueError(f"shapes {shapes} do not fit; expected three diagonals (n,) and b (n,) or (n, m).")
+    if shapes[0] == (0,):
+        return b
     below, above = below.at[0].set(0.0), above.at[-1].set(0.0)
-    if diagonal.shape[0] < 3:
-        matrix = jnp.diag(diagonal) + jnp.diag(below[1:], -1) + jnp.diag(above[:-1], 1)
-        return jnp.linalg.solve(matrix, b)
-    return jax.lax.linalg.tridiagonal_solve(below, diagonal, above, b[:, None])[:, 0]
+    columns = b.reshape(*shapes[0], -1)
+    return jax.lax.linalg.tridiagonal_solve(below, diagonal, above, columns).reshape(shapes[3])
 
 
 class _Interval(AbstractDynamics):
-    """What the equations share: the grid and the second difference."""
+    """What the equations share: the grid, the second difference and the checks."""
 
     n: int
     length: Any
     dt: Any
     control: str
+    positive: ClassVar[tuple[str, ...]]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.n, bool) or not isinstance(self.n, int | np.integer) or self.n < 1:
+            raise ValueError(f"`n` is {self.n!r}; expected a number of interior points, at least 1.")
+        if self.control not in CONTROLS:
+            raise ValueError(f"`control` is {self.control!r}; expected one of {list(CONTROLS)}.")
+        for name in self.positive:
+            value = jnp.asarray(as_float(getattr(self, name), name, ()))
+            if is_concrete(value) and not value > 0:
+                raise ValueError(f"`{name}` is {float(value):g}; expected a positive number.")
+            object.__setattr__(self, name, value)
+
+    @property
+    def nx(self) -> int:  # type: ignore[override]
+        """Number of states."""
+        return self.n
 
     @property
     def spacing(self) -> Any:
@@ -98,19 +113,6 @@ class _Interval(AbstractDynamics):
         """What the input adds to y'."""
         return u if self.control == "distributed" else jnp.zeros_like(y)
 
-    def _check(self) -> None:
-        if isinstance(self.n, bool) or not isinstance(self.n, int | np.integer) or self.n < 1:
-            raise ValueError(f"`n` is {self.n!r}; expected a number of interior points, at least 1.")
-        if self.control not in CONTROLS:
-            raise ValueError(f"`control` is {self.control!r}; expected one of {list(CONTROLS)}.")
-
-    def _set_positive(self, *names: str) -> None:
-        for name in names:
-            value = jnp.asarray(as_float(getattr(self, name), name, ()))
-            if is_concrete(value) and not value > 0:
-                raise ValueError(f"`{name}` is {float(value):g}; expected a positive number.")
-            object.__setattr__(self, name, value)
-
 
 @record(static=("n", "scheme", "control"))
 class Heat(_Interval):
@@ -141,6 +143,7 @@ class Heat(_Interval):
     """
 
     is_linear: ClassVar[bool] = True
+    positive: ClassVar[tuple[str, ...]] = ("dt", "diffusivity", "length")
     n: int
     dt: Any
     diffusivity: Any = 1.0
@@ -149,15 +152,9 @@ class Heat(_Interval):
     control: str = "distributed"
 
     def __post_init__(self) -> None:
-        self._check()
+        super().__post_init__()
         if self.scheme not in SCHEMES:
             raise ValueError(f"`scheme` is {self.scheme!r}; expected one of {list(SCHEMES)}.")
-        self._set_positive("dt", "diffusivity", "length")
-
-    @property
-    def nx(self) -> int:  # type: ignore[override]
-        """Number of states."""
-        return self.n
 
     def step(self, x: Any, u: Any, t: Any, params: Any) -> Any:
         """One implicit step."""
@@ -193,20 +190,12 @@ class Burgers(_Interval):
         LeVeque (2007), section 10.4; Burgers (1948), A mathematical model illustrating the theory of turbulence.
     """
 
+    positive: ClassVar[tuple[str, ...]] = ("dt", "viscosity", "length")
     n: int
     dt: Any
     viscosity: Any = 0.01
     length: Any = 1.0
     control: str = "distributed"
-
-    def __post_init__(self) -> None:
-        self._check()
-        self._set_positive("dt", "viscosity", "length")
-
-    @property
-    def nx(self) -> int:  # type: ignore[override]
-        """Number of states."""
-        return self.n
 
     def step(self, x: Any, u: Any, t: Any, params: Any) -> Any:
         """One step: convection explicit, diffusion by Crank-Nicolson."""
@@ -245,15 +234,12 @@ class Wave(_Interval):
     """
 
     is_linear: ClassVar[bool] = True
+    positive: ClassVar[tuple[str, ...]] = ("dt", "speed", "length")
     n: int
     dt: Any
     speed: Any = 1.0
     length: Any = 1.0
     control: str = "distributed"
-
-    def __post_init__(self) -> None:
-        self._check()
-        self._set_positive("dt", "speed", "length")
 
     @property
     def nx(self) -> int:  # type: ignore[override]

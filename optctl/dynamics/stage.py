@@ -20,21 +20,25 @@ STATE = ("x", "params")
 TIME_NAMES = ("t", "k", "i", "j", "n", "time", "tau", "stage", "step", "seconds", "index", "layer")
 
 
-@record(static=("picks", "takes_params", "name"))
+@record(static=("picks", "arguments", "name"))
 class StageFunction:
     """A user's function, called with those of the full argument list that it takes.
 
     Attributes:
         call: the function: structure if plain, data if it is a pytree.
         picks: positions in the full argument list, in the order of the function's own arguments.
-        takes_params: whether the parameters are among them.
+        arguments: the full argument list.
         name: what errors call it.
     """
 
     call: Any
     picks: tuple[int, ...]
-    takes_params: bool
+    arguments: tuple[str, ...]
     name: str
+
+    def takes(self, argument: str) -> bool:
+        """True if this is among its arguments."""
+        return argument in [self.arguments[k] for k in self.picks]
 
     def __repr__(self) -> str:
         return repr(self.call.identity if isinstance(self.call, Static) else self.call)
@@ -48,39 +52,47 @@ class StageFunction:
 def stage_function(f: Callable, name: str, arguments: tuple[str, ...] = STAGE, least: int = 2) -> StageFunction:
     """Wrap `f`, reading its positional arguments without a default (those named `t` or `params` count too).
 
-    Arguments are taken in order; a last one named `params` receives the parameters even where `t` is left out.
+    Arguments are taken in order; where all of them carry the names in `arguments`, they are taken by name. A last one
+    named `params` receives the parameters even where `t` is left out.
 
     Raises:
         ValueError: if `f` is not callable, takes fewer than `least` or more than `len(arguments)` arguments, or has
-            a last argument in the place of `t` with a name that suggests something else.
+            an argument whose name suggests another place, such as `f(t, x)`, or `f(x, u, mass)` with mass in that of t.
     """
     if isinstance(f, StageFunction):
         return f
     forms = " or ".join(f"{name}({', '.join(arguments[:k])})" for k in range(least, len(arguments) + 1))
     if not callable(f):
         raise ValueError(f"`{name}` is a {type(f).__name__}; expected a function {forms}.")
-    own = _own_arguments(f, arguments)
+    own = own_arguments(f)
+    if own is None:
+        own = list(arguments)
     if not least <= len(own) <= len(arguments):
         raise ValueError(f"`{name}` takes {len(own)} arguments; expected {forms}.")
     picks = list(range(len(own)))
-    if "params" in arguments and own[-1] == "params":
+    if set(own) <= set(arguments):
+        picks = [arguments.index(argument) for argument in own]
+    elif own[-1] == "params" and "params" in arguments:
         picks[-1] = arguments.index("params")
-    elif arguments[len(own) - 1] == "t" and not (own[-1].startswith("_") or own[-1] in TIME_NAMES):
+    for argument, place in zip(own, (arguments[k] for k in picks), strict=True):
+        if argument in arguments and argument != place:
+            raise ValueError(f"`{name}` has the argument `{argument}` in the place of {place}; expected {forms}.")
+    if arguments[picks[-1]] == "t" and not (own[-1].startswith("_") or own[-1] in TIME_NAMES):
         raise ValueError(
-            f"`{name}` ends with the argument `{own[-1]}`, in the place of the stage index t; expected {forms}. Call it"
-            " `params` if it stands for the parameters."
+            f"`{name}` ends with the argument `{own[-1]}`, in the place of t; expected {forms}. Call it `params` if it"
+            " stands for the parameters."
         )
     plain = jax.tree_util.all_leaves([f])
-    takes_params = "params" in arguments and arguments.index("params") in picks
-    return StageFunction(Static(Identity(f)) if plain else f, tuple(picks), takes_params, name)
+    return StageFunction(Static(Identity(f)) if plain else f, tuple(picks), arguments, name)
 
 
-def _own_arguments(f: Callable, arguments: tuple[str, ...]) -> list[str]:
+def own_arguments(f: Callable) -> list[str] | None:
+    """Return the names of the positional arguments that a function takes; None if it takes any, or does not tell."""
     try:
         parameters = inspect.signature(f).parameters.values()
     except (TypeError, ValueError):
-        return list(arguments)
+        return None
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return list(arguments)
+        return None
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return [p.name for p in positional if p.default is p.empty or p.name in ("t", "params")]

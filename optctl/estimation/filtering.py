@@ -125,7 +125,7 @@ def kalman_filter(
         Anderson and Moore (1979), Optimal Filtering, section 5.2.
     """
     series = series_of(model, ys, us)
-    return _filter(series, _pick(method, square_root and model.ny > 0))
+    return _filter(series, _pick(method, square_root, series))
 
 
 def kalman_smoother(
@@ -158,7 +158,7 @@ def kalman_smoother(
         interpolation with the state-space model.
     """
     series = series_of(model, ys, us)
-    return _smoother(series, _pick(method, square_root and model.ny > 0))
+    return _smoother(series, _pick(method, square_root, series))
 
 
 def log_likelihood(
@@ -198,7 +198,7 @@ def log_likelihood(
         score for time series models in state space form.
     """
     series = series_of(model, ys, us)
-    value, failed = _log_likelihood(series, _pick(method, square_root and model.ny > 0))
+    value, failed = _log_likelihood(series, _pick(method, square_root, series))
     if is_concrete(failed) and np.max(np.asarray(failed)) >= 0:
         raise RuntimeError(_singular(int(np.max(np.asarray(failed)))))
     return value
@@ -211,7 +211,8 @@ def _singular(stage: int) -> str:
     )
 
 
-def _pick(method: str, roots: bool) -> str:
+def _pick(method: str, square_root: bool, series: Series) -> str:
+    roots = square_root and series.z.shape[1] > 0  # nothing is measured: nothing to take roots of
     if method not in METHODS:
         raise ValueError(f"`method` is {method!r}; expected one of {list(METHODS)}.")
     if method == "parallel" and roots:
@@ -256,8 +257,13 @@ def _agreeing(value: Any, defined: Any, slope: Any) -> Any:
     """Return the definition's slope, NaN where its value is not the one at hand."""
     if not jnp.issubdtype(value.dtype, jnp.floating):
         return slope
-    far = ~(jnp.abs(defined - value) <= 30 * jnp.sqrt(jnp.finfo(value.dtype).eps) * (1 + jnp.abs(value)))
-    return (slope * jnp.where(far, jnp.nan, 1.0)).astype(value.dtype)
+    return (slope * _nan_if_far(defined, value, 30)).astype(value.dtype)
+
+
+def _nan_if_far(other: Any, value: Any, factor: float) -> Any:
+    """Return 1 where two computations of a value agree to half of its digits, times a factor, and NaN elsewhere."""
+    far = ~(jnp.abs(other - value) <= factor * jnp.sqrt(jnp.finfo(value.dtype).eps) * (1 + jnp.abs(value)))
+    return jnp.where(far, jnp.nan, 1.0)
 
 
 def _plain_filter(module: Any, series: Series) -> Posterior:
@@ -346,8 +352,8 @@ def _likelihood_tangent(method: str, primals: tuple, tangents: tuple) -> tuple:
         rough = value
         value, failed = _likelihood(primals[0], method)
         # The gradient is the covariance form's, which a vague prior spoils before it spoils this value.
-        lost = ~(jnp.abs(rough - value) <= 10 * jnp.sqrt(jnp.finfo(value.dtype).eps) * (1 + jnp.abs(value)))
-        gradient = jax.tree.map(lambda g: g * jnp.where(lost, jnp.nan, 1.0).astype(g.dtype), gradient)
+        trust = _nan_if_far(rough, value, 10)
+        gradient = jax.tree.map(lambda g: g * trust.astype(g.dtype), gradient)
     pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(tangents[0]), strict=True)
     slope = sum(jnp.sum(g * d) for g, d in pairs)
     return (value, failed), (slope, np.zeros(failed.shape, jax.dtypes.float0))

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import cho_solve
 
 from optctl._record import record
+from optctl.lq.riccati import cholesky_or_nan
 
 
 @record()
@@ -129,13 +130,6 @@ def update(m: Any, P: Any, C: Any, V: Any, z: Any, seen: Any) -> tuple[tuple[Any
     log_density = -0.5 * (v @ information @ v + jnp.sum(seen) * jnp.log(2 * jnp.pi))
     log_density = log_density - jnp.sum(jnp.log(jnp.diagonal(factor)))
     return (m + L @ v, symmetric(F @ P @ F.T + L @ V @ L.T)), (L, information, v, log_density)
-
-
-def cholesky_or_nan(S: Any) -> Any:
-    """Return the Cholesky factor, NaN where a pivot is lost in rounding: S is singular."""
-    factor = jnp.linalg.cholesky(S)
-    lost = jnp.any(jnp.diagonal(factor) ** 2 <= 8 * jnp.finfo(S.dtype).eps * jnp.diagonal(S))
-    return jnp.where(lost, jnp.nan, factor)
 
 
 def first_failure(covs: Any) -> Any:

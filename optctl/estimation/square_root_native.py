@@ -55,8 +55,6 @@ def smoothed(series: Series, filtered: Filtered) -> tuple[Any, Any, Any, Any]:
     return tuple(results)  # type: ignore[return-value]
 
 
-def filtered_covariances(series: Series, filtered: Filtered) -> Any:
+def filtered_covariances(series: Series, kept: Filtered) -> Any:
     """Return (N+1, nx, nx)."""
-    n, nx = series.z.shape[0], series.mean0.shape[0]
-    shapes = (), (n, nx), (n, nx, nx), (n, nx), (n, nx, nx)
-    return _call("square_root_filter", series, shapes, *_data(series))[2]
+    return filtered(series)[1]

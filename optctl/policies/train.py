@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, check_tree, result_shape
+from optctl._validate import as_float, check_scalar, check_tree
 from optctl.adjoint.gradient import costate_gradient, total_cost
 from optctl.dynamics.layers import Layers
 from optctl.policies.closed_loop import closed_loop
@@ -165,9 +165,7 @@ def train(
     ((many,),) = rows
     if batch_size is not None and (isinstance(batch_size, bool) or not 1 <= batch_size <= many):
         raise ValueError(f"`batch_size` is {batch_size}; expected 1 to {many}, the number of samples.")
-    got = result_shape(loss, "loss", params, check)
-    if getattr(got, "shape", None) != ():
-        raise ValueError(f"`loss` returns shape {getattr(got, 'shape', type(got).__name__)}; expected a scalar.")
+    check_scalar(loss, "loss", params, check)
     optimizer = optimizer or _default_optimizer("policy")
     batches = partial(_shuffled_batches, data, batch_size or many, np.random.default_rng(seed))
     return _train(FunctionLoss(loss), params, batches, check, optimizer, steps, check_every, progress)

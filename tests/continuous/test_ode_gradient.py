@@ -178,7 +178,7 @@ def test_falling_mass_is_exact():
 
 def test_bouncing_ball():
     p = np.array([9.81, 0.8])
-    for mode in ("exact", "forward"):
+    for mode in MODES:
         g = oc.ode_gradient(BALL, lambda zs: zs[-1, 0], [10.0, 0.0], [0.0, 2.0], p, event=BOUNCE, mode=mode)
         np.testing.assert_allclose(g.value, 4.805707729292209, rtol=1e-12)
         np.testing.assert_allclose(
@@ -211,6 +211,25 @@ def test_events_against_differences_also_of_second_order(most):
     up, down = call(z0=z0 + e, params=p), call(z0=z0 - e, params=p)
     np.testing.assert_allclose(hv.params, (up.params - down.params) / (2 * h), rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(hv.z0, (up.z0 - down.z0) / (2 * h), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("resets", [True, False])
+def test_adjoint_equation_jumps_at_events(resets):
+    """A moving surface, a reset that knows time and parameters, a running cost."""
+    ode = oc.ODE(lambda z, t, p: [z[1], -p[0] - 0.1 * jnp.sin(3 * t) * z[1]])
+    event = oc.Event(
+        lambda z, t, p: z[0] - 0.1 * p[1] * jnp.sin(t),
+        reset=(lambda z, t, p: [z[0], -p[1] * z[1] + 0.05 * t]) if resets else None,
+        direction=-1,
+    )
+    call = functools.partial(
+        oc.ode_gradient, ode, lambda zs, times: jnp.sum(zs[-1] ** 2) + times[0] ** 2, np.array([10.0, 0.5]),
+        [0.0, 1.0, 3.0], np.array([9.81, 0.8]), event=event, running_cost=lambda z, t, p: p[1] * z @ z,
+        rtol=1e-10, atol=1e-10,
+    )  # fmt: skip
+    exact, continuous = call(), call(mode="continuous")
+    for name in ("value", "z0", "params", "ts", "costates"):
+        np.testing.assert_allclose(getattr(continuous, name), getattr(exact, name), rtol=1e-8, atol=1e-8)
 
 
 def test_at_an_equilibrium_the_sensitivities_choose_the_steps():
@@ -317,8 +336,10 @@ def test_bad_input(change, message):
 def test_more_bad_input():
     with pytest.raises(ValueError, match="`inputs` is missing"):
         oc.integrate(DRIVEN, [1.0], [0.0, 1.0])
-    with pytest.raises(ValueError, match="mode 'continuous' takes none"):
-        oc.ode_gradient(BALL, nothing, [1.0, 0.0], [0.0, 1.0], [9.8, 0.8], event=BOUNCE, mode="continuous")
+    with pytest.raises(ValueError, match="`reintegrate` cannot undo events"):
+        oc.ode_gradient(
+            BALL, nothing, [1.0, 0.0], [0.0, 1.0], [9.8, 0.8], event=BOUNCE, mode="continuous", reintegrate=True
+        )
     with pytest.raises(ValueError, match="expected f\\(z\\)"):
         oc.ODE(lambda: 0.0)
     with pytest.raises(ValueError, match="`direction` is 2"):

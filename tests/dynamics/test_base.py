@@ -179,7 +179,7 @@ def test_adjoint_refuses_a_cotangent_of_the_wrong_shape():
 def test_an_argument_named_params_gets_the_parameters():
     dynamics = oc.Dynamics(lambda x, u, params: params * x + u, nx=1, nu=1)
     np.testing.assert_array_equal(dynamics.rollout([1.0], [[0.0], [0.0]], 2.0)[:, 0], [1, 2, 4])
-    with pytest.raises(ValueError, match="`f` ends with the argument `gain`, in the place of the stage index t"):
+    with pytest.raises(ValueError, match="`f` ends with the argument `gain`, in the place of t"):
         oc.Dynamics(lambda x, u, gain: gain * x, nx=1, nu=1)
     loop = oc.ClosedLoop(oc.LinearDynamics([[1.0]], [[1.0]]), lambda x, params: params * x)
     np.testing.assert_array_equal(loop.rollout([1.0], np.zeros((2, 0)), -0.5)[:, 0], [1, 0.5, 0.25])

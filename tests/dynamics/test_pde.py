@@ -153,7 +153,7 @@ def test_wave_keeps_its_energy_and_its_period():
         (lambda: oc.pde.Heat(5, dt=0.1, scheme="euler"), "`scheme` is 'euler'"),
         (lambda: oc.pde.Wave(5, dt=0.1, control="edge"), "`control` is 'edge'"),
         (lambda: oc.pde.Burgers(5, dt=0.1, viscosity=0.0), "`viscosity` is 0"),
-        (lambda: oc.pde.tridiagonal_solve(*[jnp.ones(3)] * 3, jnp.ones(4)), "shapes differ"),
+        (lambda: oc.pde.tridiagonal_solve(*[jnp.ones(3)] * 3, jnp.ones(4)), "do not fit; expected three diagonals"),
         (lambda: oc.pde.Heat(5, dt=0.1).rollout(np.ones(4), np.ones((3, 5))), "`x0` has shape"),
     ],
 )
