@@ -27,6 +27,7 @@ from optctl.adjoint import (
 from optctl.continuous import (
     ODE,
     Event,
+    MarchStatus,
     NeuralODE,
     ODEGradient,
     Signal,
@@ -84,6 +85,7 @@ __all__ = [
     "Layers",
     "LinearDynamics",
     "LinearGaussian",
+    "MarchStatus",
     "MemoryReport",
     "NeuralODE",
     "ODEGradient",

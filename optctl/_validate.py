@@ -75,7 +75,7 @@ def result_shape(function: Any, name: str, *arguments: Any) -> Any:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "__array__" in reason or "TracerArrayConversionError" in type(error).__name__:
             reason = "it calls NumPy on traced arrays; use jax.numpy inside models and costs"
-        missing = " Its `params` are None: pass params=..." if arguments[-1] is None else ""
+        missing = " Its `params` are None: pass params=..." if arguments[-1] is None and "None" in reason else ""
         raise ValueError(f"`{name}` fails on arguments of shapes {shapes}: {reason}.{missing}") from error
 
 

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, check_tree
+from optctl._validate import as_float, check_tree, is_concrete
+from optctl.adjoint.known import with_slope
 from optctl.dynamics.memory import reverse, schedule
 from optctl.problem import Problem
 
@@ -50,7 +51,8 @@ class Gradient:
 def gradient(problem: Problem, us: Any, x0: Any = None, params: Any = None) -> Gradient:
     """Return the cost, states, costates and the gradients in us, x0 and params.
 
-    Constraints of the problem play no part in it.
+    Constraints of the problem play no part in it. Derivatives of the result are those of its numbers, to any order;
+    where the problem bounds the memory, `jax.grad` passes through `cost` only, and that of the other fields is NaN.
 
     Args:
         problem: the problem.
@@ -81,7 +83,12 @@ def gradient(problem: Problem, us: Any, x0: Any = None, params: Any = None) -> G
     References:
         Bryson and Ho (1975), Applied Optimal Control, section 2.2.
     """
-    return _gradient(problem, *arguments(problem, us, x0, params))
+    point = arguments(problem, us, x0, params)
+    if problem.memory == "full" or is_concrete(point):
+        return _gradient(problem, *point)
+    g = _gradient(problem, *jax.lax.stop_gradient(point))
+    cost, slope = with_slope(g.cost, (g.us, g.x0, g.params), point, (g.us, g.x0, g.params))
+    return Gradient(cost, None, None, *slope)
 
 
 def arguments(problem: Problem, us: Any, x0: Any, params: Any) -> tuple[Any, Any, Any]:

@@ -30,10 +30,11 @@ import numpy as np
 
 from optctl._record import record
 from optctl._validate import as_float, check_like, check_scalar, check_tree, is_concrete
+from optctl.adjoint.known import with_slope
 from optctl.continuous.integrate import prepare, raise_if_failed
 from optctl.continuous.march import ARRIVAL, EVENT, MarchStatus, Mesh, march
 from optctl.continuous.ode import ODE, STATE_INPUT_TIME, STATE_TIME, Event, Signal
-from optctl.continuous.replay import Replay, event_times, input_slope, observed, pull_back
+from optctl.continuous.replay import Replay, event_times, gather, observed, pull_back
 from optctl.continuous.steps import rolled_step
 from optctl.continuous.system import Free, System
 from optctl.dynamics.memory import check_memory, take
@@ -54,11 +55,14 @@ class ODEGradient:
         params: dL/dparams, like the parameters.
         ts: (K,) dL/dts: t0, the observation times, t1.
         inputs: dL/dvalues of the input signal, or None.
+        knots: dL/d(times of the knots) of the input signal, or None.
         costates: (K, ...) dL/dz at ts, its own share in the loss included; None in mode "forward".
         event_times: times of the events.
         mismatch: in mode "continuous" with `reintegrate`, how far the state came back from z0, relative; else 0.
         steps: number of accepted steps, forward.
         status: a `MarchStatus`.
+        t: the last time reached.
+        z: the state there.
     """
 
     value: Any
@@ -67,11 +71,14 @@ class ODEGradient:
     params: Any
     ts: Any
     inputs: Any
+    knots: Any
     costates: Any
     event_times: Any
     mismatch: Any
     steps: Any
     status: Any
+    t: Any
+    z: Any
 
 
 def loss_slopes(system: System, loss: StageFunction, free: Free, mesh: Mesh) -> tuple[Any, Any, Any, Any]:
@@ -95,9 +102,14 @@ def exact(system: System, loss: StageFunction, free: Free, mesh: Mesh, memory: A
     value, *slopes = loss_slopes(system, loss, free, mesh)
     gat, gy, gts = slopes
     g, costates = pull_back(system, free, mesh, gat, gy, gts, memory=memory)
+    return _result(system, free, mesh, value, g, costates)
+
+
+def _result(system: System, free: Free, mesh: Mesh, value: Any, g: Free, costates: Any) -> ODEGradient:
+    inputs, knots = (None, None) if g.signal is None else (g.signal.values, g.signal.ts)
     return ODEGradient(
-        value, observed(system, free, mesh), g.z0, g.params, g.ts, g.values, costates, event_times(mesh),
-        jnp.zeros((), value.dtype), mesh.count, mesh.status,
+        value, observed(system, free, mesh), g.z0, g.params, g.ts, inputs, knots, costates, event_times(mesh),
+        jnp.zeros((), mesh.y.dtype), mesh.count, mesh.status, mesh.t, system.state(mesh.y, free.z0.shape),
     )  # fmt: skip
 
 
@@ -109,11 +121,7 @@ def forward(system: System, loss: StageFunction, free: Free, mesh: Mesh) -> ODEG
         solution = replay.forward(free)
         return loss_of(system, loss, free, solution, solution.at, solution.y, solution.ts)
 
-    g = jax.jacfwd(value)(free)
-    return ODEGradient(
-        value(free), observed(system, free, mesh), g.z0, g.params, g.ts, g.values, None, event_times(mesh),
-        jnp.zeros((), mesh.y.dtype), mesh.count, mesh.status,
-    )  # fmt: skip
+    return _result(system, free, mesh, value(free), jax.jacfwd(value)(free), None)
 
 
 def continuous(system: System, loss: StageFunction, free: Free, mesh: Mesh, reintegrate: bool) -> ODEGradient:
@@ -122,10 +130,9 @@ def continuous(system: System, loss: StageFunction, free: Free, mesh: Mesh, rein
     The state comes from the stored steps, each started again from its own beginning, or is solved for backward, too.
     """
     shape = free.z0.shape
-    anchors, where, pieces = system.anchors(free.ts)
+    anchors, where, pieces = system.anchors(free)
     value, gat, gy_end, gtimes = loss_slopes(system, loss, free, mesh)
-    coefficients = system.coefficients(free)
-    data, unravel = jax.flatten_util.ravel_pytree((free.params, coefficients))
+    data, unravel = jax.flatten_util.ravel_pytree(free.data)
     m = mesh.y.shape[0]
     o = m if reintegrate else 0  # where lambda begins in the row (z, lambda, dL/ddata)
     if reintegrate:
@@ -140,7 +147,7 @@ def continuous(system: System, loss: StageFunction, free: Free, mesh: Mesh, rein
     backward = -knots[jnp.clip(many - jnp.arange(knots.shape[0]), 0)]
 
     def rate(z: Any, t: Any, n: Any, data: Any) -> Any:
-        return system.rate(shape, z, t, take(pieces, take(interval, n)), *unravel(data))
+        return system.rate(shape, z, t, take(pieces, take(interval, n)), unravel(data))
 
     def inside(n: Any, t: Any) -> Any:
         """The state in step n."""
@@ -206,23 +213,26 @@ def continuous(system: System, loss: StageFunction, free: Free, mesh: Mesh, rein
         width=o + m, arrive=arrive,
     )  # fmt: skip
     # Row i of back.at holds knot many - i; the first one is the end itself.
-    costates = back.at[jnp.clip(many - knot_of, 0)][where, o:] * (free.ts <= mesh.t)[:, None]
-    gdata = unravel(back.whole[o + m :])
-    rates = jax.vmap(lambda z, t, j: system.rate(shape, z, t, pieces[j], free.params, coefficients))(
-        mesh.at[where], free.ts, jnp.maximum(where - 1, 0)
-    )
-    slopes = gat[where].at[-1].set(costates[-1])  # an observation moves along the solution
-    gts = jnp.sum(slopes * rates, axis=1).at[0].set(-jnp.dot(costates[0] - gat[0], rates[0]))
-    gap = jnp.zeros((), back.whole.dtype)
+    last = jnp.arange(anchors.shape[0]) == where[-1]
+    reached = (jnp.arange(anchors.shape[0]) <= where[-1]) & (anchors <= mesh.t)
+    costates = back.at[jnp.clip(many - knot_of, 0)][:, o:] * reached[:, None]
+    # An anchor that comes later: longer by the flow before it, shorter by that after it.
+    rate_at = jax.vmap(lambda z, t, piece: system.rate(shape, z, t, piece, free.data))
+    zs = jnp.where(reached[:, None], mesh.at, mesh.at[:1])
+    before = rate_at(zs, anchors, jnp.roll(pieces, 1)) * ~jnp.eye(anchors.shape[0], dtype=bool)[0][:, None]
+    after = rate_at(zs, anchors, pieces) * ~last[:, None]
+    ganchors = jnp.sum(costates * before - (costates - gat) * after * reached[:, None], axis=1)
+    gap, status = jnp.zeros((), back.whole.dtype), mesh.status
     if reintegrate:
         miss = jnp.abs(system.state(back.whole[:m], shape) - free.z0)
         gap = jnp.max(miss) / jnp.max(jnp.abs(mesh.at[where]))
+        gap = jnp.where(back.status == MarchStatus.DONE, gap, jnp.inf)
+    else:
+        status = jnp.where(back.status == MarchStatus.DONE, status, back.status)
     state = lambda y: system.state(y, shape)  # noqa: E731
-    status = jnp.where(back.status == MarchStatus.DONE, mesh.status, back.status)
-    return ODEGradient(
-        value, observed(system, free, mesh), state(costates[0]), gdata[0], gts, input_slope(system, free, gdata[1]),
-        state(costates), event_times(mesh), gap, mesh.count, status,
-    )  # fmt: skip
+    g = gather(system, free, state(costates[0]), ganchors, unravel(back.whole[o + m :]))
+    fields = vars(_result(system, free, mesh, value, g, state(costates[where])))
+    return ODEGradient(**fields | {"mismatch": gap, "status": status})
 
 
 def ode_gradient(
@@ -273,7 +283,8 @@ def ode_gradient(
             unstable for equations that forget their past; `mismatch` tells, and a large one raises.
 
     Returns:
-        An `ODEGradient`. Works under `jit` and `vmap`.
+        An `ODEGradient`. Works under `jit` and `vmap`; call it under `jit` where the same loop runs many times.
+        `jax.grad` passes through `value` only; that of other fields is NaN: use `ode_hessian_vector_product`.
 
     Raises:
         ValueError: for wrong shapes or options.
@@ -295,12 +306,25 @@ def ode_gradient(
         ode, loss, z0, ts, params, mode, inputs, event, running_cost, method, dt, rtol, atol, max_steps, control,
         memory, reintegrate,
     )  # fmt: skip
-    if memory != "full" and is_concrete((system, free)):
+    if not is_concrete((system, free)):
+        g = _gradient(system, jax.lax.stop_gradient(free), *options)
+        rest = {name: leaf for name, leaf in vars(g).items() if name != "value"}
+        value, rest = with_slope(g.value, rest, free, _slope(g, free))
+        return ODEGradient(value=value, **rest)
+    if memory == "full":
+        g = _gradient(system, free, *options)
+    else:
         mesh = _steps(system, free, control).leading()  # memory is planned for the steps taken
         g = _gradient_on(system, free, mesh, *options)
-    else:
-        g = _gradient(system, free, *options)
     return _checked(system, free, g, options)
+
+
+def _slope(g: ODEGradient, free: Free) -> Free:
+    """Return the gradient in the structure of what it is taken in."""
+    signal = jax.tree.unflatten(
+        jax.tree.structure(free.signal), [leaf for leaf in (g.knots, g.inputs) if leaf is not None]
+    )
+    return Free(g.z0, g.params, g.ts, signal)
 
 
 def _prepared(
@@ -362,10 +386,10 @@ def _on_mesh(
 
 def _masked(g: ODEGradient) -> ODEGradient:
     """Replace the derivatives of a solution that failed by NaN."""
-    good = (g.status == MarchStatus.DONE) | (g.status == MarchStatus.EVENT)
+    good = ((g.status == MarchStatus.DONE) | (g.status == MarchStatus.EVENT)) & jnp.isfinite(g.value)
     spoil = jnp.where(good, 1.0, jnp.nan)
     fields = vars(g)
-    for name in ("value", "z0", "params", "ts", "inputs", "costates"):
+    for name in ("value", "z0", "params", "ts", "inputs", "knots", "costates"):
         fields = fields | {name: jax.tree.map(lambda leaf: leaf * spoil.astype(leaf.dtype), fields[name])}
     return ODEGradient(**fields)
 
@@ -375,7 +399,7 @@ def _checked(system: System, free: Free, g: ODEGradient, options: tuple) -> ODEG
     if not is_concrete(g) or np.ndim(g.status):
         return g
     loss = options[0]
-    raise_if_failed(g.status, free.ts[-1], jnp.ravel(g.zs[-1]), system)
+    raise_if_failed(g.status, g.t, jnp.ravel(g.z), system, free.ts[-1])
     finite = np.isfinite(np.asarray(g.event_times))
     if loss.takes("event_times") and not np.isfinite(float(g.value)) and not finite.all():
         raise RuntimeError(
@@ -462,7 +486,7 @@ def ode_hessian_vector_product(
         _direction(dz0, "dz0", free.z0),
         _direction(dparams, "dparams", free.params),
         _direction(dts, "dts", free.ts),
-        _direction(dinputs, "dinputs", free.values),
+        _input_direction(dinputs, free.signal),
     )
     g, hv = _second_order(system, free, along, *options[:3])
     _checked(system, free, g, options)
@@ -475,9 +499,21 @@ def _direction(given: Any, name: str, point: Any) -> Any:
         return jax.tree.map(jnp.zeros_like, point)
     given = check_tree(given, name) if isinstance(point, dict | list | tuple) else as_float(given, name)
     if jax.tree.structure(given) != jax.tree.structure(point):  # type: ignore[operator]
-        raise ValueError(f"`{name}` differs in structure from what it is a direction in.")
+        raise ValueError(
+            f"`{name}` has the structure {jax.tree.structure(given)}; expected that of what it is a direction in,"
+            f" {jax.tree.structure(point)}."
+        )
     check_like(given, name, point)
     return jax.tree.map(lambda d, p: jnp.asarray(d, p.dtype), given, point)
+
+
+def _input_direction(given: Any, signal: Signal | None) -> Any:
+    if signal is None:
+        if given is not None:
+            raise ValueError("`dinputs` is given, but there are no `inputs`.")
+        return None
+    parts = jnp.zeros_like(signal.ts), _direction(given, "dinputs", signal.values)
+    return jax.tree.unflatten(jax.tree.structure(signal), parts)
 
 
 @functools.partial(jax.jit, static_argnames=("mode", "control"))

@@ -56,7 +56,7 @@ class Trajectory:
         Raises:
             RuntimeError: if not, with the cause, the time and the state.
         """
-        raise_if_failed(self.status, self.t, self.mesh.y, self.system)
+        raise_if_failed(self.status, self.t, self.mesh.y, self.system, self.ts[-1])
         return self
 
     def __repr__(self) -> str:
@@ -94,13 +94,14 @@ def integrate(
         event: what interrupts the solution.
         method: under error control "tsit5", "dopri5", "dopri8" (for tight tolerances) or "kvaerno5" (implicit, for
             stiff equations); with fixed steps "euler", "midpoint", "rk4", "implicit_midpoint", "trapezoid".
-        dt: longest step of a fixed scheme in seconds.
+        dt: longest step in seconds; a fixed scheme needs it.
         rtol: relative tolerance of a step, 1e-7 by default, 1e-4 in float32.
         atol: absolute tolerance, 1e-9 by default, 1e-6 in float32.
         max_steps: most steps; the mesh is kept.
 
     Returns:
-        A `Trajectory`; call it for states in between.
+        A `Trajectory`; call it for states in between. `jax.grad` passes through states, event times and `t`, to z0, ts,
+        params and the input signal; for forward derivatives there is `ode_gradient`'s mode "forward".
 
     Raises:
         ValueError: for wrong shapes, times that do not increase, a missing input or dt.
@@ -117,7 +118,14 @@ def integrate(
         Hairer, Norsett and Wanner (1993), Solving Ordinary Differential Equations I, section II.4.
     """
     system, free = prepare(ode, z0, ts, params, inputs, event, None, method, dt, rtol, atol, max_steps)
-    return _finish(_integrate(system, free))
+    try:
+        return _finish(_integrate(system, free))
+    except Exception as error:
+        if type(error).__name__ != "CustomVJPException":
+            raise
+        raise ValueError(
+            "a function closes over a value that is being differentiated; hand it over as params instead."
+        ) from error
 
 
 def _finish(trajectory: Trajectory) -> Trajectory:
@@ -138,8 +146,6 @@ def prepare(
         raise ValueError(f"`method` is {method!r}; expected one of {list(METHODS)}.")
     if method not in PAIRS and dt is None:
         raise ValueError(f"`dt` is missing: '{method}' has fixed steps; give their length in seconds.")
-    if method in PAIRS and dt is not None:
-        raise ValueError(f"`dt` is given, but '{method}' chooses its steps; use rtol and atol, or a fixed scheme.")
     z0 = jnp.asarray(as_float(z0, "z0"))
     ts = jnp.asarray(increasing(ts, "ts")).astype(z0.dtype)
     if is_concrete(ts):
@@ -165,10 +171,11 @@ def prepare(
         if is_concrete(value) and not (np.ndim(value) == 0 and value > 0):
             raise ValueError(f"`{name}` is {value!r}; expected a positive number.")
         tolerances.append(jnp.asarray(value, z0.dtype))
-    values = None if inputs is None else inputs.values.astype(z0.dtype)
+    if inputs is not None:
+        inputs = Signal(inputs.ts.astype(ts.dtype), inputs.values.astype(z0.dtype), inputs.kind)
     relative, absolute = tolerances
-    system = System(ode, inputs, event, dt, relative, absolute, running_cost, method, int(max_steps))
-    free = Free(z0, params, ts, values)
+    system = System(ode, event, dt, relative, absolute, running_cost, method, int(max_steps))
+    free = Free(z0, params, ts, inputs)
     _check_functions(system, free)
     return system, free
 
@@ -188,6 +195,9 @@ def _check_functions(system: System, free: Free) -> None:
         )
     if system.event is not None:
         check_scalar(system.event.value, "when", z, t, free.params)
+        got = result_shape(system.event.value, "when", z, t, free.params)
+        if got.dtype != z.dtype:
+            raise ValueError(f"`when` returns {got.dtype}; expected a {z.dtype} number that is zero at the event.")
         if system.event.reset is not None:
             got = result_shape(system.event.after, "reset", z, t, free.params)
             if got.shape != z.shape:
@@ -207,34 +217,42 @@ def _integrate(system: System, free: Free) -> Trajectory:
 def _dense(trajectory: Trajectory, t: Any) -> Any:
     system, free, mesh = trajectory.system, trajectory.free, trajectory.mesh
     replay = Replay(system, free, mesh)
-    data = replay.data(free)
     inside = jnp.arange(mesh.ts.shape[0]) <= mesh.count
     ts = jnp.where(inside, mesh.ts, jnp.inf)
 
     def at(t: Any) -> Any:
         n = jnp.clip(jnp.searchsorted(ts, t, side="right") - 1, 0, jnp.maximum(mesh.count - 1, 0))
-        return system.state(replay.advance(n, mesh.ys[n], mesh.ts[n], t, data), free.z0.shape)
+        return system.state(replay.advance(n, mesh.ys[n], mesh.ts[n], t, free.data), free.z0.shape)
 
     t = t.astype(mesh.ts.dtype)
     return jax.vmap(at)(t) if t.ndim else at(t)
 
 
-def raise_if_failed(status: Any, t: Any, y: Any, system: System) -> None:
+def raise_if_failed(status: Any, t: Any, y: Any, system: System, t1: Any) -> None:
     """Raise RuntimeError with the cause, the time and the state, unless the march reached its end."""
     worst = int(np.max(np.asarray(status)))
     if worst in (MarchStatus.DONE, MarchStatus.EVENT):
         return
     first = int(np.argmax(np.asarray(status))) if np.ndim(status) else ()
     t, y = float(np.asarray(t)[first]), np.asarray(y)[first]
+    end = np.max(np.asarray(t1))
+    if t >= end:
+        raise RuntimeError(
+            f"the adjoint equation could not be solved backward from t = {t:.9g} s"
+            f" ({MarchStatus(worst).name.lower().replace('_', ' ')}): use mode 'exact', or method='kvaerno5' if it is"
+            " stiff."
+        )
     where = f"at t = {t:.9g} s, z = {np.array2string(y[:8], precision=4)}{'...' if y.size > 8 else ''}"
     remedy = "use method='kvaerno5', or check f for a pole" if system.method != "kvaerno5" else "check f for a pole"
+    more = "raise max_steps or dt" if system.method not in PAIRS else "raise max_steps, loosen rtol and atol"
+    if system.method in PAIRS and system.method != "kvaerno5":
+        more += ", or, if the equation is stiff, use method='kvaerno5'"
     raise RuntimeError(
         {
             MarchStatus.TOO_SHORT: f"the step length fell below rounding {where}: the equation is stiff or singular"
             f" there; {remedy}.",
             MarchStatus.NOT_FINITE: f"f is not finite {where} or shortly after; check its domain there.",
-            MarchStatus.MESH_FULL: f"{system.max_steps} steps ended {where}, before ts[-1]; raise max_steps, loosen"
-            " rtol and atol, or, if the equation is stiff, use method='kvaerno5'.",
+            MarchStatus.MESH_FULL: f"{system.max_steps} steps ended {where}, before ts[-1] = {end:g} s; {more}.",
             MarchStatus.TOO_MANY_EVENTS: f"more than {system.event.most if system.event else 0} events {where}; they"
             " may accumulate in a point: raise `most`, or end the integration before it.",
         }[MarchStatus(worst)]

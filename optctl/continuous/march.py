@@ -3,6 +3,9 @@ r"""March through time: one compiled loop of steps, with the step length under e
 Steps end exactly on the anchors: observation times, knots of input signals, and in the backward solution of the adjoint
 equation the stored times. Of every accepted step the loop keeps its end; the exact gradient steps back through these.
 
+Events are looked for four times in each step, and where the function turns around between two looks; inside the step on
+the cubic through both ends. A crossing seen there is checked and located by steps of the scheme itself.
+
 The length of the next step follows from the estimated error of this one, measured by the caller's norm: above 1 the
 step is tried again, shorter. A step that shrinks below rounding, a NaN and a full mesh end the march with a status.
 
@@ -25,6 +28,8 @@ INSIDE, ARRIVAL, EVENT = 0, 1, 2
 SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
 LOCATE = 100
 """Most iterations in which an event is located inside a step."""
+LOOKS = 4
+"""How often in a step events are looked for."""
 
 
 class MarchStatus(enum.IntEnum):
@@ -106,7 +111,7 @@ def march(
         y0: (n,) at the first anchor.
         anchors: (A,) times.
         norm: `norm(y, y_next, error)`, at most 1 where the step is good; not used by fixed schemes.
-        dt: longest step of a fixed scheme; each interval is cut into equal ones.
+        dt: longest step, None for any; a fixed scheme cuts each interval into equal ones.
         last: index of the last anchor; None is the last of the array.
         max_steps: most accepted steps.
         keep: "full" keeps the mesh, "times" leaves out its states, "" keeps nothing.
@@ -150,7 +155,7 @@ def march(
         t_end = take(anchors, j + 1)
         left = t_end - t
         if adaptive:
-            h = c["h"]
+            h = c["h"] if dt is None else jnp.minimum(c["h"], dt)
             reaches = h >= left * (1 - 1e-6)
             h = jnp.where(reaches, left, jnp.where(2 * h > left, left / 2, h))
             t_next = jnp.where(reaches, t_end, t + h)
@@ -168,14 +173,25 @@ def march(
         c = dict(c)
         hit = jnp.asarray(False)
         if event is not None:
-            there = event(y_next, t_next, j)
             side = c["side"]
-            hit = accepted & (jnp.sign(there) != side)
+            begins, ends = (slope, slope_next) if adaptive else (f(y, t, j), f(y_next, t_next, j))
+            there = event(y_next, t_next, j)
+            shares, values = _looks(lambda s: event(_cubic(s, h, y, begins, y_next, ends), t + s * h, j), side)
+            crossed = jnp.append(jnp.sign(values[:-1]), jnp.sign(there)) != side
+            seen = accepted & jnp.any(crossed)
             if direction:
-                hit &= side == -direction
+                seen &= side == -direction
+            share = shares[jnp.argmax(crossed)]
+
+            def at(h: Any) -> Any:
+                return event(try_step(y, t, h, j, slope)[0], t + h, j)
+
+            inside = jax.lax.cond(seen & (share < 1), lambda: jnp.sign(at(share * h)) != side, lambda: False)
+            hit = seen & (inside | crossed[-1])
+            within = jnp.where(inside, share * h, h)
 
             def to_event() -> tuple[Any, Any, Any]:
-                length = locate(lambda h: event(try_step(y, t, h, j, slope)[0], t + h, j), h, side)
+                length = locate(at, within, side)
                 y_event = try_step(y, t, length, j, slope)[0]
                 if reset is not None:
                     y_event = reset(y_event, t + length, j)
@@ -246,6 +262,23 @@ def march(
         done["ts"], done["ys"], done["anchor"], done["end"], done["n"], done["rejected"], done["status"],
         done["at"][:-1], done["t"], done["y"][:width], done["y"], done["events"], done["event_steps"][:-1],
     )  # fmt: skip
+
+
+def _looks(g: Callable, side: Any) -> tuple[Any, Any]:
+    """Return increasing shares of a step, the last one 1, and g there: at even distances, and where it turns around."""
+    even = jnp.linspace(0.0, 1.0, LOOKS + 1, dtype=side.dtype)
+    values, slopes = jax.vmap(lambda s: jax.jvp(g, (s,), (jnp.ones_like(s),)))(even)
+    falls, rises = side * slopes[:-1] < 0, side * slopes[1:] > 0
+    turn = even[:-1] + slopes[:-1] / jnp.where(falls & rises, slopes[:-1] - slopes[1:], 1.0) / LOOKS
+    turn = jnp.where(falls & rises, turn, even[1:])
+    shares = jnp.stack([turn, even[1:]], axis=1).ravel()
+    return shares, jnp.stack([jax.vmap(g)(turn), values[1:]], axis=1).ravel()
+
+
+def _cubic(s: Any, h: Any, y: Any, slope: Any, y_next: Any, slope_next: Any) -> Any:
+    """Return the cubic through both ends of a step, at the share s of it (Hermite)."""
+    by_ends = (1 - s) * y + s * y_next
+    return by_ends + s * (s - 1) * ((1 - 2 * s) * (y_next - y) + (s - 1) * h * slope + s * h * slope_next)
 
 
 def _first_length(y: Any, slope: Any, span: Any, norm: Callable, f: Callable, t: Any, method: str) -> Any:

@@ -23,7 +23,8 @@ class ODE:
     Args:
         f: `f(z, t, params)` or, with an input signal, `f(z, u, t, params)`; trailing arguments may be left out, and
             where all carry these names, any of them. Returns dz/dt in the shape of z; t in seconds. A function is
-            compiled once per function object: define it once.
+            compiled once per function object, with the numbers it captured: define it once, and hand over as params
+            what changes.
 
     Raises:
         ValueError: if f takes other arguments.
@@ -58,8 +59,8 @@ class Signal:
 
     Args:
         ts: (K,) increasing times in seconds. The first and the last piece go on beyond them.
-        values: "hold": (K, nu) or (K-1, nu), values[k] holds from ts[k] to ts[k+1]; "linear" and "spline": (K, nu), the
-            values at ts.
+        values: "hold": (K, nu) or (K-1, nu), values[k] holds from ts[k] to ts[k+1], the last one onwards; "linear" and
+            "spline": (K, nu), the values at ts.
         kind: "hold", "linear", or "spline", the natural cubic spline.
 
     Raises:
@@ -93,14 +94,22 @@ class Signal:
 
     def __call__(self, t: Any) -> Any:
         """Return u(t), shape (nu,); at a jump the value after it."""
-        k = jnp.clip(jnp.searchsorted(self.ts, t, side="right") - 1, 0, self.ts.shape[0] - 2)
-        return self.piece(self.coefficients(), k, t)
+        k = jnp.searchsorted(self.ts, t, side="right") - 1
+        return self.pieces()(jnp.clip(k, 0, self.many - 1), t)
 
-    def coefficients(self) -> Any:
-        """Return (K-1, degree+1, nu): u(t) = sum_i coefficients[k, i] (t - ts[k])^i on piece k."""
+    @property
+    def many(self) -> int:
+        """Number of pieces."""
+        return self.values.shape[0] if self.kind == "hold" else self.ts.shape[0] - 1
+
+    def pieces(self) -> "Pieces":
+        """Return the polynomials between the knots."""
+        return Pieces(self.ts[: self.many], self._coefficients())
+
+    def _coefficients(self) -> Any:
         v, ts = self.values, self.ts.astype(self.values.dtype)
         if self.kind == "hold":
-            return v[: ts.shape[0] - 1, None]
+            return v[:, None]
         h = jnp.diff(ts)[:, None]
         slope = jnp.diff(v, axis=0) / h
         if self.kind == "linear":
@@ -109,14 +118,6 @@ class Signal:
         first = slope - h * (2 * bend[:-1] + bend[1:]) / 6
         return jnp.stack([v[:-1], first, bend[:-1] / 2, jnp.diff(bend, axis=0) / (6 * h)], axis=1)
 
-    def piece(self, coefficients: Any, k: Any, t: Any) -> Any:
-        """Return the polynomial of piece k at t."""
-        s = t - self.ts[k]
-        value = coefficients[k, -1]
-        for i in reversed(range(coefficients.shape[1] - 1)):
-            value = value * s + coefficients[k, i]
-        return value
-
     def _second_derivatives(self, h: Any, slope: Any) -> Any:
         """Solve the tridiagonal system of the natural spline."""
         zeros, h = jnp.zeros((1, slope.shape[1]), slope.dtype), h[:, 0]
@@ -124,9 +125,34 @@ class Signal:
         return jnp.concatenate([zeros, inner, zeros])
 
 
+@record()
+class Pieces:
+    """A piecewise polynomial.
+
+    Attributes:
+        starts: (P,) where the pieces begin, in seconds.
+        coefficients: (P, degree+1, nu): u(t) = sum_i coefficients[k, i] (t - starts[k])^i on piece k.
+    """
+
+    starts: Any
+    coefficients: Any
+
+    def __call__(self, k: Any, t: Any) -> Any:
+        """Return the polynomial of piece k at t."""
+        s = (t - self.starts[k]).astype(self.coefficients.dtype)
+        value = self.coefficients[k, -1]
+        for i in reversed(range(self.coefficients.shape[1] - 1)):
+            value = value * s + self.coefficients[k, i]
+        return value
+
+
 @record(static=("direction", "most"))
 class Event:
     """Something that happens when a function of the state crosses zero: the end, or a reset.
+
+    The state is looked at four times in each step, and where `when` turns around between two looks. What oscillates
+    faster is not seen; give `dt`, the longest step, to look more often. A start on the surface is no event: the state
+    leaves it.
 
     Args:
         when: `when(z, t, params)`, a scalar; the event is its zero, located to rounding. Trailing arguments may be left

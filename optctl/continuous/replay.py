@@ -14,7 +14,7 @@ from optctl.dynamics.memory import put, reverse, schedule, take
 
 def observed(system: System, free: Free, mesh: Mesh) -> Any:
     """Return the states at ts: at the event beyond a terminal one, NaN beyond a failure."""
-    _, where, _ = system.anchors(free.ts)
+    _, where, _ = system.anchors(free)
     ended = (mesh.status == MarchStatus.EVENT) | (mesh.status == MarchStatus.DONE)
     beyond = mesh.y * jnp.where(ended, 1.0, jnp.nan).astype(mesh.y.dtype)
     reached = free.ts <= mesh.t
@@ -33,16 +33,12 @@ class Replay:
     def __init__(self, system: System, free: Free, mesh: Mesh) -> None:
         self.system, self.mesh = system, jax.lax.stop_gradient(mesh)
         self.shape = free.z0.shape
-        self.anchors, self.where, self.pieces = system.anchors(free.ts)
-
-    def data(self, free: Free) -> tuple[Any, Any]:
-        """What f depends on: parameters and polynomials of the input."""
-        return free.params, self.system.coefficients(free)
+        self.anchors, self.where, self.pieces = system.anchors(free)
 
     def advance(self, n: Any, y: Any, t: Any, t_next: Any, data: tuple) -> Any:
         """Step n without an event."""
         piece = take(self.pieces, take(self.mesh.anchor, n))
-        rate = lambda y, t: self.system.rate(self.shape, y, t, piece, *data)  # noqa: E731
+        rate = lambda y, t: self.system.rate(self.shape, y, t, piece, data)  # noqa: E731
         return step(self.system.method, rate, y, t, t_next - t)[0]
 
     def advance_to_event(self, n: Any, y: Any, t: Any, data: tuple) -> tuple[Any, Any]:
@@ -80,7 +76,7 @@ class Replay:
 
     def forward(self, free: Free) -> Mesh:
         """Return the mesh with its times and states as functions of what is free."""
-        data, (anchors, _, _) = self.data(free), self.system.anchors(free.ts)
+        data, (anchors, _, _) = free.data, self.system.anchors(free)
         mesh = self.mesh
         ys = jnp.zeros((mesh.ts.shape[0], mesh.at.shape[1]), mesh.at.dtype)
 
@@ -118,7 +114,7 @@ def pull_back(
         memory: which states of the mesh are there.
     """
     replay = Replay(system, free, mesh)
-    data, anchors, where = replay.data(free), replay.anchors, replay.where
+    data, anchors, where = free.data, replay.anchors, replay.where
     zeros = jnp.zeros_like
 
     def visit(y: Any, n: Any, carry: tuple) -> tuple:
@@ -154,16 +150,18 @@ def pull_back(
     ganchors = ganchors.at[0].add(gt + gts[0])
     at_anchors = at_anchors.at[0].set(costate)
     state = lambda y: system.state(y, free.z0.shape)  # noqa: E731
-    slope = Free(state(costate), gdata[0], ganchors[where], input_slope(system, free, gdata[1]))
-    return slope, state(at_anchors[where])
+    return gather(system, free, state(costate), ganchors, gdata), state(at_anchors[where])
 
 
-def input_slope(system: System, free: Free, gcoefficients: Any) -> Any:
-    """Return dL/dvalues of the input signal from the slope in its polynomials."""
-    if system.signal is None:
-        return None
-    _, transpose = jax.vjp(lambda values: system.coefficients(Free(None, None, None, values)), free.values)
-    return transpose(gcoefficients)[0]
+def gather(system: System, free: Free, gz0: Any, ganchors: Any, gdata: tuple) -> Free:
+    """Return the slope in what is free from the slopes in z0, in the anchors and in what f depends on."""
+
+    def parts(ts: Any, signal: Any) -> tuple[Any, Any]:
+        moved = Free(free.z0, free.params, ts, signal)
+        return system.anchors(moved)[0], moved.data[1]
+
+    _, transpose = jax.vjp(parts, free.ts, free.signal)
+    return Free(gz0, gdata[0], *transpose((ganchors, gdata[1])))
 
 
 def _recompute(
@@ -195,7 +193,7 @@ def _solved_forward(system: System, free: Free) -> tuple[Mesh, tuple]:
 
 def _solved_backward(kept: tuple, g: Mesh) -> tuple[System, Free]:
     system, free, mesh = kept
-    slope, _ = pull_back(system, free, mesh, g.at, g.y, g.ts, g.ys)
+    slope, _ = pull_back(system, free, mesh, g.at, g.y, g.ts.at[mesh.count].add(g.t), g.ys)
     return jax.tree.map(jnp.zeros_like, system), slope
 
 

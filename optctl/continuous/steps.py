@@ -43,40 +43,43 @@ def step(method: str, f: Callable, z: Any, t: Any, h: Any, slope: Any = None) ->
     if method in FIXED:
         return FIXED[method](f, z, t, h), None, None
     pair = PAIRS[method]
-    slopes = [f(z, t) if slope is None else slope]
+    first = f(z, t) if slope is None else slope
+    if pair.diagonal:
+        return _rolled(pair, f, z, t, h, first)
+    slopes = [first]
     end = z
     for row, c in zip(pair.A, pair.c[1:], strict=True):
-        known = z + h * _combine(row, slopes)
-        if pair.diagonal:
-            end, k = _implicit_stage(f, known, t + c * h, pair.diagonal * h, slopes[-1])
-            slopes.append(k)
-        else:
-            end = known
-            slopes.append(f(end, t + c * h))
+        end = z + h * _combine(row, slopes)
+        slopes.append(f(end, t + c * h))
     return end, h * _combine(pair.e, slopes), slopes[-1]  # in all pairs here the last stage is the end of the step
 
 
 def rolled_step(method: str, f: Callable, z: Any, t: Any, h: Any) -> Any:
     """Return z at t + h as `step` does, by a loop over the stages: slower to run, faster to compile."""
-    pair = PAIRS.get(method)
-    if pair is None or pair.diagonal:
-        return step(method, f, z, t, h)[0]
+    if method in FIXED:
+        return FIXED[method](f, z, t, h)
+    return _rolled(PAIRS[method], f, z, t, h, f(z, t))[0]
+
+
+def _rolled(pair: Tableau, f: Callable, z: Any, t: Any, h: Any, first: Any) -> tuple[Any, Any, Any]:
+    """Take a step as `step` does, the slope at its start given, by a loop over the stages."""
     many = len(pair.b)
     A = jnp.asarray([(*row, *[0.0] * (many - len(row))) for row in ((), *pair.A)], z.dtype)
     c = jnp.asarray(pair.c, z.dtype)
+    gamma = pair.diagonal * h
 
-    def stage(i: Any, slopes: Any) -> Any:
-        k = f(z + h * (A[i] @ slopes), t + c[i] * h)
-        return put(slopes, k, i)
+    def stage(i: Any, carry: tuple) -> tuple:
+        slopes, _, last = carry
+        known, t_i = z + h * (A[i] @ slopes), t + c[i] * h
+        end = known
+        if pair.diagonal:
+            end = newton(lambda x: x - known - gamma * f(x, t_i), known + gamma * last)
+        k = f(end, t_i)
+        return put(slopes, k, i), end, k
 
-    slopes = jax.lax.fori_loop(0, many - 1, stage, jnp.zeros((many, *z.shape), z.dtype))
-    return z + h * (jnp.asarray(pair.b, z.dtype) @ slopes)
-
-
-def _implicit_stage(f: Callable, known: Any, t: Any, gh: Any, guess: Any) -> tuple[Any, Any]:
-    """Solve z = known + gh f(z, t); return z and f(z, t)."""
-    z = newton(lambda z: z - known - gh * f(z, t), known + gh * guess)
-    return z, f(z, t)
+    start = put(jnp.zeros((many, *z.shape), z.dtype), first, 0), z, jnp.asarray(first, z.dtype)
+    slopes, end, last = jax.lax.fori_loop(1, many, stage, start)
+    return end, h * (jnp.asarray(pair.e, z.dtype) @ slopes), last
 
 
 def _combine(weights: tuple[float, ...], slopes: list[Any]) -> Any:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from optctl._record import record
 from optctl.continuous.march import Mesh, march
-from optctl.continuous.ode import ODE, Event, Signal
+from optctl.continuous.ode import ODE, Event, Pieces, Signal
 from optctl.continuous.steps import PAIRS
 
 
@@ -19,18 +19,23 @@ class Free:
         z0: the initial state.
         params: parameters.
         ts: (K,) t0, observation times, t1.
-        values: of the input signal, or None.
+        signal: the input signal, or None.
     """
 
     z0: Any
     params: Any
     ts: Any
-    values: Any
+    signal: Signal | None
 
     @property
     def first_input(self) -> Any:
         """One value of the input signal, or None."""
-        return None if self.values is None else self.values[0]
+        return None if self.signal is None else self.signal.values[0]
+
+    @property
+    def data(self) -> tuple[Any, Pieces | None]:
+        """What f depends on beside state and time: parameters and the pieces of the input."""
+        return self.params, None if self.signal is None else self.signal.pieces()
 
 
 @record(static=("method", "max_steps"))
@@ -39,11 +44,10 @@ class System:
 
     Attributes:
         ode: the ODE.
-        signal: its input signal, whose values are in `Free`.
         event: the event, or None.
         running_cost: `l(z, t, params)` or `l(z, u, t, params)`, or None; its integral is one more component of the
             state.
-        dt: longest step of a fixed scheme.
+        dt: longest step, or None.
         rtol: relative tolerance.
         atol: absolute tolerance.
         method: the scheme.
@@ -51,7 +55,6 @@ class System:
     """
 
     ode: ODE
-    signal: Signal | None
     event: Event | None
     dt: Any
     rtol: Any
@@ -65,29 +68,28 @@ class System:
         y = jnp.ravel(free.z0)
         return y if self.running_cost is None else jnp.append(y, jnp.zeros((), y.dtype))
 
-    def anchors(self, ts: Any) -> tuple[Any, Any, Any]:
-        """Return all times that end a step, where ts are among them, and the signal's piece in each interval."""
-        if self.signal is None:
-            return ts, jnp.arange(ts.shape[0]), jnp.zeros(ts.shape[0], jnp.int32)
-        knots = jnp.clip(self.signal.ts.astype(ts.dtype), ts[0], ts[-1])
+    def anchors(self, free: Free) -> tuple[Any, Any, Any]:
+        """Return all times that end a step, where ts are among them, and the signal's piece in each interval.
+
+        Knots beyond the ends move with them. A knot that meets an observation time comes after it.
+        """
+        ts, signal = free.ts, free.signal
+        K = ts.shape[0]
+        if signal is None:
+            return ts, jnp.arange(K), jnp.zeros(K, jnp.int32)
+        knots = signal.ts.astype(ts.dtype)
+        knots = jnp.where(knots <= ts[0], ts[0], jnp.where(knots >= ts[-1], ts[-1], knots))
         every = jnp.concatenate([ts, knots])
         order = jnp.argsort(every, stable=True)
-        anchors = every[order]
-        middle = (anchors[:-1] + anchors[1:]) / 2
-        pieces = jnp.clip(jnp.searchsorted(self.signal.ts, middle, side="right") - 1, 0, self.signal.ts.shape[0] - 2)
-        return anchors, jnp.argsort(order)[: ts.shape[0]], jnp.append(pieces, pieces[-1])
+        passed = jnp.cumsum(order >= K)
+        return every[order], jnp.argsort(order)[:K], jnp.clip(passed - 1, 0, signal.many - 1).astype(jnp.int32)
 
-    def coefficients(self, free: Free) -> Any:
-        """Return the polynomials of the input signal."""
-        if self.signal is None:
-            return None
-        return Signal(self.signal.ts, free.values, self.signal.kind).coefficients()
-
-    def rate(self, shape: tuple[int, ...], y: Any, t: Any, piece: Any, params: Any, coefficients: Any) -> Any:
-        """Return dy/dt."""
+    def rate(self, shape: tuple[int, ...], y: Any, t: Any, piece: Any, data: tuple) -> Any:
+        """Return dy/dt; `data` as in `Free.data`."""
+        params, pieces = data
         size = y.shape[0] - (self.running_cost is not None)
         z = y[:size].reshape(shape)
-        u = None if self.signal is None else self.signal.piece(coefficients, piece, t)
+        u = None if pieces is None else pieces(piece, t)
         dz = jnp.ravel(self.ode(z, u, t, params))
         if self.running_cost is None:
             return dz
@@ -95,7 +97,7 @@ class System:
 
     def cost_rate(self, z: Any, u: Any, t: Any, params: Any) -> Any:
         """Return the running cost."""
-        return self.running_cost(z, t, params) if self.signal is None else self.running_cost(z, u, t, params)
+        return self.running_cost(z, t, params) if u is None else self.running_cost(z, u, t, params)
 
     def state(self, y: Any, shape: tuple[int, ...]) -> Any:
         """Return z, without the running cost."""
@@ -125,35 +127,34 @@ class System:
     def march(self, free: Free, keep: str, sensitive: bool = False) -> Mesh:
         """Solve forward; `sensitive`: with step lengths that suit the solution's derivatives, too."""
         shape = free.z0.shape
-        anchors, where, pieces = self.anchors(free.ts)
-        coefficients = self.coefficients(free)
+        anchors, where, pieces = self.anchors(free)
+        data = free.data
         y0 = self.start(free)
 
         def f(y: Any, t: Any, j: Any) -> Any:
-            return self.rate(shape, y, t, pieces[j], free.params, coefficients)
+            return self.rate(shape, y, t, pieces[j], data)
 
         norm = self.norm
         width = y0.shape[0]
         functions = self.event_functions(shape, free.params)
         if sensitive and self.method in PAIRS:
-            y0, f, norm, functions = self._with_sensitivity(free, pieces, coefficients, y0, functions)
+            y0, f, norm, functions = self._with_sensitivity(shape, pieces, data, y0, functions)
         event = self.event
         mesh = march(
             self.method, f, y0, anchors, norm=norm, dt=self.dt, last=where[-1], max_steps=self.max_steps, keep=keep,
-            width=width, jumps=self.signal is not None, **functions,
+            width=width, jumps=free.signal is not None, **functions,
             direction=0 if event is None else event.direction, max_events=0 if event is None else event.most,
         )  # fmt: skip
         fields = vars(mesh) | {"whole": mesh.y}  # without the sensitivity
         return Mesh(**fields)
 
-    def _with_sensitivity(self, free: Free, pieces: Any, coefficients: Any, y0: Any, functions: dict) -> tuple:
+    def _with_sensitivity(self, shape: tuple[int, ...], pieces: Any, data: tuple, y0: Any, functions: dict) -> tuple:
         """Put beside the state its derivative in one direction that favors no component."""
-        m, shape = y0.shape[0], free.z0.shape
-        data = free.params, coefficients
+        m = y0.shape[0]
         along = jax.tree.map(_direction, data)
 
         def f(y: Any, t: Any, j: Any) -> Any:
-            rate = lambda y, data: self.rate(shape, y, t, pieces[j], *data)  # noqa: E731
+            rate = lambda y, data: self.rate(shape, y, t, pieces[j], data)  # noqa: E731
             return jnp.concatenate(jax.jvp(rate, (y[:m], data), (y[m:], along)))
 
         def norm(y: Any, y_next: Any, error: Any) -> Any:

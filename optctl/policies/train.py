@@ -317,10 +317,14 @@ def _train(
     for name, value in (("steps", steps), ("check_every", check_every)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise ValueError(f"`{name}` is {value!r}; expected a positive whole number.")
+    if not hasattr(optimizer, "init"):
+        raise ValueError(
+            f"`optimizer` is a {type(optimizer).__name__}; expected one of optax, such as optax.adam(1e-3)."
+        )
     state = optimizer.init(params)
     best_cost, best_params, best_step = float(_validate(loss, params, check)), params, 0
     if not np.isfinite(best_cost):
-        raise ValueError("the cost is not finite at the first `params`: the rollout diverges; use smaller weights.")
+        raise ValueError(f"the cost is {best_cost} at the first `params`; check data and loss, or use smaller weights.")
     history: list[Any] = []
     validation, message = [(0, best_cost)], f"ran all {steps} steps"
     with _bar(steps, progress) as bar:

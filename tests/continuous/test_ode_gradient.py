@@ -318,7 +318,7 @@ def test_states_of_any_shape():
         ({"ts": [0.0]}, "expected a vector of at least two times"),
         ({"z0": [np.nan]}, "`z0` holds NaN or inf"),
         ({"method": "euler"}, "`dt` is missing: 'euler' has fixed steps"),
-        ({"dt": 0.1}, "`dt` is given, but 'tsit5' chooses its steps"),
+        ({"dt": 0.0}, "`dt` is 0.0; expected a positive length"),
         ({"method": "rk45"}, "`method` is 'rk45'; expected one of"),
         ({"rtol": 0.0}, "`rtol` is 0.0; expected a positive number"),
         ({"inputs": oc.Signal([0.0, 1.0], [[1.0]])}, "`inputs` is given, but f takes no input"),
