@@ -25,9 +25,7 @@ def trajectory(sol: Any, problem: Any = None, *, dt: float | None = None, label:
         The axes: two, or one where there are no inputs.
     """
     if sol.xs is None:
-        raise ValueError(
-            "`sol` holds no states, since its problem bounds the memory; roll it out first."
-        )
+        raise ValueError("`sol` holds no states, since its problem bounds the memory; roll it out first.")
     xs, us = np.asarray(sol.xs), np.asarray(sol.us)
     with_inputs = us.ndim == 2 and us.shape[1] > 0
     axes = _axes(1 + with_inputs, ax)

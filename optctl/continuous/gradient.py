@@ -34,7 +34,7 @@ from optctl.adjoint.known import with_slope
 from optctl.continuous.integrate import prepare, raise_if_failed
 from optctl.continuous.march import ARRIVAL, EVENT, MarchStatus, Mesh, march
 from optctl.continuous.ode import ODE, STATE_INPUT_TIME, STATE_TIME, Event, Signal
-from optctl.continuous.replay import Replay, event_times, gather, observed, pull_back
+from optctl.continuous.replay import Replay, event_times, gather, marched, observed, pull_back
 from optctl.continuous.steps import rolled_step
 from optctl.continuous.system import Free, System
 from optctl.dynamics.memory import check_memory, take
@@ -143,7 +143,10 @@ def continuous(system: System, loss: StageFunction, free: Free, mesh: Mesh, rein
         steps = jnp.arange(mesh.anchor.shape[0], dtype=jnp.int32)
         row = jnp.where((mesh.end == ARRIVAL) & (steps < many), mesh.anchor + 1, anchors.shape[0])
         knot_of = jnp.zeros(anchors.shape[0], jnp.int32).at[row].set(steps + 1, mode="drop")
-    arrival = jnp.full(knots.shape[0], -1, jnp.int32).at[knot_of].set(jnp.arange(anchors.shape[0], dtype=jnp.int32))
+    index = jnp.arange(anchors.shape[0], dtype=jnp.int32)
+    reached = index <= jnp.where(reintegrate, many, mesh.last)
+    seen_at = jnp.where(reached, knot_of, knots.shape[0])
+    arrival = jnp.full(knots.shape[0], -1, jnp.int32).at[seen_at].set(index, mode="drop")
     backward = -knots[jnp.clip(many - jnp.arange(knots.shape[0]), 0)]
 
     def rate(z: Any, t: Any, n: Any, data: Any) -> Any:
@@ -213,14 +216,12 @@ def continuous(system: System, loss: StageFunction, free: Free, mesh: Mesh, rein
         width=o + m, arrive=arrive,
     )  # fmt: skip
     # Row i of back.at holds knot many - i; the first one is the end itself.
-    last = jnp.arange(anchors.shape[0]) == where[-1]
-    reached = (jnp.arange(anchors.shape[0]) <= where[-1]) & (anchors <= mesh.t)
     costates = back.at[jnp.clip(many - knot_of, 0)][:, o:] * reached[:, None]
     # An anchor that comes later: longer by the flow before it, shorter by that after it.
     rate_at = jax.vmap(lambda z, t, piece: system.rate(shape, z, t, piece, free.data))
     zs = jnp.where(reached[:, None], mesh.at, mesh.at[:1])
-    before = rate_at(zs, anchors, jnp.roll(pieces, 1)) * ~jnp.eye(anchors.shape[0], dtype=bool)[0][:, None]
-    after = rate_at(zs, anchors, pieces) * ~last[:, None]
+    before = rate_at(zs, anchors, jnp.roll(pieces, 1)) * (index > 0)[:, None]
+    after = rate_at(zs, anchors, pieces) * (index != where[-1])[:, None]
     ganchors = jnp.sum(costates * before - (costates - gat) * after * reached[:, None], axis=1)
     gap, status = jnp.zeros((), back.whole.dtype), mesh.status
     if reintegrate:
@@ -350,7 +351,9 @@ def _prepared(
     times = jax.ShapeDtypeStruct((0 if event is None else event.most,), free.ts.dtype)
     check_scalar(loss, "loss", zs, times)
     if cost is not None:
-        check_scalar(system.cost_rate, "running_cost", free.z0, free.first_input, free.ts[0], free.params)
+        check_scalar(
+            system.cost_rate, "running_cost", free.z0, free.first_input, free.ts[0], free.params, dtype=free.z0.dtype
+        )
     return system, free, (loss, mode, control, memory, reintegrate)
 
 
@@ -520,9 +523,7 @@ def _input_direction(given: Any, signal: Signal | None) -> Any:
 def _second_order(
     system: System, free: Free, along: Free, loss: StageFunction, mode: str, control: str
 ) -> tuple[ODEGradient, ODEGradient]:
-    mesh = system.march(free, "full", control == "sensitivities")
-
     def gradient(free: Free) -> ODEGradient:
-        return _on_mesh(system, free, Replay(system, free, mesh).forward(free), loss, mode, "full", False)
+        return _on_mesh(system, free, marched(system, free, control == "sensitivities"), loss, mode, "full", False)
 
     return jax.jvp(gradient, (free,), (along,))

@@ -45,7 +45,11 @@ class Trajectory:
 
     def __call__(self, t: Any) -> Any:
         """Return z at times t, a number or (n,), by one step of the scheme from the stored time before each."""
-        t = jnp.asarray(as_float(t, "t"))
+        t = jnp.asarray(as_float(t, "t")).astype(self.ts.dtype)
+        if t.ndim > 1:
+            raise ValueError(f"`t` has shape {t.shape}; expected a number or (n,).")
+        if np.ndim(self.status):
+            raise ValueError("this is a batch of trajectories; take one of them, or call it inside vmap.")
         if is_concrete((t, self.ts)) and ((np.asarray(t) < self.ts[0]).any() or (np.asarray(t) > self.t).any()):
             raise ValueError(f"`t` leaves the solution, which goes from {float(self.ts[0]):g} to {float(self.t):g} s.")
         return _dense(self, t)
@@ -148,6 +152,8 @@ def prepare(
         raise ValueError(f"`dt` is missing: '{method}' has fixed steps; give their length in seconds.")
     z0 = jnp.asarray(as_float(z0, "z0"))
     ts = jnp.asarray(increasing(ts, "ts")).astype(z0.dtype)
+    if not z0.size:
+        raise ValueError(f"`z0` has shape {z0.shape}; expected at least one number.")
     if is_concrete(ts):
         increasing(ts, "ts")  # in the state's precision, too
     params = check_tree(params, "params")
@@ -194,14 +200,13 @@ def _check_functions(system: System, free: Free) -> None:
             " precision of z0."
         )
     if system.event is not None:
-        check_scalar(system.event.value, "when", z, t, free.params)
-        got = result_shape(system.event.value, "when", z, t, free.params)
-        if got.dtype != z.dtype:
-            raise ValueError(f"`when` returns {got.dtype}; expected a {z.dtype} number that is zero at the event.")
+        check_scalar(system.event.value, "when", z, t, free.params, dtype=z.dtype)
         if system.event.reset is not None:
             got = result_shape(system.event.after, "reset", z, t, free.params)
-            if got.shape != z.shape:
-                raise ValueError(f"`reset` returns shape {got.shape}; expected {z.shape}, that of z.")
+            if got.shape != z.shape or got.dtype != z.dtype:
+                raise ValueError(
+                    f"`reset` returns {got.dtype} of shape {got.shape}; expected {z.dtype} of shape {z.shape}, as z."
+                )
 
 
 @jax.jit
@@ -224,8 +229,10 @@ def _dense(trajectory: Trajectory, t: Any) -> Any:
         n = jnp.clip(jnp.searchsorted(ts, t, side="right") - 1, 0, jnp.maximum(mesh.count - 1, 0))
         return system.state(replay.advance(n, mesh.ys[n], mesh.ts[n], t, free.data), free.z0.shape)
 
-    t = t.astype(mesh.ts.dtype)
-    return jax.vmap(at)(t) if t.ndim else at(t)
+    zs = jax.vmap(at)(jnp.atleast_1d(t))
+    known = (t >= mesh.ts[0]) & (t <= mesh.t)
+    zs = zs * jnp.where(known, 1.0, jnp.nan).astype(zs.dtype).reshape(-1, *[1] * (zs.ndim - 1))
+    return zs if t.ndim else zs[0]
 
 
 def raise_if_failed(status: Any, t: Any, y: Any, system: System, t1: Any) -> None:
@@ -251,9 +258,12 @@ def raise_if_failed(status: Any, t: Any, y: Any, system: System, t1: Any) -> Non
         {
             MarchStatus.TOO_SHORT: f"the step length fell below rounding {where}: the equation is stiff or singular"
             f" there; {remedy}.",
-            MarchStatus.NOT_FINITE: f"f is not finite {where} or shortly after; check its domain there.",
+            MarchStatus.NOT_FINITE: f"f{' or `when`' if system.event else ''} is not finite {where} or shortly after;"
+            " check its domain there.",
             MarchStatus.MESH_FULL: f"{system.max_steps} steps ended {where}, before ts[-1] = {end:g} s; {more}.",
-            MarchStatus.TOO_MANY_EVENTS: f"more than {system.event.most if system.event else 0} events {where}; they"
-            " may accumulate in a point: raise `most`, or end the integration before it.",
+            MarchStatus.TOO_MANY_EVENTS: f"more than {system.event.most if system.event else 0} events {where}, or the"
+            " state rests on the surface there; they may accumulate in a point: raise `most`, or end the integration"
+            " before it.",
+            MarchStatus.BAD_TIMES: "`ts` does not increase, or `dt` is not positive.",
         }[MarchStatus(worst)]
     )

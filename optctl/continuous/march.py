@@ -3,9 +3,6 @@ r"""March through time: one compiled loop of steps, with the step length under e
 Steps end exactly on the anchors: observation times, knots of input signals, and in the backward solution of the adjoint
 equation the stored times. Of every accepted step the loop keeps its end; the exact gradient steps back through these.
 
-Events are looked for four times in each step, and where the function turns around between two looks; inside the step on
-the cubic through both ends. A crossing seen there is checked and located by steps of the scheme itself.
-
 The length of the next step follows from the estimated error of this one, measured by the caller's norm: above 1 the
 step is tried again, shorter. A step that shrinks below rounding, a NaN and a full mesh end the march with a status.
 
@@ -21,15 +18,12 @@ import jax.numpy as jnp
 
 from optctl._native import unset
 from optctl._record import record
+from optctl.continuous.crossing import departure, locate, search
 from optctl.continuous.steps import PAIRS, step
 from optctl.dynamics.memory import put, take
 
 INSIDE, ARRIVAL, EVENT = 0, 1, 2
 SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
-LOCATE = 100
-"""Most iterations in which an event is located inside a step."""
-LOOKS = 4
-"""How often in a step events are looked for."""
 
 
 class MarchStatus(enum.IntEnum):
@@ -41,6 +35,7 @@ class MarchStatus(enum.IntEnum):
     NOT_FINITE = 3
     MESH_FULL = 4
     TOO_MANY_EVENTS = 5
+    BAD_TIMES = 6
 
 
 @record()
@@ -56,6 +51,7 @@ class Mesh:
         rejected: number of steps tried again.
         status: a `MarchStatus`.
         at: (A, n) states at the anchors.
+        last: index of the last anchor reached.
         t: the last time reached.
         y: the state there.
         whole: the last state with all its components.
@@ -71,6 +67,7 @@ class Mesh:
     rejected: Any
     status: Any
     at: Any
+    last: Any
     t: Any
     y: Any
     whole: Any
@@ -94,6 +91,7 @@ def march(
     dt: Any = None,
     last: Any = None,
     max_steps: int,
+    valid: Any = True,
     keep: str = "full",
     width: int | None = None,
     jumps: bool = False,
@@ -114,6 +112,7 @@ def march(
         dt: longest step, None for any; a fixed scheme cuts each interval into equal ones.
         last: index of the last anchor; None is the last of the array.
         max_steps: most accepted steps.
+        valid: False where the anchors do not increase: then no step is taken.
         keep: "full" keeps the mesh, "times" leaves out its states, "" keeps nothing.
         width: how many leading components of y to keep; None is all.
         jumps: whether f may jump at the anchors.
@@ -143,13 +142,6 @@ def march(
             return end, jnp.zeros((), dtype), slope
         return end, norm(y, end, error), slope_next
 
-    def departure(y: Any, t: Any, j: Any, h: Any) -> Any:
-        """The side of the event's surface that the state is on, or, from the surface itself, leaves to."""
-        assert event is not None
-        one = jnp.ones((), t.dtype)
-        g, rate = jax.jvp(lambda y, t: event(y, t, j), (y, t), (f(y, t, j), one))
-        return jnp.where(jnp.abs(g) > 1e-7 * jnp.abs(rate) * h, jnp.sign(g), jnp.sign(rate))
-
     def body(c: dict) -> dict:
         y, t, j = c["y"], c["t"], c["j"]
         t_end = take(anchors, j + 1)
@@ -168,37 +160,35 @@ def march(
         h = t_next - t
         slope = c["slope"] if adaptive else None
         y_next, size, slope_next = try_step(y, t, h, j, slope)
-        size = jnp.where(jnp.all(jnp.isfinite(y_next)), size, jnp.inf)
+        finite = jnp.all(jnp.isfinite(y_next))
+        if event is not None:
+            finite &= jnp.isfinite(event(y_next, t_next, j))
+        size = jnp.where(finite, size, jnp.inf)
         accepted = size <= 1 if adaptive else jnp.isfinite(size)
         c = dict(c)
         hit = jnp.asarray(False)
         if event is not None:
-            side = c["side"]
+            side, surface = c["side"], lambda y, t: event(y, t, j)
             begins, ends = (slope, slope_next) if adaptive else (f(y, t, j), f(y_next, t_next, j))
-            there = event(y_next, t_next, j)
-            shares, values = _looks(lambda s: event(_cubic(s, h, y, begins, y_next, ends), t + s * h, j), side)
-            crossed = jnp.append(jnp.sign(values[:-1]), jnp.sign(there)) != side
-            seen = accepted & jnp.any(crossed)
-            if direction:
-                seen &= side == -direction
-            share = shares[jnp.argmax(crossed)]
 
             def at(h: Any) -> Any:
-                return event(try_step(y, t, h, j, slope)[0], t + h, j)
+                return surface(try_step(y, t, h, j, slope)[0], t + h)
 
-            inside = jax.lax.cond(seen & (share < 1), lambda: jnp.sign(at(share * h)) != side, lambda: False)
-            hit = seen & (inside | crossed[-1])
-            within = jnp.where(inside, share * h, h)
+            hit, within, beyond = search(surface, at, t, h, (y, begins), (y_next, ends), side, direction)
+            hit &= accepted
 
             def to_event() -> tuple[Any, Any, Any]:
                 length = locate(at, within, side)
                 y_event = try_step(y, t, length, j, slope)[0]
+                scale = jnp.maximum(jnp.abs(y), jnp.abs(y_event)) + jnp.abs(h * begins)
                 if reset is not None:
                     y_event = reset(y_event, t + length, j)
-                return y_event, t + length, departure(y_event, t + length, j, h)
+                t_event = jnp.where(length == h, t_next, t + length)
+                return y_event, t_event, departure(surface, y_event, t_event, f(y_event, t_event, j), scale)
 
-            past = jnp.where(accepted, jnp.sign(there), side)
-            y_next, t_next, c["side"] = jax.lax.cond(hit, to_event, lambda: (y_next, t_next, past))
+            y_next, t_next, c["side"] = jax.lax.cond(
+                hit, to_event, lambda: (y_next, t_next, jnp.where(accepted, beyond, side))
+            )
             c["event_steps"] = put(c["event_steps"], c["n"], jnp.where(hit, c["events"], max_events))
             c["events"] = c["events"] + hit
         arrives = accepted & reaches & ~hit
@@ -228,28 +218,31 @@ def march(
             c["h"] = jnp.where(arrives, start_of_interval(c["j"]), c["h"])
         short = ~accepted & (jnp.abs(h) <= tiny * jnp.maximum(jnp.abs(t), left))
         status = jnp.where(short, int(MarchStatus.TOO_SHORT), int(MarchStatus.DONE))
-        status = jnp.where(
-            ~accepted & (short | (not adaptive)) & ~jnp.all(jnp.isfinite(y_next)), int(MarchStatus.NOT_FINITE), status
-        )
+        status = jnp.where(~accepted & (short | (not adaptive)) & ~finite, int(MarchStatus.NOT_FINITE), status)
         status = jnp.where((c["n"] >= max_steps) & (c["j"] < last), int(MarchStatus.MESH_FULL), status)
         if event is not None:
             if reset is None:
                 status = jnp.where(hit, int(MarchStatus.EVENT), status)
             else:
-                status = jnp.where(c["events"] > max_events, int(MarchStatus.TOO_MANY_EVENTS), status)
+                endless = (c["events"] > max_events) | (hit & (c["side"] == 0))
+                status = jnp.where(endless, int(MarchStatus.TOO_MANY_EVENTS), status)
         c["status"] = status.astype(jnp.int32)
         return c
 
     zero = jnp.zeros((), jnp.int32)
     start = {
-        "y": y0, "t": anchors[0], "j": zero, "n": zero, "rejected": zero, "status": zero, "events": zero,
-        "side": jnp.ones((), dtype) if event is None else departure(y0, anchors[0], zero, anchors[last] - anchors[0]),
+        "y": y0, "t": anchors[0], "j": zero, "n": zero, "rejected": zero, "events": zero,
+        "status": jnp.where(valid, zero, int(MarchStatus.BAD_TIMES)),
+        "side": jnp.ones((), dtype),
         "event_steps": jnp.full(max_events + 1, -1, jnp.int32),
         "ts": put(unset((rows + 1,), anchors.dtype), anchors[0], 0),
         "ys": put(unset(((rows if keep == "full" else 0) + 1, width), dtype), y0[:width], 0),
         "anchor": jnp.zeros(rows, jnp.int32), "end": jnp.zeros(rows, jnp.int32),
         "at": jnp.zeros((A + 1, width), dtype).at[0].set(y0[:width]),
     }  # fmt: skip
+    if event is not None:
+        surface = lambda y, t: event(y, t, zero)  # noqa: E731
+        start["side"] = departure(surface, y0, anchors[0], f(y0, anchors[0], zero), jnp.abs(y0))
     if adaptive:
         start["slope"] = f(y0, anchors[0], zero)
         span = anchors[last] - anchors[0]
@@ -260,25 +253,8 @@ def march(
     done = jax.lax.while_loop(lambda c: (c["j"] < last) & (c["status"] == 0) & (c["n"] < max_steps), body, start)
     return Mesh(
         done["ts"], done["ys"], done["anchor"], done["end"], done["n"], done["rejected"], done["status"],
-        done["at"][:-1], done["t"], done["y"][:width], done["y"], done["events"], done["event_steps"][:-1],
+        done["at"][:-1], done["j"], done["t"], done["y"][:width], done["y"], done["events"], done["event_steps"][:-1],
     )  # fmt: skip
-
-
-def _looks(g: Callable, side: Any) -> tuple[Any, Any]:
-    """Return increasing shares of a step, the last one 1, and g there: at even distances, and where it turns around."""
-    even = jnp.linspace(0.0, 1.0, LOOKS + 1, dtype=side.dtype)
-    values, slopes = jax.vmap(lambda s: jax.jvp(g, (s,), (jnp.ones_like(s),)))(even)
-    falls, rises = side * slopes[:-1] < 0, side * slopes[1:] > 0
-    turn = even[:-1] + slopes[:-1] / jnp.where(falls & rises, slopes[:-1] - slopes[1:], 1.0) / LOOKS
-    turn = jnp.where(falls & rises, turn, even[1:])
-    shares = jnp.stack([turn, even[1:]], axis=1).ravel()
-    return shares, jnp.stack([jax.vmap(g)(turn), values[1:]], axis=1).ravel()
-
-
-def _cubic(s: Any, h: Any, y: Any, slope: Any, y_next: Any, slope_next: Any) -> Any:
-    """Return the cubic through both ends of a step, at the share s of it (Hermite)."""
-    by_ends = (1 - s) * y + s * y_next
-    return by_ends + s * (s - 1) * ((1 - 2 * s) * (y_next - y) + (s - 1) * h * slope + s * h * slope_next)
 
 
 def _first_length(y: Any, slope: Any, span: Any, norm: Callable, f: Callable, t: Any, method: str) -> Any:
@@ -303,22 +279,3 @@ def _next_length(h: Any, asked: Any, size: Any, accepted: Any, order: int) -> An
     # A step cut short to end on an anchor says little about the length that errors allow.
     cut = h < 0.999 * asked
     return jnp.where(accepted & cut, jnp.maximum(h * factor, asked), h * factor).astype(asked.dtype)
-
-
-def locate(g: Callable, h: Any, side: Any) -> Any:
-    """Return the zero of g in (0, h], where g ceases to have the sign `side`, by Newton's method in a bracket."""
-
-    def better(state: tuple) -> tuple:
-        low, high, x, _, k = state
-        value, slope = jax.jvp(g, (x,), (jnp.ones_like(x),))
-        same = jnp.sign(value) == side
-        low, high = jnp.where(same, x, low), jnp.where(same, high, x)
-        newton = x - value / slope
-        inside = (newton > low) & (newton < high)
-        x_next = jnp.where(inside, newton, (low + high) / 2)
-        return low, high, x_next, jnp.abs(x_next - x), k + 1
-
-    tolerance = 4 * jnp.finfo(h.dtype).eps
-    state = jnp.zeros_like(h), h, h / 2, h, 0
-    _, _, x, _, _ = jax.lax.while_loop(lambda s: (s[3] > tolerance * s[2]) & (s[4] < LOCATE), better, state)
-    return x

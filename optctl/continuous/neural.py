@@ -9,6 +9,7 @@ from optctl._record import record
 from optctl._validate import as_float, is_concrete
 from optctl.continuous.integrate import integrate
 from optctl.continuous.ode import ODE
+from optctl.continuous.steps import METHODS
 
 
 @record(static=("ode", "method", "max_steps"))
@@ -35,7 +36,8 @@ class NeuralODE:
 
     def __call__(self, z: Any, params: Any) -> Any:
         """Return the state at t1 from z at time 0; a layer for `Layers`."""
-        end = jnp.asarray(self.t1, jnp.result_type(z))
+        z = jnp.asarray(as_float(z, "z"))
+        end = jnp.asarray(self.t1, z.dtype)
         return self.trajectory(z, jnp.stack([jnp.zeros_like(end), end]), params)[-1]
 
     def trajectory(self, z: Any, ts: Any, params: Any) -> Any:
@@ -91,6 +93,8 @@ def neural_ode(
     ode = f if isinstance(f, ODE) else ODE(f)
     if ode.takes_input:
         raise ValueError("`f` takes an input u; expected f(z, t, params).")
+    if method not in METHODS:
+        raise ValueError(f"`method` is {method!r}; expected one of {list(METHODS)}.")
     end = jnp.asarray(as_float(t1, "t1", ()))
     if is_concrete(end) and not end > 0:
         raise ValueError(f"`t1` is {float(end):g}; expected a positive time in seconds.")

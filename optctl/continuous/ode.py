@@ -39,6 +39,9 @@ class ODE:
     f: Any
 
     def __post_init__(self) -> None:
+        if isinstance(self.f, ODE):
+            object.__setattr__(self, "f", self.f.f)
+            return
         own = own_arguments(self.f) if callable(self.f) else None
         driven = own is not None and (len(own) > 3 or "u" in own)
         object.__setattr__(self, "f", stage_function(self.f, "f", STATE_INPUT_TIME if driven else STATE_TIME, least=1))
@@ -182,6 +185,8 @@ class Event:
         object.__setattr__(self, "when", stage_function(self.when, "when", STATE_TIME, least=1))
         if self.reset is not None:
             object.__setattr__(self, "reset", stage_function(self.reset, "reset", STATE_TIME, least=1))
+        if isinstance(self.most, bool) or not isinstance(self.most, int | np.integer) or self.most < 1:
+            raise ValueError(f"`most` is {self.most!r}; expected a positive whole number of events.")
         if self.direction not in (-1, 0, 1):
             raise ValueError(f"`direction` is {self.direction!r}; expected -1, 0 or 1.")
 

@@ -1,5 +1,6 @@
 """The accepted steps as functions of what is free, and the discrete costate recursion back through them."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ def observed(system: System, free: Free, mesh: Mesh) -> Any:
     _, where, _ = system.anchors(free)
     ended = (mesh.status == MarchStatus.EVENT) | (mesh.status == MarchStatus.DONE)
     beyond = mesh.y * jnp.where(ended, 1.0, jnp.nan).astype(mesh.y.dtype)
-    reached = free.ts <= mesh.t
+    reached = where <= mesh.last
     return system.state(jnp.where(reached[:, None], mesh.at[where], beyond), free.z0.shape)
 
 
@@ -180,6 +181,20 @@ def _recompute(
     return reverse(plan.arrays(), plan.slots, forward, y0, lambda _, carry: carry, back, carry)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def marched(system: System, free: Free, sensitive: bool) -> Mesh:
+    """Return the accepted steps, to be differentiated forward: as functions of what is free."""
+    return system.march(free, "full", sensitive)
+
+
+@marched.defjvp
+def _marched_tangent(sensitive: bool, primals: tuple, tangents: tuple) -> tuple[Mesh, Mesh]:
+    system, free = primals
+    mesh = marched(system, free, sensitive)
+    _, tangent = jax.jvp(Replay(system, free, mesh).forward, (free,), (tangents[1],))
+    return mesh, tangent
+
+
 @jax.custom_vjp
 def solved(system: System, free: Free) -> Mesh:
     """Return the accepted steps, to be differentiated in reverse; then their lengths suit the sensitivities, too."""
@@ -187,14 +202,15 @@ def solved(system: System, free: Free) -> Mesh:
 
 
 def _solved_forward(system: System, free: Free) -> tuple[Mesh, tuple]:
-    mesh = system.march(free, "full", sensitive=True)
+    mesh = marched(system, free, True)
     return mesh, (system, free, mesh)
 
 
 def _solved_backward(kept: tuple, g: Mesh) -> tuple[System, Free]:
     system, free, mesh = kept
     slope, _ = pull_back(system, free, mesh, g.at, g.y, g.ts.at[mesh.count].add(g.t), g.ys)
-    return jax.tree.map(jnp.zeros_like, system), slope
+    unknown = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), system)  # in tolerances, steps, numbers inside f
+    return unknown, slope
 
 
 solved.defvjp(_solved_forward, _solved_backward)

@@ -142,6 +142,7 @@ class System:
         event = self.event
         mesh = march(
             self.method, f, y0, anchors, norm=norm, dt=self.dt, last=where[-1], max_steps=self.max_steps, keep=keep,
+            valid=jnp.all(jnp.diff(free.ts) > 0) & (True if self.dt is None else self.dt > 0),
             width=width, jumps=free.signal is not None, **functions,
             direction=0 if event is None else event.direction, max_events=0 if event is None else event.most,
         )  # fmt: skip

@@ -64,11 +64,12 @@ def newton(F: Callable, guess: Any) -> Any:
 
     def solve(F: Callable, guess: Any) -> Any:
         tolerance = 100 * jnp.finfo(guess.dtype).eps
+        scale = jnp.max(jnp.abs(guess))
 
         def step(carry: tuple) -> tuple:
             x, _, k = carry
             dx = jnp.linalg.solve(jax.jacfwd(F)(x), F(x))
-            return x - dx, jnp.max(jnp.abs(dx)) > tolerance * (1 + jnp.max(jnp.abs(x))), k + 1
+            return x - dx, jnp.max(jnp.abs(dx)) > tolerance * (scale + jnp.max(jnp.abs(x))), k + 1
 
         x, moving, _ = jax.lax.while_loop(lambda c: c[1] & (c[2] < NEWTON_ITERATIONS), step, (guess, True, 0))
         return jnp.where(moving, jnp.nan, x)

@@ -42,6 +42,7 @@ def tridiagonal_solve(below: Any, diagonal: Any, above: Any, b: Any) -> Any:
     References:
         Golub and Van Loan (2013), Matrix Computations, section 4.3.
     """
+    below, diagonal, above, b = (jnp.asarray(v) for v in (below, diagonal, above, b))
     shapes = [np.shape(v) for v in (below, diagonal, above, b)]
     if len(set(shapes[:3])) > 1 or len(shapes[0]) != 1 or shapes[3][:1] != shapes[0] or len(shapes[3]) > 2:
         raise ValueError(f"shapes {shapes} do not fit; expected three diagonals (n,) and b (n,) or (n, m).")
@@ -67,10 +68,12 @@ class _Interval(AbstractDynamics):
         if self.control not in CONTROLS:
             raise ValueError(f"`control` is {self.control!r}; expected one of {list(CONTROLS)}.")
         for name in self.positive:
-            value = jnp.asarray(as_float(getattr(self, name), name, ()))
+            given = getattr(self, name)
+            value = as_float(given, name, ())
             if is_concrete(value) and not value > 0:
                 raise ValueError(f"`{name}` is {float(value):g}; expected a positive number.")
-            object.__setattr__(self, name, value)
+            # A Python number takes the precision of the states.
+            object.__setattr__(self, name, float(given) if isinstance(given, int | float) else jnp.asarray(value))
 
     @property
     def nx(self) -> int:  # type: ignore[override]

@@ -163,10 +163,15 @@ def train(
     if len(rows) != 1 or () in rows:
         raise ValueError(f"`data` has {sorted(rows)} rows; expected arrays with the same number of samples.")
     ((many,),) = rows
-    if batch_size is not None and (isinstance(batch_size, bool) or not 1 <= batch_size <= many):
+    if not many:
+        raise ValueError("`data` has no rows; expected at least one sample.")
+    if jax.tree.structure(check) != jax.tree.structure(data):  # type: ignore[operator]
+        raise ValueError("`validation` differs in structure from `data`; expected the same arrays, of other samples.")
+    whole = isinstance(batch_size, int | np.integer) and not isinstance(batch_size, bool)
+    if batch_size is not None and not (whole and 1 <= batch_size <= many):
         raise ValueError(f"`batch_size` is {batch_size}; expected 1 to {many}, the number of samples.")
     check_scalar(loss, "loss", params, check)
-    optimizer = optimizer or _default_optimizer("policy")
+    optimizer = _default_optimizer("policy") if optimizer is None else optimizer
     batches = partial(_shuffled_batches, data, batch_size or many, np.random.default_rng(seed))
     return _train(FunctionLoss(loss), params, batches, check, optimizer, steps, check_every, progress)
 
@@ -236,7 +241,7 @@ def train_policy(
     check = first if validation_x0s is None else jnp.asarray(as_float(validation_x0s, "validation_x0s", (None, nx)))
     loss = PolicyLoss(loop.replace(x0=None))
     jax.eval_shape(loop.check_shapes, first[0], jnp.zeros((loop.steps, 0), first.dtype), params)
-    optimizer = optimizer or _default_optimizer("policy")
+    optimizer = _default_optimizer("policy") if optimizer is None else optimizer
     return _train(loss, params, batches, check, optimizer, steps, check_every, progress)
 
 
@@ -296,7 +301,7 @@ def train_layers(
         raise ValueError(f"`targets` has {targets.shape[0]} rows; expected {inputs.shape[0]}, as `inputs` has.")
     if isinstance(batch_size, bool) or not 1 <= batch_size <= inputs.shape[0]:
         raise ValueError(f"`batch_size` is {batch_size}; expected 1 to {inputs.shape[0]}, the number of rows.")
-    optimizer = optimizer or _default_optimizer("layers")
+    optimizer = _default_optimizer("layers") if optimizer is None else optimizer
     params = jax.tree.map(jnp.asarray, check_tree(params, "params"))
     problem = Problem(layers, stage_cost=stage_cost, terminal_cost=loss(targets), params=params)
     problem.check_shapes(inputs, None, params)

@@ -31,6 +31,80 @@ def test_an_event_is_found_where_both_ends_of_the_step_lie_on_one_side():
     assert below.event_times.size == 0
 
 
+def test_events_at_the_times_of_observations():
+    """The observation sees the state after the event, on whichever side of its time rounding puts it."""
+    tick = oc.Event(lambda z, t, p: t - p, reset=lambda z: 0 * z)
+    wall = oc.Event(lambda z, t, p: z[0] - p, reset=lambda z: [z[0], -z[1]], direction=1)
+    end = oc.Event(lambda z, t, p: t - p)
+    ticking = jax.jit(lambda T: oc.integrate(lambda z: 0 * z + 1, [0.0], jnp.stack([0.0, T, 2.0]), T, event=tick).zs)
+    flying = jax.jit(
+        lambda T: (
+            oc.integrate(lambda z: [z[1], 0 * z[1]], [0.0, 1.37], jnp.stack([0.0, T, 2.0]), 1.37 * T, event=wall).zs
+        )
+    )
+    ending = jax.jit(lambda T: oc.integrate(lambda z: 0 * z + 1, [0.0], jnp.stack([0.0, T, 2.0]), T, event=end).zs)
+    for T in np.random.default_rng(0).uniform(0.2, 1.8, 30):
+        np.testing.assert_allclose(ticking(T)[:, 0], [0.0, 0.0, 2 - T], atol=1e-12)
+        np.testing.assert_allclose(flying(T)[1:], 1.37 * np.array([[T, -1], [2 * T - 2, -1]]), atol=1e-12)
+        np.testing.assert_allclose(ending(T)[:, 0], [0.0, T, T], atol=1e-12)
+
+
+@pytest.mark.parametrize(("height", "span"), [(1e-5, 1000.0), (1e-8, 1.0)])
+def test_an_event_soon_after_the_start(height, span):
+    fall = oc.integrate(FALL, [height, -1.0], [0.0, span], 9.81, event=LANDING)
+    np.testing.assert_allclose(fall.t, (np.sqrt(1 + 2 * 9.81 * height) - 1) / 9.81, rtol=1e-8)
+
+
+def test_second_derivatives_in_start_time_and_state():
+    """z(2) = z0 exp(-p (sin 2 - sin t0)), with a look in between."""
+    ode = oc.ODE(lambda z, t, p: -p * z * jnp.cos(t))
+
+    def end(x):
+        return last(oc.integrate(ode, x[1:2], jnp.stack([x[0], 1.0, 2.0]), x[2], rtol=1e-9, atol=1e-9).zs)
+
+    def exact(x):
+        return x[1] * jnp.exp(-x[2] * (jnp.sin(2.0) - jnp.sin(x[0])))
+
+    x = jnp.array([0.2, 1.0, 0.5])
+    np.testing.assert_allclose(jax.hessian(end)(x), jax.hessian(exact)(x), atol=1e-6)
+
+
+def test_times_that_do_not_increase_under_jit():
+    bad = jax.jit(lambda ts: oc.integrate(DECAY, [1.0], ts, 0.5).zs)(jnp.array([0.0, 2.0, 1.0]))
+    assert np.isnan(bad[1:]).all()
+
+
+def test_dense_output_ends_with_the_solution():
+    fall = jax.jit(lambda t: oc.integrate(FALL, [1.0, 0.0], [0.0, 2.0], 9.81, event=LANDING)(t))
+    heights = fall(jnp.array([0.1, 1.5]))[:, 0]
+    np.testing.assert_allclose(heights[0], 1 - 9.81 / 200, rtol=1e-12)
+    assert np.isnan(heights[1])
+
+
+def test_implicit_steps_of_small_states_in_single_precision():
+    """Trapezoidal rule for z' = -p z^2, its quadratic solved by hand."""
+    p, h, z = 3e5, 0.5, 1e-5
+    for _ in range(2):
+        z = (np.sqrt(1 + 2 * h * p * (z - h * p * z**2 / 2)) - 1) / (h * p)
+    ode = oc.ODE(lambda z, t, p: -p * z**2)
+    got = oc.integrate(ode, np.float32([1e-5]), [0.0, 1.0], np.float32(p), method="trapezoid", dt=h).zs[-1, 0]
+    np.testing.assert_allclose(got, z, rtol=1e-5)
+
+
+def test_single_precision_with_a_signal_of_doubles():
+    signal = oc.Signal([0.0, 1.0, 2.0], [[1.0], [2.0], [0.0]], "linear")
+    path = oc.integrate(DRIVEN, np.float32([1.0]), [0.1, 0.7], inputs=signal)
+    assert path.zs.dtype == np.float32
+    np.testing.assert_allclose(path(0.7), path.zs[-1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["exact", "continuous"])
+def test_a_loss_in_the_first_state_with_a_knot_before_it(mode):
+    signal = oc.Signal([0.0, 1.0, 2.0], [[1.0], [2.0], [0.0]], "linear")
+    g = oc.ode_gradient(DRIVEN, lambda zs: jnp.sum(zs**2), [0.7], [0.0, 1.5], inputs=signal, mode=mode)
+    np.testing.assert_allclose(g.z0, 1.4 + 2 * g.zs[-1] * np.exp(-1.5), rtol=1e-6)
+
+
 def test_the_longest_step_lets_fast_events_be_seen():
     wave = oc.Event(lambda z, t: jnp.sin(5 * t), reset=lambda z: z)
     seen = oc.integrate(lambda z: jnp.ones_like(z), [0.0], [0.0, 10.0], event=wave, dt=0.5)
@@ -136,6 +210,15 @@ def test_arguments_by_name():
             lambda: oc.ode_gradient(DECAY, lambda zs, p: zs[0, 0], [1.0], [0.0, 1.0], 0.5),
             r"`loss` takes 2 arguments; expected loss\(zs\)",
         ),
+        (lambda: oc.Event(lambda z: z[0], most=-1), "`most` is -1"),
+        (lambda: oc.integrate(DECAY, np.zeros(0), [0.0, 1.0], 0.5), r"`z0` has shape \(0,\)"),
+        (
+            lambda: oc.integrate(
+                DECAY, [1.0], [0.0, 1.0], 0.5, event=oc.Event(lambda z: z[0] - 0.7, reset=lambda z: jnp.ones(1, int))
+            ),
+            "`reset` returns int64",
+        ),
+        (lambda: oc.ode_gradient(DECAY, lambda zs: 1, [1.0], [0.0, 1.0], 0.5), "`loss` returns int"),
         (
             lambda: oc.ode_hessian_vector_product(DECAY, last, [1.0], [0.0, 1.0], 0.5, dinputs=[1.0]),
             "`dinputs` is given, but there are no `inputs`",
@@ -158,8 +241,22 @@ def test_bad_input(call, message):
             lambda: oc.integrate(DECAY, [1.0], [0.0, 1.0], 0.5, method="rk4", dt=1e-5),
             "before .* = 1 s; raise max_steps or dt",
         ),
+        (
+            lambda: oc.integrate(
+                FALL,
+                [1.0, 0.0],
+                [0.0, 1.0],
+                9.81,
+                event=oc.Event(lambda z: z[0], reset=lambda z: 0 * z, direction=-1),
+            ),
+            "rests on the surface",
+        ),
+        (
+            lambda: oc.integrate(lambda z: 0 * z - 1, [1.0], [0.0, 2.0], event=oc.Event(lambda z: jnp.sqrt(z[0]) + 1)),
+            "`when` is not finite at t = 1",
+        ),
     ],
 )
-def test_too_many_steps(call, message):
+def test_what_cannot_go_on(call, message):
     with pytest.raises(RuntimeError, match=message):
         call()
