@@ -53,7 +53,7 @@ def log_density(p, x):
     return jax.scipy.stats.norm.logpdf(end[:, :2]).sum(1) + end[:, 2]
 
 
-steps = 800
+steps = 600
 trained = oc.train(
     lambda p, x: -jnp.mean(log_density(p, x)), field.init(0), data, steps=steps, batch_size=128,
     optimizer=optax.adam(optax.cosine_decay_schedule(1e-2, steps)), check_every=100,

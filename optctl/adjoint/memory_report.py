@@ -62,6 +62,8 @@ def memory_report(
     References:
         Griewank and Walther (2008), Evaluating Derivatives, chapter 12.
     """
+    if isinstance(modes, str | Binomial):
+        modes = (modes,)
     us, x0, params = arguments(problem, us, x0, params)
     rows = []
     for memory in modes or ("full", "sqrt", Binomial(5), Binomial(20)):

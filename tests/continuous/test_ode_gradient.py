@@ -185,8 +185,8 @@ def test_bouncing_ball():
             [g.z0[0], *g.params], [-0.07871461353538956, 0.570117621268716, 8.014282071829005], rtol=1e-10
         )
         np.testing.assert_allclose(g.event_times, [1.427843122927064], rtol=1e-13)
-        fall = oc.ode_gradient(BALL, lambda zs, times: times[0], [10.0, 0.0], [0.0, 2.0], p, event=BOUNCE, mode=mode)
-        np.testing.assert_allclose(fall.z0[0], 0.07139215614635322, rtol=1e-11)
+    fall = oc.ode_gradient(BALL, lambda zs, times: times[0], [10.0, 0.0], [0.0, 2.0], p, event=BOUNCE)
+    np.testing.assert_allclose(fall.z0[0], 0.07139215614635322, rtol=1e-11)
 
 
 @pytest.mark.parametrize("most", [1, 4])
@@ -225,11 +225,11 @@ def test_adjoint_equation_jumps_at_events(resets):
     call = functools.partial(
         oc.ode_gradient, ode, lambda zs, times: jnp.sum(zs[-1] ** 2) + times[0] ** 2, np.array([10.0, 0.5]),
         [0.0, 1.0, 3.0], np.array([9.81, 0.8]), event=event, running_cost=lambda z, t, p: p[1] * z @ z,
-        rtol=1e-10, atol=1e-10,
+        method="rk4", dt=0.02,
     )  # fmt: skip
     exact, continuous = call(), call(mode="continuous")
     for name in ("value", "z0", "params", "ts", "costates"):
-        np.testing.assert_allclose(getattr(continuous, name), getattr(exact, name), rtol=1e-8, atol=1e-8)
+        np.testing.assert_allclose(getattr(continuous, name), getattr(exact, name), rtol=1e-6, atol=1e-6)
 
 
 def test_at_an_equilibrium_the_sensitivities_choose_the_steps():
