@@ -105,7 +105,8 @@ def integrate(
 
     Returns:
         A `Trajectory`; call it for states in between. `jax.grad` passes through states, event times and `t`, to z0, ts,
-        params and the input signal; for forward derivatives there is `ode_gradient`'s mode "forward".
+        params and the input signal (in tolerances, dt and arrays inside f it gives NaN); for forward derivatives there
+        is `ode_gradient`'s mode "forward".
 
     Raises:
         ValueError: for wrong shapes, times that do not increase, a missing input or dt.
