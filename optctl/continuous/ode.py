@@ -42,7 +42,7 @@ class ODE:
         if isinstance(self.f, ODE):
             object.__setattr__(self, "f", self.f.f)
             return
-        own = own_arguments(self.f) if callable(self.f) else None
+        own = own_arguments(self.f)[0] if callable(self.f) else None
         driven = own is not None and (len(own) > 3 or "u" in own)
         object.__setattr__(self, "f", stage_function(self.f, "f", STATE_INPUT_TIME if driven else STATE_TIME, least=1))
 

@@ -17,22 +17,25 @@ POLICY = ("x", "t", "params")
 STATE = ("x", "params")
 
 
+PARAMETERS = ("p", "parameters", "args", "theta", "weights")
 TIME_NAMES = ("t", "k", "i", "j", "n", "time", "tau", "stage", "step", "seconds", "index", "layer")
 
 
-@record(static=("picks", "arguments", "name"))
+@record(static=("picks", "keywords", "arguments", "name"))
 class StageFunction:
     """A user's function, called with those of the full argument list that it takes.
 
     Attributes:
         call: the function: structure if plain, data if it is a pytree.
         picks: positions in the full argument list, in the order of the function's own arguments.
+        keywords: names of the last ones of these where they are passed by keyword.
         arguments: the full argument list.
         name: what errors call it.
     """
 
     call: Any
     picks: tuple[int, ...]
+    keywords: tuple[str, ...]
     arguments: tuple[str, ...]
     name: str
 
@@ -46,7 +49,11 @@ class StageFunction:
     def __call__(self, *arguments: Any) -> Any:
         """Evaluate with the full argument list; those that the user left out are dropped."""
         call = self.call.identity.value if isinstance(self.call, Static) else self.call
-        return call(*(arguments[k] for k in self.picks))
+        if not self.keywords:
+            return call(*(arguments[k] for k in self.picks))
+        many = len(self.picks) - len(self.keywords)
+        named = {name: arguments[k] for name, k in zip(self.keywords, self.picks[many:], strict=True)}
+        return call(*(arguments[k] for k in self.picks[:many]), **named)
 
 
 def stage_function(f: Callable, name: str, arguments: tuple[str, ...] = STAGE, least: int = 2) -> StageFunction:
@@ -64,7 +71,7 @@ def stage_function(f: Callable, name: str, arguments: tuple[str, ...] = STAGE, l
     forms = " or ".join(f"{name}({', '.join(arguments[:k])})" for k in range(least, len(arguments) + 1))
     if not callable(f):
         raise ValueError(f"`{name}` is a {type(f).__name__}; expected a function {forms}.")
-    own = own_arguments(f)
+    own, keywords = own_arguments(f)
     if own is None:
         own = list(arguments)
     if not least <= len(own) <= len(arguments):
@@ -75,7 +82,9 @@ def stage_function(f: Callable, name: str, arguments: tuple[str, ...] = STAGE, l
     elif own[-1] == "params" and "params" in arguments:
         picks[-1] = arguments.index("params")
     for argument, place in zip(own, (arguments[k] for k in picks), strict=True):
-        if argument in arguments and argument != place:
+        early = argument in PARAMETERS and place == "t" and argument != own[-1]
+        time_elsewhere = argument in ("time", "seconds") and place != "t" and "t" in arguments
+        if (argument in arguments and argument != place) or time_elsewhere or early:
             raise ValueError(f"`{name}` has the argument `{argument}` in the place of {place}; expected {forms}.")
     if arguments[picks[-1]] == "t" and not (own[-1].startswith("_") or own[-1] in TIME_NAMES):
         raise ValueError(
@@ -83,16 +92,22 @@ def stage_function(f: Callable, name: str, arguments: tuple[str, ...] = STAGE, l
             " stands for the parameters."
         )
     plain = jax.tree_util.all_leaves([f])
-    return StageFunction(Static(Identity(f)) if plain else f, tuple(picks), arguments, name)
+    return StageFunction(Static(Identity(f)) if plain else f, tuple(picks), keywords, arguments, name)
 
 
-def own_arguments(f: Callable) -> list[str] | None:
-    """Return the names of the positional arguments that a function takes; None if it takes any, or does not tell."""
+def own_arguments(f: Callable) -> tuple[list[str] | None, tuple[str, ...]]:
+    """Return the names of the arguments that a function takes, and those of them to be passed by keyword.
+
+    The names are None if it takes any number of arguments, or does not tell.
+    """
     try:
         parameters = inspect.signature(f).parameters.values()
     except (TypeError, ValueError):
-        return None
+        return None, ()
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return None
+        return None, ()
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return [p.name for p in positional if p.default is p.empty or p.name in ("t", "params")]
+    taken = [p.default is p.empty or p.name in ("t", "params") for p in positional]
+    left_out = taken.index(False) if False in taken else len(taken)  # what follows it can only be passed by keyword
+    names = [p.name for p, take in zip(positional, taken, strict=True) if take]
+    return names, tuple(names[left_out:])

@@ -179,6 +179,10 @@ def test_adjoint_refuses_a_cotangent_of_the_wrong_shape():
 def test_an_argument_named_params_gets_the_parameters():
     dynamics = oc.Dynamics(lambda x, u, params: params * x + u, nx=1, nu=1)
     np.testing.assert_array_equal(dynamics.rollout([1.0], [[0.0], [0.0]], 2.0)[:, 0], [1, 2, 4])
+    staged = oc.Dynamics(lambda x, u, a=7.0, params=1.0: x + u * a * params, 1, 1)
+    np.testing.assert_allclose(staged.rollout([1.0], [[10.0], [10.0]], 2.0)[-1], [281.0])
+    with pytest.raises(ValueError, match="`f` has the argument `p` in the place of t"):
+        oc.Dynamics(lambda x, u, p, k: x + u * p, 1, 1)
     with pytest.raises(ValueError, match="`f` ends with the argument `gain`, in the place of t"):
         oc.Dynamics(lambda x, u, gain: gain * x, nx=1, nu=1)
     loop = oc.ClosedLoop(oc.LinearDynamics([[1.0]], [[1.0]]), lambda x, params: params * x)
