@@ -11,6 +11,7 @@ Solving again with other numbers does not recompile.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -210,15 +211,12 @@ class Problem:
 
     def _check_once(self, x0: Any, nu: int) -> None:
         """Check shapes unless a problem of the same functions and shapes has passed before."""
-        leaves, structure = jax.tree.flatten(self)
-        key = (structure, tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
-        if key in _CHECKED:
-            return
-        us = None if self.dynamics.roll_without_inputs else jnp.zeros((self.steps, nu), jnp.result_type(x0))
-        self.check_shapes(x0, us, self.params)
-        if len(_CHECKED) >= REMEMBERED:
-            _CHECKED.clear()
-        _CHECKED.add(key)
+
+        def check() -> None:
+            us = None if self.dynamics.roll_without_inputs else jnp.zeros((self.steps, nu), jnp.result_type(x0))
+            self.check_shapes(x0, us, self.params)
+
+        once(self, check)
 
     def _check_bounds(self) -> None:
         nx, nu, N = self.dynamics.nx, self.dynamics.nu, self.steps
@@ -245,6 +243,21 @@ class Problem:
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
+
+
+def once(data: Any, check: Callable[[], None]) -> None:
+    """Run a check that depends on functions and shapes alone, unless data like these have passed one before."""
+    leaves, structure = jax.tree.flatten(data)
+    key = (
+        structure,
+        tuple([(np.shape(leaf), leaf.dtype if hasattr(leaf, "dtype") else type(leaf)) for leaf in leaves]),
+    )
+    if key in _CHECKED:
+        return
+    check()
+    if len(_CHECKED) >= REMEMBERED:
+        _CHECKED.clear()
+    _CHECKED.add(key)
 
 
 def _own(value: Any) -> Any:

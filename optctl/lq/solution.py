@@ -200,6 +200,11 @@ def _factor_tangent(primals: tuple, tangents: tuple) -> tuple:
     return factors, jax.jvp(lambda lq: riccati.factor(lq.symmetrized()), primals, tangents)[1]
 
 
+def module_of(method: str) -> ModuleType:
+    """Return the module that holds the sweeps of a method."""
+    return _MODULES[_pick(method)]
+
+
 def _as_read(lq: LQ, method: str) -> LQ:
     """Return the model as a method is to be given it: the kernels take symmetric parts themselves, while loading."""
     return lq if method == "native" else lq.symmetrized()
@@ -213,16 +218,7 @@ def _solve(lq: LQ, factors: Factors | None, method: str) -> LQSolution:
         factors = _MODULES[method].factor(still)
     factors = jax.lax.stop_gradient(factors)
 
-    def system(z: Any) -> Any:
-        return kkt.apply(lq, kkt.Point.unpack(z, lq)).pack()
-
-    def solve_system(_: Any, b: Any) -> tuple[Any, Any]:
-        z, k, p = _MODULES[method].sweep(still, factors, kkt.Point.unpack(b, lq))
-        return z.pack(), (k, p)
-
-    b = kkt.right_hand_side(lq).pack()
-    z, (k, p) = jax.lax.custom_linear_solve(system, b, solve_system, symmetric=True, has_aux=True)
-    z = kkt.Point.unpack(z, lq)
+    z, (k, p) = _solve_system(lq, still, factors, kkt.right_hand_side(lq), method)
     cost = kkt.cost(lq, z.xs, z.us)
     if factors is None:
         failed = jnp.where(jnp.all(jnp.isfinite(z.us)), -1, NOT_CONVERGED)
@@ -230,6 +226,28 @@ def _solve(lq: LQ, factors: Factors | None, method: str) -> LQSolution:
     k, p = jax.lax.stop_gradient((k, p))
     K, k, P, p = value_function(lq, factors.K, k, factors.P, p)
     return LQSolution(z.xs, z.us, z.costates, K, k, P, p, cost, factors.failed_stage)
+
+
+def _solve_system(lq: LQ, still: LQ, factors: Any, b: kkt.Point, method: str) -> tuple[kkt.Point, tuple[Any, Any]]:
+    """Solve kkt.apply(lq, z) = b by the sweeps over `still`, the same model without derivatives; return z and k, p."""
+
+    def system(z: Any) -> Any:
+        return kkt.apply(lq, kkt.Point.unpack(z, lq)).pack()
+
+    def solve(_: Any, b: Any) -> tuple[Any, Any]:
+        z, k, p = _MODULES[method].sweep(still, factors, kkt.Point.unpack(b, lq))
+        return z.pack(), (k, p)
+
+    z, aux = jax.lax.custom_linear_solve(system, b.pack(), solve, symmetric=True, has_aux=True)
+    return kkt.Point.unpack(z, lq), aux
+
+
+def solve_system(lq: LQ, factors: Factors, b: kkt.Point) -> kkt.Point:
+    """Solve the optimality system of a model with symmetric weights for any right-hand side.
+
+    It is linear in b, and JAX can transpose it.
+    """
+    return _solve_system(lq, jax.lax.stop_gradient(lq), factors, b, _pick("auto"))[0]
 
 
 def covariances(model: LQ | Problem, solution: LQSolution | None = None) -> Any:

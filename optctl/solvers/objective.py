@@ -94,11 +94,12 @@ def cost_size(cost: Any, first_cost: Any) -> Any:
     """Return the size of the cost that tolerances refer to.
 
     It is |J|, or the change since the first guess where that is smaller (a constant in J must not make everything
-    look small), but at least 1e-3 |J|, and 1e-6 of the first cost for a J that vanishes.
+    look small), but at least 1e-3 |J|, and 1e-6 of the first cost for a J that vanishes; 1 where both vanish.
     """
     changed = jnp.minimum(jnp.abs(cost), jnp.abs(first_cost - cost))
     least = jnp.maximum(1e-3 * jnp.abs(cost), 1e-6 * jnp.abs(first_cost))
-    return jnp.maximum(jnp.maximum(changed, least), jnp.finfo(cost.dtype).tiny ** 0.5)
+    size = jnp.maximum(jnp.maximum(changed, least), jnp.finfo(cost.dtype).tiny ** 0.5)
+    return jnp.where((cost == 0) & (first_cost == 0), 1.0, size)
 
 
 def certify(objective: Objective, z: Any, slope: Any, cost: Any, first_cost: Any, tolerance: Any) -> tuple[Any, Any]:
@@ -113,12 +114,18 @@ def certify(objective: Objective, z: Any, slope: Any, cost: Any, first_cost: Any
     mu_upper = jnp.where(jnp.isfinite(upper), jnp.maximum(residual - slope, 0.0), 0.0)
     slack_lower = jnp.where(jnp.isfinite(lower), z - lower, 0.0)
     slack_upper = jnp.where(jnp.isfinite(upper), upper - z, 0.0)
+    violation = jnp.max(jnp.maximum(-slack_lower, -slack_upper), initial=0.0)
+    wrong = jnp.max(jnp.maximum(jnp.abs(mu_lower) - mu_lower, jnp.abs(mu_upper) - mu_upper), initial=0.0)
+    product = jnp.max(mu_lower * slack_lower + mu_upper * slack_upper, initial=0.0)
     certificate = Certificate(
         stationarity=jnp.max(jnp.abs(residual), initial=0.0),
         stationarity_scaled=jnp.maximum(scaled_stationarity(z, residual, size), rounding),
-        primal_feasibility=jnp.max(jnp.maximum(-slack_lower, -slack_upper), initial=0.0),
-        dual_feasibility=jnp.max(jnp.maximum(jnp.abs(mu_lower) - mu_lower, jnp.abs(mu_upper) - mu_upper), initial=0.0),
-        complementarity=jnp.max(mu_lower * slack_lower + mu_upper * slack_upper, initial=0.0) / size,
+        primal_feasibility=violation,
+        primal_feasibility_scaled=violation,
+        dual_feasibility=wrong,
+        dual_feasibility_scaled=wrong / size,
+        complementarity=product,
+        complementarity_scaled=product / size,
         tolerance=jnp.asarray(tolerance, z.dtype),
     )
     return certificate, (mu_lower, mu_upper)

@@ -18,6 +18,8 @@ class Status(enum.IntEnum):
     NON_FINITE = 3
     NOT_CONVEX = 4
     UNBOUNDED = 5
+    INFEASIBLE = 6
+    TIME_LIMIT = 7
 
     @property
     def message(self) -> str:
@@ -35,6 +37,9 @@ _MESSAGES = {
     " start from other inputs, add bounds, shorten the step dt, or keep the model defined outside its domain",
     Status.NOT_CONVEX: "the quadratic problem is not strictly convex in the inputs (R + B'PB is singular or has a"
     " negative eigenvalue): check the signs of Q, R and the terminal weight, and give every input a small R > 0",
+    Status.INFEASIBLE: "locally infeasible: from here no small change lowers the violation of the constraints; loosen"
+    " the bounds, lengthen the horizon, or start from another guess",
+    Status.TIME_LIMIT: "time limit reached before the tolerance; allow more time, or start closer",
     Status.UNBOUNDED: "the cost falls without bound; check its signs, or bound the inputs",
 }
 
@@ -44,32 +49,39 @@ class Certificate:
     """How well the optimality conditions hold at a point, computed apart from the solver that found it.
 
     It is a first-order certificate: it does not tell a minimum from a saddle (though "lq" and "cg" look at curvature).
-    `holds` asks the scaled stationarity, the complementarity and both feasibilities (in the units of the variables)
-    to be within the tolerance. Multipliers are read off the gradient with their right sign, so dual feasibility can
+    `holds` asks the scaled figures to be within the tolerance. The unscaled ones are in the units of the problem.
+    Methods that know only bounds read multipliers off the gradient with their right sign, so that dual feasibility can
     fail only through NaN.
 
     Attributes:
-        stationarity: largest projected gradient, max |z - clip(z - dJ/dz, lower, upper)|.
+        stationarity: largest slope of the Lagrangian; with bounds alone the projected gradient,
+            max |z - clip(z - dJ/dz, lower, upper)|.
         stationarity_scaled: the same, each entry times max(1, |z|), over the size of the cost; or the rounding of the
             whole gradient on that scale, where that is larger.
-        primal_feasibility: largest violation of a bound.
-        dual_feasibility: largest multiplier of the wrong sign.
-        complementarity: largest product of a multiplier and the distance to its bound, over the size of the cost.
+        primal_feasibility: largest violation of a constraint or gap of the dynamics.
+        primal_feasibility_scaled: the same, a gap over max(1, |x|).
+        dual_feasibility: largest multiplier of the wrong sign, or above the price of a soft constraint.
+        dual_feasibility_scaled: the same over the size of the cost.
+        complementarity: largest product of a multiplier and the distance to its bound.
+        complementarity_scaled: the same over the size of the cost.
         tolerance: what `converged` asks of the scaled figures.
     """
 
     stationarity: Any
     stationarity_scaled: Any
     primal_feasibility: Any
+    primal_feasibility_scaled: Any
     dual_feasibility: Any
+    dual_feasibility_scaled: Any
     complementarity: Any
+    complementarity_scaled: Any
     tolerance: Any
 
     @property
     def holds(self) -> Any:
-        """True if every figure, the stationarity scaled, is within the tolerance."""
-        worst = jnp.maximum(self.stationarity_scaled, self.complementarity)
-        worst = jnp.maximum(worst, jnp.maximum(self.primal_feasibility, self.dual_feasibility))
+        """True if every scaled figure is within the tolerance."""
+        worst = jnp.maximum(self.stationarity_scaled, self.complementarity_scaled)
+        worst = jnp.maximum(worst, jnp.maximum(self.primal_feasibility_scaled, self.dual_feasibility_scaled))
         return worst <= self.tolerance
 
 
@@ -81,11 +93,17 @@ class History:
         cost: cost after iterations 0, 1, 2, ...
         stationarity: scaled stationarity after each.
         step: size of the step that led there (0 for the first).
+        infeasibility: largest violation, scaled; None from methods that keep to the constraints.
+        barrier: barrier parameter mu; None from methods without one.
+        regularization: what was added to [[Q, M], [M', R]] to make the step's model convex, or None.
     """
 
     cost: Any
     stationarity: Any
     step: Any
+    infeasibility: Any = None
+    barrier: Any = None
+    regularization: Any = None
 
 
 @record(static=("method",))

@@ -1,6 +1,7 @@
 """The front door: pick what is free, pick a method, solve, and certify."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,9 +13,11 @@ from optctl._validate import as_float, check_shape, is_concrete
 from optctl.adjoint.gradient import Gradient
 from optctl.adjoint.hessian import require_second_derivatives
 from optctl.lq.model import LQ, is_linear_quadratic
-from optctl.problem import Problem
+from optctl.problem import Problem, once
 from optctl.solvers.cg import conjugate_gradient, lowest_curvature, slope_mismatch
+from optctl.solvers.constrained import constrained
 from optctl.solvers.descent import gradient_descent
+from optctl.solvers.interior_point import InteriorPoint, Settings
 from optctl.solvers.iterate import Iterate
 from optctl.solvers.lbfgs import lbfgs
 from optctl.solvers.newton_cg import newton_cg
@@ -27,41 +30,65 @@ METHODS = {
     "gradient_descent": "projected gradient descent with Barzilai-Borwein or Armijo steps; takes bounds on us and x0",
     "lbfgs": "SciPy's L-BFGS-B; takes bounds on us and x0",
     "newton_cg": "trust-region Newton-CG with exact Hessian-vector products",
+    "interior_point": "primal-dual interior point on the multiple-shooting form; takes every constraint",
 }
-MAX_ITERATIONS = {"lq": 1, "cg": None, "gradient_descent": 10_000, "lbfgs": 10_000, "newton_cg": 1_000}
+MAX_ITERATIONS = {
+    "lq": 1,
+    "cg": None,
+    "gradient_descent": 10_000,
+    "lbfgs": 10_000,
+    "newton_cg": 1_000,
+    "interior_point": 1_000,
+}
 TAKES_BOUNDS = ("gradient_descent", "lbfgs")
+SMALL = 100
+"""Largest nx + nu for which bounds alone lead to the interior point method, whose matrices are dense."""
 VARIABLE_BOUNDS = ("u_min", "u_max", "x0_min", "x0_max")
 
 
 def solve(
     problem: Problem,
     us: Any = None,
-    method: str | None = None,
+    method: str | InteriorPoint | None = None,
     *,
+    xs: Any = None,
     x0: Any = None,
     params: Any = None,
     free: tuple[str, ...] | str | None = None,
     tolerance: float | None = None,
     max_iterations: int | None = None,
+    warm_start: Solution | None = None,
     step: str = "bb",
     verbose: bool = False,
+    callback: Callable | None = None,
+    callback_every: int = 1,
+    time_limit: float | None = None,
 ) -> Solution:
     """Minimize the cost of a problem over what is free.
 
     Args:
-        problem: the problem. Bounds on us and a free x0 are taken by "lbfgs" and "gradient_descent"; any other
-            constraint is refused, never ignored.
+        problem: the problem. "interior_point" takes every constraint; "lbfgs" and "gradient_descent" take bounds on us
+            and a free x0. What a method cannot take is refused, never ignored.
         us: (N, nu) first guess of the inputs, None starts from zero; or the known inputs where they are not free.
-        method: one of "lq", "cg", "gradient_descent", "lbfgs", "newton_cg". None picks: "lq" for linear-quadratic
-            problems without bounds, "lbfgs" with bounds or free parameters, else "newton_cg".
+        method: one of "lq", "cg", "gradient_descent", "lbfgs", "newton_cg", "interior_point", or `InteriorPoint` with
+            options. None picks: "lq" for linear-quadratic problems without constraints, "interior_point" with
+            constraints, "lbfgs" for free parameters, first derivatives only, or bounds on more than a hundred states
+            and inputs, else "newton_cg".
+        xs: (N+1, nx) first guess of the states for "interior_point", which need not satisfy the dynamics; None rolls
+            out the guess of the inputs.
         x0: (nx,) first guess of a free x_0; None starts from zero (projected into its bounds).
         params: first guess of free parameters, or other values of fixed ones; None takes the problem's.
         free: names among "us", "x0", "params"; None frees the inputs (if there are any) and x0 where the problem
             gives none; the parameters where nothing else is free.
-        tolerance: on the certificate's scaled figures; None is 1e-6 (1e-3 in float32).
+        tolerance: on the certificate's scaled figures; None is 1e-6, with "interior_point" 1e-8 (1e-3 in float32).
         max_iterations: None takes the method's default.
+        warm_start: solution of a similar problem; "interior_point" begins with its trajectory (unless us or xs are
+            given) and its multipliers.
         step: "bb" or "armijo", the step rule of "gradient_descent".
         verbose: print the table of iterations.
+        callback: for "interior_point": called with a `Solution`, as it stands, every `callback_every` iterations.
+        callback_every: iterations between calls.
+        time_limit: for "interior_point": seconds, after which it returns what it has, with status TIME_LIMIT.
 
     Returns:
         A `Solution`. `converged` is True only if its certificate holds; `method` says which solver ran.
@@ -95,7 +122,7 @@ def solve(
         raise ValueError(f"`step` is {step!r}; expected 'bb', or 'armijo' with method 'gradient_descent'.")
     z = objective.pack(objective)
     if tolerance is None:
-        tolerance = 1e-3 if z.dtype == jnp.float32 else 1e-6
+        tolerance = 1e-3 if z.dtype == jnp.float32 else 1e-8 if method == "interior_point" else 1e-6
     if not isinstance(tolerance, int | float | np.number) or not 0 <= tolerance < np.inf:
         raise ValueError(f"`tolerance` is {tolerance!r}; expected a number >= 0, such as 1e-6.")
     if verbose and not is_concrete((objective, z)):
@@ -106,6 +133,21 @@ def solve(
     limit = 2 * z.size + 10 if limit is None else limit
     if isinstance(limit, bool) or not isinstance(limit, int | np.integer) or limit < 0:
         raise ValueError(f"`max_iterations` is {max_iterations!r}; expected a whole number >= 0.")
+    if method == "interior_point":
+        options = asked if isinstance(asked, InteriorPoint) else InteriorPoint()
+        settings = Settings(tolerance, options.barrier, options.hessian == "exact", int(limit))
+        solution = constrained(
+            objective, settings, options, xs=xs, us=us, warm_start=warm_start, callback=callback, every=callback_every,
+            time_limit=time_limit,
+        )  # fmt: skip
+        if is_concrete(solution):
+            rows = slice(int(solution.iterations) + 1)
+            history = jax.tree.map(lambda column: np.asarray(column)[rows], solution.history)
+            solution = dataclasses.replace(solution, history=history)
+        if verbose:
+            print(f"{solution.table()}\n{solution!r}")
+        return solution
+    _refuse_options(method, xs=xs, warm_start=warm_start, callback=callback, time_limit=time_limit)
     K = k = None
     if method == "lq":
         iterate, K, k = _solve_lq(problem, objective)
@@ -133,6 +175,12 @@ def solve(
     if verbose:
         print(f"{solution.table()}\n{solution!r}")
     return solution
+
+
+def _refuse_options(method: str, **options: Any) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(f"`{name}` is for method 'interior_point'; '{method}' has no use for it.")
 
 
 def _objective(problem: Problem, us: Any, x0: Any, params: Any, free: Any) -> Objective:
@@ -177,7 +225,7 @@ def _objective(problem: Problem, us: Any, x0: Any, params: Any, free: Any) -> Ob
         raise ValueError(
             f"nothing is free: {names} hold no numbers; name what to optimize with free=('params',) or others."
         )
-    jax.eval_shape(_check_shapes, objective)
+    once(objective, lambda: jax.eval_shape(_check_shapes, objective))
     dynamics.rehearse(x0, us, objective.params)
     return objective
 
@@ -202,15 +250,24 @@ def _free_names(problem: Problem, free: Any) -> tuple[str, ...]:
     return tuple(name for name in ("us", "x0", "params") if name in names)
 
 
-def _pick(problem: Problem, objective: Objective, method: str | None) -> str:
+def _pick(problem: Problem, objective: Objective, method: Any) -> str:
+    if isinstance(method, InteriorPoint):
+        method = "interior_point"
     if method is not None:
         if not isinstance(method, str) or method not in METHODS:
             raise ValueError(f"`method` is {method!r}; expected one of {list(METHODS)}.")
         if method in ("cg", "newton_cg"):
             require_second_derivatives(problem)
+        if method == "interior_point" and (problem.dynamics.roll_without_inputs or "us" not in objective.free):
+            raise ValueError(f"method 'interior_point' needs free inputs; free is {objective.free}.")
         if method == "lq" and objective.free not in (("us",), ("us", "x0")):
             raise ValueError(f"method 'lq' solves for us (and x0); free is {objective.free}.")
         return method
+    bounds_only = set(problem.constraint_names) <= set(VARIABLE_BOUNDS)
+    smooth = problem.dynamics.twice_differentiable and not problem.dynamics.roll_without_inputs
+    small = objective.x0.size + (0 if objective.us is None else objective.us[0].size) <= SMALL
+    if problem.constraint_names and "us" in objective.free and not (bounds_only and not (smooth and small)):
+        return "interior_point"
     if problem.constraint_names or "params" in objective.free or not problem.dynamics.twice_differentiable:
         return "lbfgs"
     whole = objective.free == ("us",) + (("x0",) if problem.x0 is None else ())
@@ -220,17 +277,19 @@ def _pick(problem: Problem, objective: Objective, method: str | None) -> str:
 
 
 def _refuse_constraints(problem: Problem, objective: Objective, method: str) -> None:
+    if method == "interior_point":
+        return
     bounded = [name for name in VARIABLE_BOUNDS if ("us" if name[0] == "u" else "x0") in objective.free]
     taken = bounded if method in TAKES_BOUNDS else []
     refused = [name for name in problem.constraint_names if name not in taken]
     if not refused:
         return
     if all(name in VARIABLE_BOUNDS for name in refused) and method not in TAKES_BOUNDS:
-        remedy = "use method='lbfgs' or 'gradient_descent', which take them"
+        remedy = "use method='interior_point', 'lbfgs' or 'gradient_descent', which take them"
     elif all(name in VARIABLE_BOUNDS for name in refused):
         remedy = f"they bound what is not free (free: {', '.join(objective.free)}); remove them"
     else:
-        remedy = "turn them into penalties in the cost; a linear-quadratic problem also exports with optctl.to_cvxpy"
+        remedy = "use method='interior_point', which takes every constraint, or penalties in the cost"
     raise ValueError(f"method '{method}' cannot take the constraints {refused}: {remedy}.")
 
 

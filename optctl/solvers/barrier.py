@@ -1,0 +1,216 @@
+r"""One iteration of the interior point method: measure, lower the barrier, Newton's step, filter line search."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optctl._record import record
+from optctl.solvers import filter as filters
+from optctl.solvers.expansion import Expansion, Values, evaluate
+from optctl.solvers.filter import Filter
+from optctl.solvers.objective import cost_size
+from optctl.solvers.primal_dual import (
+    Program,
+    Unknowns,
+    barrier_cost,
+    barrier_slope,
+    factor,
+    infeasibility,
+    lagrangian_slopes,
+    longest_primal,
+    missed,
+    moved,
+    newton_rows,
+    price_of_misses,
+    products,
+    solve_step,
+)
+from optctl.solvers.solution import History
+
+OPTIMIZE, RESTORE = 0, 1
+KAPPA_EPS, KAPPA_MU, THETA_MU = 10.0, 0.2, 1.5
+S_THETA, S_PHI, ETA = 1.1, 2.3, 1e-4
+SHORTEST_STEP, HALVINGS = 1e-10, 40
+SHORT_STEP, PATIENCE = 0.05, 3
+"""After PATIENCE steps shorter than SHORT_STEP the feasibility phase takes over from a point that is far from
+feasible: bounds hem the iterates in, and Newton's method crawls along them."""
+
+
+@record()
+class State:
+    """What the loop carries.
+
+    Attributes:
+        z: the `Unknowns`.
+        e: the last `Expansion`.
+        mu: barrier parameter.
+        scale: size of the cost that mu refers to.
+        filter: the `Filter`.
+        theta_first: infeasibility of the guess.
+        first_cost: its cost.
+        shift: last shift of the weights that was needed (in the feasibility phase: damping).
+        phase: OPTIMIZE or RESTORE.
+        mark: infeasibility when the feasibility phase began.
+        mu_restore: its barrier parameter.
+        short: number of short steps in a row.
+        iterations: number of iterations; -1 before the guess is evaluated.
+        status: a `Status`; ITERATION_LIMIT while running.
+        step: length of the last step.
+        history: a `History` with room for all iterations.
+    """
+
+    z: Unknowns
+    e: Expansion
+    mu: Any
+    scale: Any
+    filter: Filter
+    theta_first: Any
+    first_cost: Any
+    shift: Any
+    phase: Any
+    mark: Any
+    mu_restore: Any
+    short: Any
+    iterations: Any
+    status: Any
+    step: Any
+    history: History
+
+
+@record()
+class Residuals:
+    """How far a point is from optimality: scaled figures, the products s y, and theta."""
+
+    size: Any
+    stationarity: Any
+    infeasibility: Any
+    least_product: Any
+    most_product: Any
+    theta: Any
+
+
+def largest(values: Any) -> Any:
+    """Return the largest absolute value, 0 of none."""
+    return jnp.max(jnp.abs(values), initial=0.0)
+
+
+def residuals(program: Program, state: State, e: Expansion) -> Residuals:
+    """Measure a point; stationarity and infeasibility scaled."""
+    z, rows = state.z, program.rows
+    in_start, in_x, in_u = lagrangian_slopes(program, e, z.costates, z.y)
+    worst = [largest(in_start * jnp.maximum(1.0, jnp.abs(z.xs[0]))), largest(in_x * jnp.maximum(1.0, jnp.abs(z.xs)))]
+    worst.append(largest(in_u * jnp.maximum(1.0, jnp.abs(z.us))))
+    if rows.soft is not None:
+        worst.append(largest(jnp.where(rows.soft, rows.l1 + rows.l2 * z.e - z.y - z.v, 0.0)))
+    size = cost_size(e.at.cost + price_of_misses(rows, z), state.first_cost)
+    row_misses = missed(rows, e.at.c, z)
+    least, most = products(rows, z)
+    return Residuals(
+        size=size, stationarity=jnp.max(jnp.stack(worst)) / size,
+        infeasibility=jnp.maximum(largest(e.at.gaps / jnp.maximum(1.0, jnp.abs(z.xs[1:]))), largest(row_misses)),
+        least_product=least, most_product=most, theta=jnp.sum(jnp.abs(e.at.gaps)) + jnp.sum(jnp.abs(row_misses)),
+    )  # fmt: skip
+
+
+def next_barrier(state: State, r: Residuals, least: Any) -> Any:
+    """Lower mu as often as the point solves the barrier problem well enough."""
+
+    def off(mu: Any) -> Any:
+        spread = jnp.maximum(r.most_product - mu, jnp.where(r.least_product < jnp.inf, mu - r.least_product, 0.0))
+        return jnp.maximum(jnp.maximum(r.stationarity * r.size, r.infeasibility * state.scale), spread)
+
+    def lower(mu: Any) -> Any:
+        relative = mu / state.scale
+        return jnp.maximum(least, state.scale * jnp.minimum(KAPPA_MU * relative, relative**THETA_MU))
+
+    return jax.lax.while_loop(lambda mu: (mu > least) & (off(mu) <= KAPPA_EPS * mu), lower, state.mu)
+
+
+def optimize(program: Program, state: State, r: Residuals, least: Any) -> State:
+    """One Newton step on the barrier problem."""
+    rows, z, e = program.rows, state.z, state.e
+    mu = next_barrier(state, r, least)
+    state = replace(state, filter=state.filter.clear(mu < state.mu), mu=mu)
+    _, weight = newton_rows(rows, e.at.c, z, mu)
+    model, factors, shift = factor(program, e, weight, state.shift)
+
+    def direction(gaps: Any, c: Any) -> Unknowns:
+        return solve_step(program, model, factors, e, z, gaps=gaps, c=c, weight=weight, mu=mu)
+
+    d = direction(e.at.gaps, e.at.c)
+    found, point, falls, alpha = search(program, state, r, d, direction)
+    found = found & (factors.failed_stage < 0)
+    phi = barrier_cost(rows, e.at.cost, z, mu)
+    # A step along which the barrier cost must fall makes no entry; any other one does.
+    entries = state.filter.add(r.theta, phi, ~(falls & found))
+    short = jnp.where(found & (alpha < SHORT_STEP), state.short + 1, 0)
+    crawling = (short >= PATIENCE) & (r.infeasibility > 1e-3)
+    leave = ~found | crawling
+    return replace(
+        state,
+        z=jax.tree.map(lambda new, old: jnp.where(found, new, old), point, z),
+        filter=entries,
+        shift=jnp.where(leave, 0.0, shift),
+        step=jnp.where(found, alpha, 0.0),
+        phase=jnp.where(leave, RESTORE, OPTIMIZE),
+        mark=jnp.where(leave, r.theta, state.mark),
+        mu_restore=jnp.where(leave, jnp.maximum(mu, r.infeasibility), state.mu_restore),
+        short=jnp.where(leave, 0, short),
+    )
+
+
+def search(program: Program, state: State, r: Residuals, d: Unknowns, direction: Any) -> tuple[Any, Unknowns, Any, Any]:
+    """Backtrack until the filter accepts; return whether it did, the point, whether phi fell, and the step length."""
+    rows, z, mu, at = program.rows, state.z, state.mu, state.e.at
+    share = jnp.maximum(0.99, 1 - mu / state.scale)
+    theta_least, theta_most = (k * jnp.maximum(1.0, state.theta_first) for k in (1e-4, 1e4))
+    phi, slope = barrier_cost(rows, at.cost, z, mu), barrier_slope(rows, state.e, z, d, mu)
+    rounding = 10 * jnp.finfo(phi.dtype).eps * jnp.abs(phi)
+
+    def test(alpha: Any, v: Values, point: Unknowns) -> tuple[Any, Any, Any]:
+        theta, phi_new = infeasibility(rows, v, point), barrier_cost(rows, v.cost, point, mu) - rounding
+        must_fall = (slope < 0) & (alpha * (-slope) ** S_PHI > r.theta**S_THETA) & (r.theta <= theta_least)
+        falls = phi_new - phi <= ETA * alpha * slope
+        better = (theta <= (1 - filters.GAMMA_THETA) * r.theta) | (phi_new <= phi - filters.GAMMA_PHI * r.theta)
+        fine = jnp.where(must_fall, falls, better) & (theta <= theta_most)
+        fine = fine & jnp.isfinite(theta) & jnp.isfinite(phi_new) & state.filter.accepts(theta, phi_new)
+        return fine, theta, must_fall & falls
+
+    alpha_first = longest_primal(rows, z, d, share)
+
+    def body(carry: tuple) -> tuple:
+        k, alpha, d_now, corrected, *_ = carry
+        point = moved(rows, z, d_now, alpha, share, mu)
+        v = evaluate(program.problem, rows, point.xs, point.us, program.params)
+        found, theta, falls = test(alpha, v, point)
+
+        def correct(_: Any) -> tuple:
+            extra = missed(rows, v.c, point) - (1 - alpha) * missed(rows, at.c, z)
+            d_new = direction(alpha * at.gaps + v.gaps, at.c + extra)
+            return longest_primal(rows, z, d_new, share), d_new, jnp.asarray(True)
+
+        def halve(_: Any) -> tuple:
+            return jnp.where(corrected, alpha_first, alpha) / 2, d, jnp.asarray(False)
+
+        spoiled = ~found & (k == 0) & (theta >= r.theta)
+        return k + 1, *jax.lax.cond(spoiled, correct, halve, None), found, point, falls, alpha
+
+    def going(carry: tuple) -> Any:
+        k, alpha, _, corrected, found, *_ = carry
+        return ~found & (k < HALVINGS) & ((k == 0) | corrected | (alpha >= shortest))
+
+    shortest = _shortest(slope, r.theta, theta_least)
+    no = jnp.asarray(False)
+    first = jnp.asarray(0), alpha_first, d, no, no, z, no, jnp.zeros_like(phi)
+    *_, found, point, falls, alpha = jax.lax.while_loop(going, body, first)
+    return found, point, falls, alpha
+
+
+def _shortest(slope: Any, theta: Any, theta_least: Any) -> Any:
+    """Return the step length below which the filter cannot be satisfied."""
+    fall = jnp.where(slope < 0, -slope, 1.0)
+    bound = jnp.minimum(filters.GAMMA_THETA, jnp.where(slope < 0, filters.GAMMA_PHI * theta / fall, jnp.inf))
+    switch = jnp.where((slope < 0) & (theta <= theta_least), theta**S_THETA / fall**S_PHI, jnp.inf)
+    return jnp.maximum(0.05 * jnp.minimum(bound, switch), SHORTEST_STEP)

@@ -1,0 +1,43 @@
+"""The certificate of a point with multipliers: the first-order conditions, computed apart from any solver's figures."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from optctl.solvers.barrier import largest
+from optctl.solvers.expansion import Expansion
+from optctl.solvers.objective import cost_size
+from optctl.solvers.primal_dual import Program, Unknowns, lagrangian_slopes, price_of_misses
+from optctl.solvers.solution import Certificate
+
+
+def certify_point(program: Program, e: Expansion, z: Unknowns, first_cost: Any, tolerance: Any) -> Certificate:
+    """Return the certificate of states, inputs, costates and multipliers of the rows."""
+    rows = program.rows
+    slopes = lagrangian_slopes(program, e, z.costates, z.y)
+    size = cost_size(e.at.cost + price_of_misses(rows, z), first_cost)
+    sizes = (z.xs[0], z.xs, z.us)
+    worst = [largest(g) for g in slopes]
+    scaled = [largest(g * jnp.maximum(1.0, jnp.abs(v))) for g, v in zip(slopes, sizes, strict=True)]
+    over = jnp.where(rows.inequality, jnp.maximum(e.at.c, 0.0), jnp.where(rows.equality, jnp.abs(e.at.c), 0.0))
+    miss, price = jnp.zeros_like(over), jnp.full_like(over, jnp.inf)
+    if rows.soft is not None:
+        miss = jnp.where(rows.soft, over, 0.0)
+        price = jnp.where(rows.soft, rows.l1 + rows.l2 * miss, jnp.inf)
+        over = jnp.where(rows.soft, 0.0, over)
+    product = jnp.where(rows.inequality, z.y * (miss - e.at.c), 0.0)
+    wrong = jnp.where(rows.inequality, jnp.maximum(-z.y, jnp.maximum(z.y - price, 0.0)), 0.0)
+    if rows.soft is not None:
+        product = jnp.maximum(jnp.abs(product), jnp.where(rows.soft, miss * jnp.abs(price - z.y), 0.0))
+    gaps = e.at.gaps
+    return Certificate(
+        stationarity=jnp.max(jnp.stack(worst)),
+        stationarity_scaled=jnp.max(jnp.stack(scaled)) / size,
+        primal_feasibility=jnp.maximum(largest(gaps), largest(over)),
+        primal_feasibility_scaled=jnp.maximum(largest(gaps / jnp.maximum(1.0, jnp.abs(z.xs[1:]))), largest(over)),
+        dual_feasibility=largest(wrong),
+        dual_feasibility_scaled=largest(wrong) / size,
+        complementarity=largest(product),
+        complementarity_scaled=largest(product) / size,
+        tolerance=jnp.asarray(tolerance, z.xs.dtype),
+    )

@@ -1,0 +1,104 @@
+"""What a problem with constraints asks of the interior point method: guesses, free parameters, warm starts."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from optctl._validate import as_float
+from optctl.solvers.interior_point import InteriorPoint, Settings, interior_point
+from optctl.solvers.lift import lift, split
+from optctl.solvers.objective import Objective
+from optctl.solvers.solution import Solution
+
+WARM_BARRIER = 1e-3
+"""First barrier parameter of a warm start."""
+
+
+def constrained(
+    objective: Objective,
+    settings: Settings,
+    options: InteriorPoint,
+    *,
+    xs: Any,
+    us: Any,
+    warm_start: Solution | None,
+    callback: Callable | None,
+    every: int,
+    time_limit: float | None,
+) -> Solution:
+    """Solve by the interior point method what `objective` says is free; xs and us are the caller's guesses."""
+    problem, params = objective.problem, objective.params
+    N, nx, dtype = problem.steps, objective.x0.size, objective.x0.dtype
+    warm = None
+    if warm_start is not None:
+        warm = _check_warm(warm_start, objective)
+        if settings.barrier is None:
+            settings = replace(settings, barrier=jnp.asarray(WARM_BARRIER, dtype))
+        us = warm_start.us if us is None else objective.us
+        xs = warm_start.xs if xs is None else xs
+        params = warm_start.params if "params" in objective.free else params
+    us = objective.us if us is None else jnp.asarray(us, dtype)
+    x0 = objective.x0
+    if xs is None:
+        xs = _first_states(problem, x0, us, params)
+    else:
+        xs = jnp.asarray(as_float(xs, "xs", (N + 1, nx))).astype(dtype)
+        if problem.x0 is not None:
+            xs = xs.at[0].set(x0)
+    x0_free = (problem.x0 is None,) * nx
+    lifted = "params" in objective.free
+    if lifted:
+        flat = ravel_pytree(params)[0].astype(dtype)
+        problem = lift(problem, params, nx)
+        xs = jnp.concatenate([xs, jnp.broadcast_to(flat, (N + 1, flat.size))], axis=1)
+        x0_free += (True,) * flat.size
+        if warm is not None:
+            zeros = jnp.zeros((N + 1, flat.size), dtype)
+            warm = warm | {"costates": jnp.concatenate([warm["costates"], zeros], axis=1)}
+    # What is not free is no guess: derivatives go through it.
+    solution = interior_point(
+        problem, us, xs, None if lifted else params, x0_free, settings, warm=warm,
+        failed_derivative=options.failed_derivative, time_limit=time_limit, every=every,
+        callback=None if callback is None else lambda sol: callback(_lowered(sol, params, nx) if lifted else sol),
+    )  # fmt: skip
+    return _lowered(solution, params, nx) if lifted else solution
+
+
+@jax.jit
+def _first_states(problem: Any, x0: Any, us: Any, params: Any) -> Any:
+    """Roll out the guess; where the states run away, stay at x_0."""
+    still = jax.lax.stop_gradient((problem, x0, us, params))
+    xs = still[0].dynamics.roll(*still[1:])
+    tame = jnp.isfinite(xs) & (jnp.abs(xs) <= 1e4 * (1 + jnp.max(jnp.abs(x0))))
+    tame = jnp.cumprod(jnp.all(tame, axis=1))[:, None] == 1
+    xs = jnp.where(tame, xs, still[1])
+    return xs.at[0].set(x0)
+
+
+def _check_warm(warm_start: Any, objective: Objective) -> dict[str, Any]:
+    if not isinstance(warm_start, Solution):
+        raise ValueError(f"`warm_start` is a {type(warm_start).__name__}; expected what optctl.solve returned.")
+    expected = (objective.problem.steps + 1, objective.x0.size)
+    if jnp.shape(warm_start.xs) != expected or jnp.shape(warm_start.us) != jnp.shape(objective.us):
+        raise ValueError(
+            f"`warm_start` has states {jnp.shape(warm_start.xs)} and inputs {jnp.shape(warm_start.us)}; expected"
+            f" {expected} and {jnp.shape(objective.us)}."
+        )
+    return {"costates": warm_start.costates, "multipliers": warm_start.multipliers}
+
+
+def _lowered(solution: Solution, params: Any, nx: int) -> Solution:
+    """Take the parameters out of the states again."""
+    multipliers = {
+        name: value[..., :nx] if name in ("x_min", "x_max", "x0_min", "x0_max") else value
+        for name, value in solution.multipliers.items()
+    }
+    k = solution.k + jnp.einsum("tij,tj->ti", solution.K[:, :, nx:], solution.xs[:-1, nx:])
+    return replace(
+        solution, xs=solution.xs[:, :nx], x0=solution.x0[:nx], params=split(solution.xs[0], params)[1],
+        costates=solution.costates[:, :nx], multipliers=multipliers, K=solution.K[:, :, :nx], k=k,
+    )  # fmt: skip

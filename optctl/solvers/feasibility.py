@@ -1,0 +1,129 @@
+r"""The feasibility phase: where the line search of the interior point method is stuck, lower the violation itself.
+
+    minimize  1/2 |gaps|^2 + 1/2 |c + s|^2 + 1/2 |h|^2 - mu sum log s     inside the bounds,
+
+by damped Gauss-Newton steps. Each is one linear-quadratic problem again: a row may be missed by its multiplier, and the
+dynamics of a stage by inputs of their own, x_{t+1} = f(x_t, u_t) + w_t, at the price |w_t|^2/2. The phase ends at a
+point with a tenth of the violation that the filter accepts, or where the violation is stationary: locally infeasible.
+
+Reference: Waechter and Biegler (2006), section 3.3, with the squared violation in place of its sum.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optctl.lq import sweeps
+from optctl.lq.kkt import Point, times, transposed_times
+from optctl.solvers.barrier import HALVINGS, OPTIMIZE, RESTORE, Residuals, State
+from optctl.solvers.expansion import Values, evaluate
+from optctl.solvers.primal_dual import (
+    Program,
+    Unknowns,
+    barrier_cost,
+    infeasibility,
+    longest,
+    missed,
+    near,
+    quadratic_model,
+)
+from optctl.solvers.rows import DELTA, along, transposed
+from optctl.solvers.solution import Status
+
+ENOUGH = 0.1
+LEAST_DAMPING = 1e-6
+
+
+def restore(program: Program, state: State, r: Residuals, tolerance: Any) -> State:
+    """One step on the violation."""
+    rows, z, e, mu = program.rows, state.z, state.e, state.mu_restore
+    N, nx = e.at.gaps.shape
+    nu = e.rs.shape[1]
+    inequality, elastic = rows.inequality, rows.elastic
+    s = jnp.where(inequality, z.s, 1.0)
+    y = jnp.where(inequality, near(z.y, s, mu, inequality, factor=100.0), 0.0)
+    gaps, misses = e.at.gaps, missed(rows, e.at.c, z)
+    half = 0.5 * (jnp.sum(gaps**2) + jnp.sum(misses**2))
+    worst = jnp.maximum(jnp.max(jnp.abs(gaps)), jnp.max(jnp.abs(misses), initial=0.0))
+
+    # The slope of the violation; multipliers of the bounds, which are kept, belong to it.
+    g0, gx, gu = transposed(rows, e.J, jnp.where(elastic, misses, y), N, nx, nu)
+    gx = gx - jnp.concatenate([jnp.zeros((1, nx), gx.dtype), gaps])
+    gx = gx + jnp.concatenate([transposed_times(e.A, gaps), jnp.zeros((1, nx), gx.dtype)])
+    gx = gx.at[0].set(jnp.where(jnp.asarray(program.x0_free), gx[0] + g0, 0.0))
+    slope = jnp.maximum(jnp.max(jnp.abs(gx)), jnp.max(jnp.abs(gu + transposed_times(e.B, gaps)), initial=0.0))
+    product = jnp.max(jnp.where(inequality, s * y, 0.0), initial=0.0)
+    stationary = (slope <= 1e-6 * worst) & (product <= 1e-5 * half) & (worst > tolerance)
+
+    d, dy = _step(program, state, y, mu)
+    d_gaps = times(e.A, d.xs[:-1]) + times(e.B, d.us) - d.xs[1:]
+    d_misses = along(rows, e.J, d.xs, d.us) + d.s
+    fall = jnp.sum(gaps * d_gaps) + jnp.sum(misses * d_misses) - mu * jnp.sum(jnp.where(inequality, d.s / s, 0.0))
+
+    def merit(at: Values, z: Unknowns) -> Any:
+        violation = 0.5 * (jnp.sum(at.gaps**2) + jnp.sum(missed(rows, at.c, z) ** 2))
+        return violation - mu * jnp.sum(jnp.where(inequality, jnp.log(z.s), 0.0))
+
+    now = merit(e.at, z)
+
+    def body(carry: tuple) -> tuple:
+        k, alpha, *_ = carry
+        point = replace(z, xs=z.xs + alpha * d.xs, us=z.us + alpha * d.us, s=z.s + alpha * d.s)
+        at = evaluate(program.problem, rows, point.xs, point.us, program.params)
+        value = merit(at, point)
+        fine = jnp.isfinite(value) & (value <= now + 1e-4 * alpha * fall)
+        return k + 1, jnp.where(fine, alpha, alpha / 2), point, at, fine
+
+    first = jnp.asarray(0), longest(z.s, d.s, 0.99, inequality), z, e.at, jnp.asarray(False)
+    _, alpha, point, at, fine = jax.lax.while_loop(lambda c: ~c[-1] & (c[0] < HALVINGS), body, first)
+    theta, phi = infeasibility(rows, at, point), barrier_cost(rows, at.cost, point, state.mu)
+    back = fine & (theta <= ENOUGH * state.mark) & state.filter.accepts(theta, phi)
+    y = jnp.where(back, state.mu / jnp.where(inequality, point.s, 1.0), y + longest(y, dy, 0.99, inequality) * dy)
+    point = replace(point, y=jnp.where(inequality, y, 0.0), costates=jnp.zeros_like(z.costates))
+    stuck = stationary | ~fine
+    failed = jnp.where(stationary, int(Status.INFEASIBLE), int(Status.STALLED))
+    damping = jnp.maximum(state.shift, LEAST_DAMPING)
+    damping = jnp.where(alpha > 0.5, damping / 4, jnp.where(alpha < 0.1, damping * 4, damping))
+    return replace(
+        state,
+        z=jax.tree.map(lambda new, old: jnp.where(stuck, old, new), point, z),
+        status=jnp.where(stuck, failed, state.status),
+        phase=jnp.where(back, OPTIMIZE, RESTORE),
+        shift=jnp.where(back, 0.0, damping),
+        mu_restore=jnp.where(slope <= 10 * mu, 0.2 * mu, mu),
+        step=alpha,
+    )
+
+
+def _step(program: Program, state: State, y: Any, mu: Any) -> tuple[Unknowns, Any]:
+    """Return the direction in states, inputs and slacks, and that of the multipliers y."""
+    rows, z, e = program.rows, state.z, state.e
+    N, nx = e.at.gaps.shape
+    nu = e.rs.shape[1]
+    inequality, elastic = rows.inequality, rows.elastic
+    s, y_safe = jnp.where(inequality, z.s, 1.0), jnp.where(inequality, y, 1.0)
+    c = e.at.c if rows.soft is None else e.at.c - jnp.where(rows.soft, z.e, 0.0)
+    r = jnp.where(inequality, c + mu / y_safe - jnp.where(elastic, y_safe, 0.0), c)
+    d = jnp.where(inequality, s / y_safe, jnp.where(elastic, 0.0, DELTA)) + jnp.where(elastic, 1.0, 0.0)
+    counts = inequality | rows.equality
+    weight, r = jnp.where(counts, 1 / d, 0.0), jnp.where(counts, r, 0.0)
+
+    flat = replace(e, W0=jnp.zeros_like(e.W0), W=jnp.zeros_like(e.W), Wf=jnp.zeros_like(e.Wf))
+    model = quadratic_model(program, flat, weight, jnp.maximum(state.shift, LEAST_DAMPING))
+    own = jnp.broadcast_to(jnp.eye(nx, dtype=c.dtype), (N, nx, nx))
+    wide = ((0, 0), (0, 0), (0, nx))
+    R = jnp.concatenate([jnp.pad(model.R, wide), jnp.pad(own, ((0, 0), (0, 0), (nu, 0)))], axis=1)
+    model = replace(model, B=jnp.concatenate([e.B, own], axis=2), R=R, M=jnp.pad(model.M, wide), r=None)
+    g0, gx, gu = transposed(rows, e.J, y + r * weight, N, nx, nu)
+    start = jnp.where(jnp.asarray(program.x0_free), -g0, 0.0)
+    gaps = jnp.concatenate([jnp.zeros((1, nx), c.dtype), -e.at.gaps])
+    b = Point(start=start, xs=-gx, us=-jnp.pad(gu, ((0, 0), (0, nx))), costates=gaps)
+    solved = sweeps.sweep(model, sweeps.factor(model), b)
+    dxs, dus = solved.xs, solved.us[:, :nu]
+    change = along(rows, e.J, dxs, dus)
+    dy = weight * (change + r)
+    ds = jnp.where(elastic, mu / y_safe - s - s / y_safe * dy, -(c + s) - change)
+    none = None if z.e is None else jnp.zeros_like(z.e)
+    return Unknowns(dxs, dus, jnp.zeros_like(dxs), jnp.where(inequality, ds, 0.0), dy, none, none), dy

@@ -1,0 +1,386 @@
+r"""A primal-dual interior point method by multiple shooting: states and inputs are unknowns, the dynamics constraints.
+
+    minimize  J(x, u) - mu sum log s    subject to  f(x_t, u_t) = x_{t+1},  c(x, u) + s = 0,  h(x, u) = 0,
+
+for a falling sequence of mu. Each Newton step is one linear-quadratic problem (`primal_dual`), one call of the core of
+`optctl.lq`. A filter line search (`barrier`) decides on the step: a trial point must lower the barrier cost or the
+infeasibility theta, the sum of all violations. A step that a curved constraint spoils gets one second-order correction.
+Where no step is acceptable, or steps stay short, a feasibility phase (`feasibility`) looks for a point that is; if it
+ends where the violation cannot be lowered, the problem is locally infeasible.
+
+All iterations are one compiled program; from the host it is called for some iterations at a time, so that callbacks,
+time limits and Ctrl-C get their turn.
+
+References: Waechter and Biegler (2006), On the implementation of an interior-point filter line-search algorithm for
+large-scale nonlinear programming; Rao, Wright and Rawlings (1998), Application of interior-point methods to model
+predictive control.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optctl._record import record
+from optctl._validate import is_concrete
+from optctl.lq.kkt import times
+from optctl.problem import Problem
+from optctl.solvers import filter as filters
+from optctl.solvers.barrier import OPTIMIZE, State, largest, optimize, residuals
+from optctl.solvers.certificate import certify_point
+from optctl.solvers.expansion import evaluate, expand, function_shapes, function_values
+from optctl.solvers.feasibility import restore
+from optctl.solvers.primal_dual import Program, Unknowns, factor, infeasibility, newton_rows
+from optctl.solvers.rows import PATH, TERMINAL, Rows, bound_arrays, flatten, make_rows
+from optctl.solvers.sensitivity import settle
+from optctl.solvers.solution import History, Solution, Status
+
+FIRST_BARRIER = 0.1
+FIRST_SECONDS, TURN, TURN_SECONDS = 0.5, 64, 0.2
+"""Seconds that the first call from the host should take; iterations of the next one, seconds of later ones."""
+
+
+@record(static=("hessian",))
+class InteriorPoint:
+    """Options of the interior point method: `oc.solve(problem, method=oc.InteriorPoint(hessian="gauss_newton"))`.
+
+    Args:
+        hessian: "exact" has the curvature of dynamics and constraints; "gauss_newton" leaves it out, which is cheaper
+            a step, takes more of them, and is what models without second derivatives get.
+        barrier: first barrier parameter; None chooses: 0.1 on the scale of the cost's slope, or from a warm start.
+        failed_derivative: what the derivative of a solution that did not converge is multiplied by: NaN, or 0 for a
+            derivative that vanishes there (`converged` tells).
+
+    Raises:
+        ValueError: for another `hessian`, or a barrier that is not positive.
+
+    Example:
+        >>> import optctl as oc
+        >>> problem = oc.problems.cartpole_push()
+        >>> print(oc.solve(problem, method=oc.InteriorPoint(hessian="gauss_newton")).cost.round(6))
+        136.216244
+    """
+
+    hessian: str = "exact"
+    barrier: Any = None
+    failed_derivative: Any = jnp.nan
+
+    def __post_init__(self) -> None:
+        if self.hessian not in ("exact", "gauss_newton"):
+            raise ValueError(f"`hessian` is {self.hessian!r}; expected 'exact' or 'gauss_newton'.")
+        if self.barrier is not None and is_concrete(self.barrier) and not 0 < self.barrier < np.inf:
+            raise ValueError(f"`barrier` is {self.barrier!r}; expected a positive number, or None.")
+
+
+@record(static=("exact", "max_iterations"))
+class Settings:
+    """How to run.
+
+    Attributes:
+        tolerance: on the scaled figures.
+        barrier: first barrier parameter, None chooses.
+        exact: Hessians with the curvature of dynamics and constraints; else Gauss-Newton.
+        max_iterations: limit.
+    """
+
+    tolerance: Any
+    barrier: Any
+    exact: bool
+    max_iterations: int
+
+
+def start(
+    problem: Problem, xs: Any, us: Any, params: Any, x0_free: tuple[bool, ...], warm: dict | None, settings: Settings
+) -> tuple[Program, State]:
+    """Return the first state: the guess pushed inside its bounds, slacks, and multipliers.
+
+    `warm` holds costates, and multipliers by name, of a similar problem's solution.
+    """
+    rows = make_rows(problem, xs, us, function_shapes(problem, xs, us, params), x0_free)
+    program = Program(problem, params, x0_free, rows)
+    mu = settings.barrier
+    margin = 1e-2 if warm is None else jnp.minimum(1e-2, jnp.asarray(mu, xs.dtype))
+    xs, us = _push_inside(rows, xs, us, jnp.asarray(x0_free), margin)
+    at = evaluate(problem, rows, xs, us, params)
+    slopes = jax.grad(lambda xs, us: problem.trajectory_cost(xs, us, params), (0, 1))(xs, us)
+    scale = jnp.maximum(1.0, jnp.maximum(largest(slopes[0]), largest(slopes[1])) / 100)
+    scale = jnp.where(jnp.isfinite(scale), scale, 1.0)
+    mu = FIRST_BARRIER * scale if mu is None else jnp.asarray(mu, xs.dtype)
+    s = jnp.where(rows.inequality, jnp.maximum(-at.c, margin), 1.0)
+    y, costates = jnp.where(rows.inequality, mu / s, 0.0), jnp.zeros_like(xs)
+    e = v = None
+    if rows.soft is not None:
+        e = jnp.where(rows.soft, jnp.maximum(at.c, 0.0) + margin, 1.0)  # the violation, and some distance from zero
+        s = jnp.where(rows.soft, e - at.c, s)
+        y, v = jnp.where(rows.soft, mu / s, y), jnp.where(rows.soft, mu / e, 1.0)
+    if warm is not None:
+        given = _of_rows(rows, warm["multipliers"])
+        y = jnp.where(rows.inequality, jnp.clip(given, mu / s / 10, 10 * mu / s), jnp.where(rows.equality, given, 0.0))
+        costates = warm["costates"]
+    z = Unknowns(xs, us, costates, s, y, e, v)
+    theta = infeasibility(rows, at, z)
+    column = jnp.full(settings.max_iterations + 1, jnp.nan, xs.dtype)
+    number, none = jnp.zeros((), xs.dtype), jnp.asarray(0)
+    shapes = jax.eval_shape(lambda z: expand(problem, rows, z.xs, z.us, params, z.costates, z.y), z)
+    state = State(
+        z=z, e=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes), mu=mu, scale=scale,
+        filter=filters.empty(xs.dtype), theta_first=theta, first_cost=at.cost, shift=number,
+        phase=jnp.asarray(OPTIMIZE), mark=theta, mu_restore=mu, short=none, iterations=none,
+        status=jnp.asarray(int(Status.ITERATION_LIMIT)), step=number, history=History(*(column,) * 6),
+    )  # fmt: skip
+    return program, state
+
+
+def _push_inside(rows: Rows, xs: Any, us: Any, x0_free: Any, margin: Any) -> tuple[Any, Any]:
+    """Move a guess into its bounds, a little away from them; onto bounds that are equal."""
+
+    def push(z: Any, stem: str) -> Any:
+        lower, upper = bound_arrays(rows, stem, z)
+        width = upper - lower
+        low = lower + margin * jnp.minimum(jnp.maximum(1.0, jnp.abs(lower)), width)
+        high = upper - margin * jnp.minimum(jnp.maximum(1.0, jnp.abs(upper)), width)
+        low, high = jnp.where(jnp.isfinite(lower), low, lower), jnp.where(jnp.isfinite(upper), high, upper)
+        return jnp.where(lower == upper, lower, jnp.clip(z, low, high))
+
+    first = jnp.where(x0_free, push(xs[0], "x0"), xs[0])
+    return jnp.concatenate([first[None], push(xs[1:], "x")]), push(us, "u")
+
+
+def iterate(program: Program, state: State, settings: Settings, stop: Any) -> State:
+    """Iterate until the tolerance, a failure, or `stop` iterations."""
+    problem, rows, params = program.problem, program.rows, program.params
+    tolerance = settings.tolerance
+
+    def body(carry: tuple[State, Any]) -> tuple[State, Any]:
+        state, z = carry[0], carry[0].z
+        e = expand(problem, rows, z.xs, z.us, params, z.costates if settings.exact else None, z.y)
+        r = residuals(program, state, e)
+        state = _remember(replace(state, e=e), r)
+        done = (r.stationarity <= tolerance) & (r.infeasibility <= tolerance)
+        done = done & (r.most_product <= tolerance * r.size) & (state.phase == OPTIMIZE)
+        finite = jnp.isfinite(r.theta) & jnp.isfinite(e.at.cost) & jnp.isfinite(r.stationarity)
+        falls = (e.at.cost < -1e10 * (1 + jnp.abs(state.first_cost))) & (r.infeasibility <= 1e-2)
+        status = jnp.where(falls, int(Status.UNBOUNDED), state.status)
+        status = jnp.where(done, int(Status.SOLVED), status)
+        state = replace(state, status=jnp.where(finite, status, int(Status.NON_FINITE)))
+        least = 1e-2 * tolerance * jnp.minimum(r.size, state.scale)
+
+        def step(state: State) -> State:
+            state = replace(state, iterations=state.iterations + 1)
+            return jax.lax.cond(
+                state.phase == OPTIMIZE,
+                lambda state: optimize(program, state, r, least),
+                lambda state: restore(program, state, r, tolerance),
+                state,
+            )
+
+        going = (state.status == int(Status.ITERATION_LIMIT)) & (state.iterations < stop)
+        return jax.lax.cond(going, step, lambda state: state, state), going
+
+    return jax.lax.while_loop(lambda carry: carry[1], body, (state, jnp.asarray(True)))[0]
+
+
+def _remember(state: State, r: Any) -> State:
+    i = state.iterations
+    row = (state.e.at.cost, r.stationarity, state.step, r.infeasibility, state.mu, state.shift)
+    columns = vars(state.history).values()
+    history = History(*(column.at[i].set(value) for column, value in zip(columns, row, strict=True)))
+    return replace(state, history=history)
+
+
+def run(
+    program: Program,
+    state: State,
+    settings: Settings,
+    *,
+    time_limit: float | None = None,
+    callback: Callable | None = None,
+    every: int = 1,
+) -> State:
+    """Iterate to the end, in turns."""
+    last = settings.max_iterations
+    began, turn, done = time.perf_counter(), TURN, 0
+    if callback is not None:
+        turn = every
+    elif time_limit is not None:
+        turn = 1
+    while True:
+        before = time.perf_counter()
+        state = _iterate(program, state, settings, min(last, done + turn))
+        status, done = int(state.status), int(state.iterations)
+        now = time.perf_counter()
+        if callback is not None:
+            callback(state)
+        if status != Status.ITERATION_LIMIT or done >= last:
+            return state
+        if time_limit is not None and now - began + (now - before) > time_limit:
+            return replace(state, status=jnp.asarray(int(Status.TIME_LIMIT)))
+        if callback is None and time_limit is None:
+            turn = int(np.clip(turn * TURN_SECONDS / max(now - before, 1e-6), 1, last))
+
+
+def finish(program: Program, x0: Any, state: State, settings: Settings, failed: Any) -> Solution:
+    """Certify the last point afresh and pack the result, with its derivative in the program (times `failed`, if so)."""
+    still, state = jax.lax.stop_gradient((program, state))
+    rows, e = still.rows, state.e
+    z = replace(state.z, y=jnp.where(rows.inequality | rows.equality, state.z.y, 0.0))
+    certificate = certify_point(still, e, z, state.first_cost, settings.tolerance)
+    converged = certificate.holds & (state.status == int(Status.SOLVED))
+    status = jnp.where(~converged & (state.status == int(Status.SOLVED)), int(Status.STALLED), state.status)
+    _, weight = newton_rows(rows, e.at.c, z, state.mu)
+    _, factors, _ = factor(still, e, weight, state.shift)
+    best = settle(program, x0, z, e, state.mu, jnp.where(converged, 1.0, failed))
+    return Solution(
+        xs=best.xs, us=best.us, x0=best.xs[0], params=program.params, costates=best.costates,
+        multipliers=_by_name(still, best.y), K=factors.K, k=z.us - times(factors.K, z.xs[:-1]), cost=best.cost,
+        status=status, converged=converged, iterations=state.iterations, certificate=certificate,
+        history=state.history, method="interior_point",
+    )  # fmt: skip
+
+
+def _by_name(program: Program, y: Any) -> dict[str, Any]:
+    """Return multipliers by the name of the constraint, shaped like what it bounds; those of bounds are >= 0."""
+    problem, ys = program.problem, program.rows.split(y)
+    made = {name: value for name, value in ys.items() if name in (*PATH, *TERMINAL)}
+    for stem in ("x0", "x", "u"):
+        low, high = ys.get(f"{stem}_min"), ys.get(f"{stem}_max")
+        # Where both bounds are equal one multiplier of either sign stands for both.
+        if low is not None:
+            made[f"{stem}_min"] = jnp.maximum(low, 0.0)
+        if high is not None:
+            made[f"{stem}_max"] = high if low is None else high + jnp.maximum(-low, 0.0)
+    for side in ("min", "max"):
+        first, rest = made.pop(f"x0_{side}", None), made.get(f"x_{side}")
+        own = getattr(problem, f"x0_{side}")
+        if rest is not None:
+            mine = jnp.zeros_like(rest[0]) if first is None else first
+            if own is not None and first is not None:
+                bound = jnp.broadcast_to(jnp.asarray(getattr(problem, f"x_{side}")), (len(rest) + 1, len(mine)))[0]
+                tighter = (own > bound) if side == "min" else (own < bound)
+                made[f"x0_{side}"] = jnp.where(tighter, mine, 0.0)
+                mine = jnp.where(tighter, 0.0, mine)
+            made[f"x_{side}"] = jnp.concatenate([mine[None], rest])
+        elif own is not None:
+            made[f"x0_{side}"] = first
+    return made
+
+
+def _of_rows(rows: Rows, multipliers: dict[str, Any]) -> Any:
+    """Undo `_by_name`; rows without a multiplier get zero."""
+    blocks = {}
+    for name, shape in rows.shapes:
+        stem, side = name[:-4], name[-3:]
+        if name in (*PATH, *TERMINAL):
+            blocks[name] = multipliers.get(name, jnp.zeros(shape))
+        elif stem == "x0":
+            later = multipliers.get(f"x_{side}")
+            blocks[name] = multipliers.get(name, jnp.zeros(shape)) + (0.0 if later is None else later[0])
+        else:
+            value = multipliers.get(name, jnp.zeros(shape))
+            blocks[name] = value[-shape[0] :]
+    y = flatten(blocks, float)
+    # An equality made of two bounds has one multiplier of either sign.
+    opposite = {f"{stem}_min": blocks.get(f"{stem}_max") for stem in ("x0", "x", "u")}
+    less = {name: jnp.zeros(shape) if opposite.get(name) is None else opposite[name] for name, shape in rows.shapes}
+    return jnp.where(rows.equality, y - flatten(less, float), y)
+
+
+def interior_point(
+    problem: Problem,
+    us: Any,
+    xs: Any,
+    params: Any,
+    x0_free: tuple[bool, ...],
+    settings: Settings,
+    *,
+    warm: dict | None = None,
+    failed_derivative: Any = jnp.nan,
+    time_limit: float | None = None,
+    callback: Callable | None = None,
+    every: int = 1,
+) -> Solution:
+    """Solve from the guess (xs, us); components of xs[0] that are not free are the given x_0.
+
+    Args:
+        problem: the problem, its x_0 field unused.
+        us: (N, nu) guess of the inputs.
+        xs: (N+1, nx) guess of the states, which need not satisfy the dynamics.
+        params: parameters.
+        x0_free: which components of x_0 are free.
+        settings: how to run.
+        warm: None, or a dictionary of costates and multipliers of a similar problem.
+        failed_derivative: what the derivative of a point that is no optimum is multiplied by.
+        time_limit: seconds.
+        callback: called with a `Solution` every `every` iterations.
+        every: iterations between calls.
+    """
+    failed = jnp.asarray(failed_derivative)
+    concrete = is_concrete((problem, us, xs, params, settings))
+    last = settings.max_iterations
+    in_turns = concrete and (callback is not None or time_limit is not None)
+    first = last if not concrete else min(last, int(FIRST_SECONDS / _guess_seconds(problem, xs, us)) + 1)
+    if not in_turns:
+        solution, finite = _solve(problem, us, xs, params, x0_free, warm, settings, failed, first)
+        if not concrete or (bool(finite) and (int(solution.status) != Status.ITERATION_LIMIT or first == last)):
+            return solution
+    program, state = _begin(problem, xs, us, params, x0_free, warm, settings)
+    _check_guess(program, state)
+
+    def report(state: State) -> None:
+        assert callback is not None
+        callback(_finish(program, xs[0], state, settings, failed))
+
+    report_or_none = None if callback is None else report
+    state = run(program, state, settings, time_limit=time_limit, callback=report_or_none, every=every)
+    return _finish(program, xs[0], state, settings, failed)
+
+
+def _guess_seconds(problem: Problem, xs: Any, us: Any) -> float:
+    """Return about how long an iteration takes."""
+    return 1e-7 * problem.steps * (xs.shape[1] + us.shape[1]) ** 2
+
+
+@partial(jax.jit, static_argnames=("x0_free",))
+def _solve(
+    problem: Problem, us: Any, xs: Any, params: Any, x0_free: tuple[bool, ...], warm: dict | None, settings: Settings,
+    failed: Any, stop: Any,
+) -> tuple[Solution, Any]:  # fmt: skip
+    """Solve in one program; return the solution, and whether all functions were finite at the guess."""
+    still = jax.lax.stop_gradient((problem, xs, us, params))
+    program, state = start(*still, x0_free, warm, settings)
+    finite = jnp.isfinite(state.theta_first) & jnp.isfinite(state.first_cost)
+    state = iterate(program, state, settings, stop)
+    rows = make_rows(problem, xs, us, function_shapes(problem, xs, us, params), x0_free)
+    return finish(Program(problem, params, x0_free, rows), xs[0], state, settings, failed), finite
+
+
+_begin = partial(jax.jit, static_argnames=("x0_free",))(start)
+_iterate = jax.jit(iterate)
+_finish = jax.jit(finish)
+
+
+def _check_guess(program: Program, state: State) -> None:
+    """Raise if a function is not finite at the guess, naming it and the stage."""
+    if not is_concrete(state) or bool(jnp.isfinite(state.theta_first) & jnp.isfinite(state.first_cost)):
+        return
+    problem, z, params = program.problem, state.z, program.params
+    values = {
+        "f": problem.dynamics.map_stages(lambda x, u, t: problem.dynamics.step(x, u, t, params), z.xs, z.us),
+        "stage_cost": problem.dynamics.map_stages(lambda x, u, t: problem.cost_at(x, u, t, params), z.xs, z.us),
+        **function_values(problem, z.xs, z.us, params),
+        "terminal_cost": problem.end_cost(z.xs[-1], params),
+        "initial_cost": problem.start_cost(z.xs[0], params),
+    }
+    for name, value in values.items():
+        bad = ~np.isfinite(np.asarray(value))
+        if bad.any():
+            stage = f" at stage {int(np.argwhere(bad)[0][0])}" if name in ("f", "stage_cost", *PATH) else ""
+            raise ValueError(
+                f"`{name}` is inf or NaN{stage} of the guess (us, xs); start where the functions are defined, or keep"
+                " them defined, such as a square root that is smooth below zero."
+            )

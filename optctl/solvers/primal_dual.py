@@ -1,0 +1,233 @@
+r"""The primal-dual system of a trajectory problem: its unknowns, its residuals, and Newton's step on it.
+
+The unknowns are states, inputs, costates, and for each row a slack s and a multiplier y (a soft row has the miss e and
+its multiplier v, too). Rows are eliminated stage by stage (`rows`), so that Newton's step is the solution of one
+linear-quadratic problem in (dx, du); its costates are the new multipliers of the dynamics. Where it is not convex, a
+multiple of the identity is added to all of [[Q, M], [M', R]] until it is.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optctl._record import record
+from optctl.lq import sweeps
+from optctl.lq.kkt import Point, transposed_times
+from optctl.lq.model import LQ
+from optctl.lq.riccati import Factors
+from optctl.problem import Problem
+from optctl.solvers.expansion import Expansion, Values
+from optctl.solvers.rows import DELTA, Rows, along, squared, transposed
+
+FIRST_SHIFT, LARGEST_SHIFT = 1e-4, 1e12
+
+
+@record(static=("x0_free",))
+class Program:
+    """The problem as the solver sees it.
+
+    Attributes:
+        problem: the problem.
+        params: its parameters.
+        x0_free: which components of x_0 are free, nx booleans.
+        rows: its `Rows`.
+    """
+
+    problem: Problem
+    params: Any
+    x0_free: tuple[bool, ...]
+    rows: Rows
+
+
+@record()
+class Unknowns:
+    """A point in all unknowns, or a direction.
+
+    Attributes:
+        xs: (N+1, nx).
+        us: (N, nu).
+        costates: (N+1, nx), multipliers of the dynamics (row 0: of x_0).
+        s: slacks of the rows, flat.
+        y: multipliers of the rows, flat.
+        e: None, or misses of the soft rows, flat.
+        v: None, or multipliers of e >= 0.
+    """
+
+    xs: Any
+    us: Any
+    costates: Any
+    s: Any
+    y: Any
+    e: Any
+    v: Any
+
+
+def missed(rows: Rows, c: Any, z: Unknowns) -> Any:
+    """Return c + s of inequalities (less e of soft ones), c of equalities, 0 of rows that are off."""
+    slack = z.s if rows.soft is None else z.s - jnp.where(rows.soft, z.e, 0.0)
+    return jnp.where(rows.inequality, c + slack, jnp.where(rows.equality, c, 0.0))
+
+
+def infeasibility(rows: Rows, at: Values, z: Unknowns) -> Any:
+    """Return theta, the sum of all violations."""
+    return jnp.sum(jnp.abs(at.gaps)) + jnp.sum(jnp.abs(missed(rows, at.c, z)))
+
+
+def barrier_cost(rows: Rows, cost: Any, z: Unknowns, mu: Any) -> Any:
+    """Return J - mu sum log s, with the price of what soft rows miss."""
+    value = cost - mu * jnp.sum(jnp.where(rows.inequality, jnp.log(z.s), 0.0))
+    if rows.soft is None:
+        return value
+    price = rows.l1 * z.e + 0.5 * rows.l2 * z.e**2 - mu * jnp.log(z.e)
+    return value + jnp.sum(jnp.where(rows.soft, price, 0.0))
+
+
+def price_of_misses(rows: Rows, z: Unknowns) -> Any:
+    """Return what the misses of soft rows cost."""
+    if rows.soft is None:
+        return jnp.zeros((), z.xs.dtype)
+    return jnp.sum(jnp.where(rows.soft, rows.l1 * z.e + 0.5 * rows.l2 * z.e**2, 0.0))
+
+
+def barrier_slope(rows: Rows, e: Expansion, z: Unknowns, d: Unknowns, mu: Any) -> Any:
+    """Return the derivative of `barrier_cost` along d."""
+    cost = jnp.sum(e.qs * d.xs) + jnp.sum(e.rs * d.us) + jnp.sum(e.q0 * d.xs[0])
+    value = cost - mu * jnp.sum(jnp.where(rows.inequality, d.s / z.s, 0.0))
+    if rows.soft is None:
+        return value
+    return value + jnp.sum(jnp.where(rows.soft, (rows.l1 + rows.l2 * z.e - mu / z.e) * d.e, 0.0))
+
+
+def lagrangian_slopes(program: Program, e: Expansion, costates: Any, y: Any) -> tuple[Any, Any, Any]:
+    """Return the slopes of the Lagrangian in a free x_0 (nx,), in the states (N+1, nx) and in the inputs (N, nu)."""
+    N, nx = e.at.gaps.shape
+    g0, gx, gu = transposed(program.rows, e.J, y, N, nx, e.rs.shape[1])
+    later = costates[1:]
+    pulled = jnp.concatenate([transposed_times(e.A, later), jnp.zeros_like(costates[:1])])
+    in_start = jnp.where(jnp.asarray(program.x0_free), e.q0 + g0 + costates[0], 0.0)
+    return in_start, e.qs + gx + pulled - costates, e.rs + gu + transposed_times(e.B, later)
+
+
+def products(rows: Rows, z: Unknowns) -> tuple[Any, Any]:
+    """Return the smallest and the largest of all s y (and e v); infinity and 0 where there are none."""
+    pairs = [(rows.inequality, z.s * z.y)]
+    if rows.soft is not None:
+        pairs.append((rows.soft, z.e * z.v))
+    low = [jnp.min(jnp.where(on, p, jnp.inf), initial=jnp.inf) for on, p in pairs]
+    high = [jnp.max(jnp.where(on, p, 0.0), initial=0.0) for on, p in pairs]
+    return jnp.min(jnp.stack(low)), jnp.max(jnp.stack(high))
+
+
+def newton_rows(rows: Rows, c: Any, z: Unknowns, mu: Any) -> tuple[Any, Any]:
+    """Return r and 1/d of each row, J dz - d dy = -r; zeros where it is off."""
+    s, y = jnp.where(rows.inequality, z.s, 1.0), jnp.where(rows.inequality, z.y, 1.0)
+    r, d = c + mu / y, s / y
+    if rows.soft is not None:
+        e, v = jnp.where(rows.soft, z.e, 1.0), jnp.where(rows.soft, z.v, 1.0)
+        give = 1 / (rows.l2 + v / e)
+        r = r - jnp.where(rows.soft, e + give * (y + mu / e - rows.l1 - rows.l2 * e), 0.0)
+        d = d + jnp.where(rows.soft, give, 0.0)
+    r = jnp.where(rows.inequality, r, jnp.where(rows.equality, c, 0.0))
+    return r, jnp.where(rows.inequality, 1 / d, jnp.where(rows.equality, 1 / DELTA, 0.0))
+
+
+def quadratic_model(program: Program, e: Expansion, weight: Any, shift: Any) -> LQ:
+    """Return the model of Newton's step: the curvature, J'(weight)J of the rows, and the shift."""
+    N, nx = e.at.gaps.shape
+    nu = e.rs.shape[1]
+    W0, W, Wf = squared(program.rows, e.J, weight, N, nx, nu)
+    W = e.W + W + shift * jnp.eye(nx + nu, dtype=W.dtype)[None]
+    eye = shift * jnp.eye(nx, dtype=W.dtype)
+    all_free = all(program.x0_free)
+    return LQ(
+        A=e.A, B=e.B, Q=W[:, :nx, :nx], R=W[:, nx:, nx:], M=W[:, :nx, nx:], Qf=e.Wf + Wf + eye, Q0=e.W0 + W0 + eye,
+        x0=None if all_free else jnp.zeros(nx, W.dtype), x0_free=program.x0_free,
+    )  # fmt: skip
+
+
+def factor(program: Program, e: Expansion, weight: Any, last: Any) -> tuple[LQ, Factors, Any]:
+    """Return the model, its factors and the smallest shift tried that makes it convex.
+
+    The first try is no shift; then a third of the `last` that was needed, and eight times more until it does.
+    """
+    model = quadratic_model(program, e, weight, jnp.zeros((), weight.dtype))
+    blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(sweeps.factor, model))
+    nothing = jnp.zeros((), weight.dtype)
+
+    def attempt(carry: tuple) -> tuple:
+        _, _, shift = carry
+        first = jnp.where(last == 0, FIRST_SHIFT, jnp.maximum(1e-20, last / 3))
+        larger = jnp.where(shift == 0, first, shift * jnp.where(last == 0, 100.0, 8.0))
+        return sweeps.factor(shifted(model, shift)), shift, larger
+
+    def failed(carry: tuple) -> Any:
+        return (carry[0].failed_stage >= 0) & (carry[2] <= LARGEST_SHIFT)
+
+    first = replace(blank, failed_stage=jnp.zeros((), jnp.int32)), nothing, nothing
+    factors, shift, _ = jax.lax.while_loop(failed, attempt, first)
+    return shifted(model, shift), factors, shift
+
+
+def shifted(lq: LQ, shift: Any) -> LQ:
+    """Return the model with a multiple of the identity added to all weights."""
+    eye_x, eye_u = shift * jnp.eye(lq.nx, dtype=lq.Q.dtype), shift * jnp.eye(lq.nu, dtype=lq.Q.dtype)
+    return replace(lq, Q=lq.Q + eye_x[None], R=lq.R + eye_u[None], Qf=lq.Qf + eye_x, Q0=lq.Q0 + eye_x)
+
+
+def solve_step(
+    program: Program, model: LQ, factors: Factors, e: Expansion, z: Unknowns, *, gaps: Any, c: Any, weight: Any, mu: Any
+) -> Unknowns:
+    """Return Newton's direction for these gaps and rows, with the factors at hand."""
+    rows = program.rows
+    N, nx = gaps.shape
+    r, _ = newton_rows(rows, c, z, mu)
+    g0, gx, gu = transposed(rows, e.J, z.y + r * weight, N, nx, e.rs.shape[1])
+    zero = jnp.zeros((1, nx), gaps.dtype)
+    start = jnp.where(jnp.asarray(program.x0_free), -(e.q0 + g0), 0.0)
+    b = Point(start=start, xs=-(e.qs + gx), us=-(e.rs + gu), costates=jnp.concatenate([zero, -gaps]))
+    solved = sweeps.sweep(model, factors, b)
+    dy = weight * (along(rows, e.J, solved.xs, solved.us) + r)
+    s, y = jnp.where(rows.inequality, z.s, 1.0), jnp.where(rows.inequality, z.y, 1.0)
+    ds = jnp.where(rows.inequality, mu / y - s - s / y * dy, 0.0)
+    de = dv = None
+    if rows.soft is not None:
+        miss, v = jnp.where(rows.soft, z.e, 1.0), jnp.where(rows.soft, z.v, 1.0)
+        de = (dy + y + mu / miss - rows.l1 - rows.l2 * miss) / (rows.l2 + v / miss)
+        dv = jnp.where(rows.soft, mu / miss - v - v / miss * de, 0.0)
+        de = jnp.where(rows.soft, de, 0.0)
+    return Unknowns(solved.xs, solved.us, solved.costates - z.costates, ds, dy, de, dv)
+
+
+def longest(value: Any, step: Any, share: Any, which: Any) -> Any:
+    """Return the longest alpha <= 1 that leaves value + alpha step >= (1 - share) value where `which`."""
+    down = which & (step < 0)
+    return jnp.min(jnp.where(down, -share * value / jnp.where(down, step, -1.0), 1.0), initial=1.0)
+
+
+def longest_primal(rows: Rows, z: Unknowns, d: Unknowns, share: Any) -> Any:
+    """Return the longest step that keeps slacks (and misses) positive."""
+    alpha = longest(z.s, d.s, share, rows.inequality)
+    return alpha if rows.soft is None else jnp.minimum(alpha, longest(z.e, d.e, share, rows.soft))
+
+
+def moved(rows: Rows, z: Unknowns, d: Unknowns, alpha: Any, share: Any, mu: Any) -> Unknowns:
+    """Return z + alpha d; multipliers of inequalities go their own longest way, and stay near mu / s."""
+    alpha_y = longest(z.y, d.y, share, rows.inequality)
+    if rows.soft is not None:
+        alpha_y = jnp.minimum(alpha_y, longest(z.v, d.v, share, rows.soft))
+    s = z.s + alpha * d.s
+    y = z.y + jnp.where(rows.inequality, alpha_y, alpha) * d.y
+    y = jnp.where(rows.inequality, near(y, s, mu, rows.inequality), y)
+    e = v = None
+    if rows.soft is not None:
+        e = z.e + alpha * d.e
+        v = jnp.where(rows.soft, near(z.v + alpha_y * d.v, e, mu, rows.soft), 1.0)
+    return Unknowns(z.xs + alpha * d.xs, z.us + alpha * d.us, z.costates + alpha * d.costates, s, y, e, v)
+
+
+def near(y: Any, s: Any, mu: Any, which: Any, *, factor: float = 1e10) -> Any:
+    """Clip y so that s y is within a factor of mu."""
+    s = jnp.where(which, s, 1.0)
+    return jnp.clip(y, mu / (factor * s), factor * mu / s)

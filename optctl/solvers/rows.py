@@ -1,0 +1,194 @@
+r"""The constraints of a problem as rows, and what a barrier makes of them.
+
+All constraints but the dynamics are stacked into one vector, c(x, u) + s = 0 with s >= 0 for inequalities and bounds,
+c(x, u) = 0 for equalities (a bound whose two sides are equal is one, too). Each row has one multiplier y. With a
+barrier mu, Newton's equations of a row, the slack eliminated, have one form,
+
+    J dz - d dy = -r:      inequality  d = s/y,         r = c + mu/y        (from c + s = 0, s y = mu)
+                           equality    d = delta,       r = c               (proximal: exact where dy vanishes)
+                           soft        d = s/y + 1/w,   r = c - e + mu/y - (y + mu/e - l1 - l2 e)/w,  w = l2 + v/e
+                                       (c + s = e, e >= 0 at the price l1 e + l2 e^2/2, v = l1 + l2 e - y, e v = mu)
+
+so that a row adds J'(1/d)J to the Hessian of its stage and J'(y + r/d) to its slope. A row without a finite bound is
+switched off: it adds nothing.
+
+References: Waechter and Biegler (2006), On the implementation of an interior-point filter line-search algorithm;
+Friedlander and Orban (2012), A primal-dual regularized interior-point method for convex quadratic programs.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from optctl._record import record
+from optctl.problem import Problem
+
+BOUNDS = ("x0_min", "x0_max", "x_min", "x_max", "u_min", "u_max")
+PATH = ("path_inequality", "path_equality")
+TERMINAL = ("terminal_inequality", "terminal_equality")
+BLOCKS = (*BOUNDS, *PATH, *TERMINAL)
+DELTA = 1e-8
+"""Proximal weight of equalities: their multipliers are unknowns, so it slows the last digits, not changes them."""
+
+
+@record(static=("shapes",))
+class Rows:
+    """What does not change about the rows during a solve.
+
+    Attributes:
+        bounds: bounds by the name of their block, infinite where there is none.
+        shapes: ((name, shape), ...) of all blocks, in the order of the stacked vector.
+        inequality: flat booleans: c <= 0, and the row counts.
+        equality: flat booleans: c = 0, and the row counts.
+        elastic: flat booleans: the feasibility phase may miss the row; bounds it keeps.
+        soft: None, or flat booleans: an inequality that may be missed at a price.
+        l1: None, or the flat price of missing a soft row, times the miss.
+        l2: None, or the flat price, times half the squared miss.
+    """
+
+    bounds: dict[str, Any]
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    inequality: Any
+    equality: Any
+    elastic: Any
+    soft: Any
+    l1: Any
+    l2: Any
+
+    def split(self, flat: Any) -> dict[str, Any]:
+        """Return the blocks of a flat vector by name."""
+        made, start = {}, 0
+        for name, shape in self.shapes:
+            size = int(np.prod(shape, dtype=int))
+            made[name] = flat[start : start + size].reshape(shape)
+            start += size
+        return made
+
+
+def make_rows(problem: Problem, xs: Any, us: Any, functions: dict[str, Any], x0_free: tuple[bool, ...]) -> Rows:
+    """Return the rows of a problem; `functions` holds the values of the functions among them, for their shapes."""
+    bounds = bound_values(problem, xs, us, any(x0_free))
+    inequality, equality, elastic = {}, {}, {}
+    for name, value in bounds.items():
+        stem, side = name[:-4], name[-3:]
+        other = bounds.get(f"{stem}_{'max' if side == 'min' else 'min'}")
+        there = jnp.isfinite(value) & (jnp.asarray(x0_free) if stem == "x0" else True)
+        same = jnp.zeros(value.shape, bool) if other is None else (value == other) & there
+        inequality[name] = there & ~same
+        equality[name] = same & (side == "min")
+        elastic[name] = jnp.zeros(value.shape, bool)
+    l1, l2 = {name: jnp.full(value.shape, jnp.inf, xs.dtype) for name, value in bounds.items()}, {}
+    for name, value in functions.items():
+        equal = name.endswith("equality") and not name.endswith("inequality")
+        inequality[name] = jnp.full(value.shape, not equal)
+        equality[name] = jnp.full(value.shape, equal)
+        elastic[name] = jnp.ones(value.shape, bool)
+        price = getattr(getattr(problem, name), "call", None)
+        l1[name] = jnp.broadcast_to(jnp.asarray(getattr(price, "l1", jnp.inf), xs.dtype), value.shape)
+        l2[name] = jnp.broadcast_to(jnp.asarray(getattr(price, "l2", 0.0), xs.dtype), value.shape)
+    values = bounds | functions
+    shapes = tuple((name, tuple(values[name].shape)) for name in BLOCKS if name in values)
+    is_soft = any(hasattr(getattr(getattr(problem, name), "call", None), "l1") for name in functions)
+    l1_flat = flatten(l1, xs.dtype)
+    soft = jnp.isfinite(l1_flat)
+    return Rows(
+        bounds, shapes, flatten(inequality, bool), flatten(equality, bool), flatten(elastic, bool),
+        soft if is_soft else None,
+        jnp.where(soft, l1_flat, 0.0) if is_soft else None,
+        flatten({name: jnp.zeros(value.shape, xs.dtype) for name, value in bounds.items()} | l2, xs.dtype)
+        if is_soft
+        else None,
+    )  # fmt: skip
+
+
+def bound_values(problem: Problem, xs: Any, us: Any, start_free: bool) -> dict[str, Any]:
+    """Return the bounds that are present, each in the shape of what it bounds: x_0, x_1..x_N or u_0..u_{N-1}."""
+    made = {}
+    for side, nothing, tighter in (("min", -jnp.inf, jnp.maximum), ("max", jnp.inf, jnp.minimum)):
+        x, x0, u = (getattr(problem, f"{name}_{side}") for name in ("x", "x0", "u"))
+        if start_free and (x is not None or x0 is not None):
+            first = jnp.broadcast_to(jnp.asarray(nothing if x is None else x, xs.dtype), xs.shape)[0]
+            made[f"x0_{side}"] = tighter(first, jnp.asarray(nothing if x0 is None else x0, xs.dtype))
+        if x is not None:
+            made[f"x_{side}"] = jnp.broadcast_to(jnp.asarray(x, xs.dtype), xs.shape)[1:]
+        if u is not None:
+            made[f"u_{side}"] = jnp.broadcast_to(jnp.asarray(u, us.dtype), us.shape)
+    return {name: made[name] for name in BOUNDS if name in made}
+
+
+def bounded_values(bounds: dict[str, Any], xs: Any, us: Any) -> dict[str, Any]:
+    """Return c of the bounds: lower - z or z - upper, -1 where there is no bound."""
+    made = {}
+    for name, bound in bounds.items():
+        z = {"x0": xs[0], "x": xs[1:], "u": us}[name[:-4]]
+        there = jnp.isfinite(bound)
+        gap = jnp.where(there, bound, 0.0) - z
+        made[name] = jnp.where(there, gap if name.endswith("min") else -gap, -1.0)
+    return made
+
+
+def flatten(blocks: dict[str, Any], dtype: Any) -> Any:
+    """Stack blocks into one vector, in a fixed order."""
+    ordered = [jnp.ravel(blocks[name]) for name in BLOCKS if name in blocks]
+    return jnp.concatenate(ordered) if ordered else jnp.zeros(0, dtype)
+
+
+def along(rows: Rows, J: dict[str, Any], dxs: Any, dus: Any) -> Any:
+    """Return J dz, flat; `J` holds the Jacobians of the functions among the rows."""
+    made = {}
+    for name, _ in rows.shapes:
+        if name in PATH:
+            made[name] = jnp.einsum("tij,tj->ti", J[name], jnp.concatenate([dxs[:-1], dus], axis=1))
+        elif name in TERMINAL:
+            made[name] = J[name] @ dxs[-1]
+        else:
+            moved = {"x0": dxs[0], "x": dxs[1:], "u": dus}[name[:-4]]
+            made[name] = -moved if name.endswith("min") else moved
+    return flatten(made, dxs.dtype)
+
+
+def transposed(rows: Rows, J: dict[str, Any], v: Any, N: int, nx: int, nu: int) -> tuple[Any, Any, Any]:
+    """Return J'v: in a free x_0 (nx,), in the states (N+1, nx), in the inputs (N, nu)."""
+    vs = rows.split(v)
+    start, later, us = jnp.zeros(nx, v.dtype), jnp.zeros((N, nx), v.dtype), jnp.zeros((N, nu), v.dtype)
+    for side, sign in (("min", -1.0), ("max", 1.0)):
+        start = start + sign * vs.get(f"x0_{side}", 0.0)
+        later = later + sign * vs.get(f"x_{side}", 0.0)
+        us = us + sign * vs.get(f"u_{side}", 0.0)
+    xs = jnp.concatenate([jnp.zeros((1, nx), v.dtype), later])
+    for name in PATH:
+        if name in vs:
+            g = jnp.einsum("tij,ti->tj", J[name], vs[name])
+            us = us + g[:, nx:]
+            xs = xs + jnp.pad(g[:, :nx], ((0, 1), (0, 0)))
+    for name in TERMINAL:
+        if name in vs:
+            xs = xs + jnp.pad((J[name].T @ vs[name])[None], ((N, 0), (0, 0)))
+    return start, xs, us
+
+
+def squared(rows: Rows, J: dict[str, Any], weight: Any, N: int, nx: int, nu: int) -> tuple[Any, Any, Any]:
+    """Return J' diag(weight) J: of x_0 (nx, nx), of the stages (N, nx+nu, nx+nu), of the end (nx, nx)."""
+    ws = rows.split(weight)
+    start, later, us = jnp.zeros(nx, weight.dtype), jnp.zeros((N, nx), weight.dtype), jnp.zeros((N, nu), weight.dtype)
+    for side in ("min", "max"):
+        start, later, us = (z + ws.get(f"{name}_{side}", 0.0) for name, z in (("x0", start), ("x", later), ("u", us)))
+    inner = jnp.concatenate([jnp.zeros((1, nx), weight.dtype), later[:-1]])
+    diagonal = jnp.concatenate([inner, us], axis=1)
+    stages = diagonal[:, :, None] * jnp.eye(nx + nu, dtype=weight.dtype)[None]
+    end = jnp.diag(later[-1])
+    for name in PATH:
+        if name in ws:
+            stages = stages + jnp.einsum("tki,tk,tkj->tij", J[name], ws[name], J[name])
+    for name in TERMINAL:
+        if name in ws:
+            end = end + (J[name].T * ws[name][None]) @ J[name]
+    return jnp.diag(start), stages, end
+
+
+def bound_arrays(rows: Rows, stem: str, z: Any) -> tuple[Any, Any]:
+    """Return the lower and upper bounds of x0, x or u, infinite where there are none."""
+    lower, upper = rows.bounds.get(f"{stem}_min"), rows.bounds.get(f"{stem}_max")
+    lower = jnp.full_like(z, -jnp.inf) if lower is None else lower
+    return lower, jnp.full_like(z, jnp.inf) if upper is None else upper

@@ -1,0 +1,133 @@
+r"""The derivative of a solution in everything that the problem holds: x_0, parameters, references, bounds, prices.
+
+A solution z satisfies F(z, p) = 0, the optimality conditions with the products s y of the rows held fixed. So
+
+    F_z dz = -F_p dp,
+
+and F_z is the matrix of the last Newton step: one more right-hand side for the factors at hand. It is symmetric, hence
+reverse mode costs the same. Rows with s y > 0 on their bound stay on it; the others do not feel it. Where a constraint
+is about to become active or inactive, the solution has a kink and no derivative.
+
+Reference: Fiacco (1983), Introduction to sensitivity and stability analysis in nonlinear programming.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optctl._record import record
+from optctl.lq.kkt import Point
+from optctl.lq.solution import solve_system
+from optctl.lq.sweeps import factor
+from optctl.solvers.expansion import Expansion, evaluate, function_values
+from optctl.solvers.primal_dual import Program, Unknowns, newton_rows, price_of_misses, quadratic_model
+from optctl.solvers.rows import along, transposed
+
+
+@record()
+class Optimum:
+    """The parts of a solution that have derivatives."""
+
+    cost: Any
+    xs: Any
+    us: Any
+    costates: Any
+    y: Any
+
+
+@jax.custom_jvp
+def settle(program: Program, x0: Any, z: Unknowns, e: Expansion, mu: Any, factor_of: Any) -> Optimum:
+    """Return the optimum z of a program, computed elsewhere, with its derivative in the program and in a given x_0.
+
+    The derivative is multiplied by `factor_of`: 1, or NaN (or 0) for a point that is no optimum.
+    """
+    return Optimum(e.at.cost + price_of_misses(program.rows, z), z.xs, z.us, z.costates, z.y)
+
+
+@settle.defjvp
+def _tangent(primals: tuple, tangents: tuple) -> tuple[Optimum, Optimum]:
+    program, _, z, e, mu, factor_of = primals
+    program = _once(program)
+    _, (g0, gx, gu, gaps, r) = jax.jvp(lambda p: _conditions(p, z, mu), (program,), (tangents[0],))
+    rows = program.rows
+    N, nx = gaps.shape
+    free = jnp.asarray(program.x0_free)
+    _, weight = newton_rows(rows, e.at.c, z, mu)
+    model = quadratic_model(program, e, weight, jnp.zeros((), gaps.dtype))
+    factors = factor(model)
+    d_start = jnp.where(free, 0.0, tangents[1])
+
+    def step(r: Any, gaps: Any, g0: Any, gx: Any, gu: Any, d_start: Any) -> tuple[Point, Any]:
+        h0, hx, hu = transposed(rows, e.J, r * weight, N, nx, gu.shape[1])
+        first = jnp.where(free, -(g0 + h0), d_start)
+        costates = jnp.concatenate([jnp.where(free, 0.0, -d_start)[None], -gaps])
+        d = solve_system(model, factors, Point(start=first, xs=-(gx + hx), us=-(gu + hu), costates=costates))
+        return d, weight * (along(rows, e.J, d.xs, d.us) + r)
+
+    d, dy = step(r, gaps, g0, gx, gu, d_start)
+    # The proximal term of equalities, delta dy, is taken back by a second right-hand side.
+    late = jnp.where(rows.equality, r + along(rows, e.J, d.xs, d.us), 0.0)
+    zero = jnp.zeros_like
+    d2, dy2 = step(late, zero(gaps), zero(g0), zero(gx), zero(gu), zero(d_start))
+    d = jax.tree.map(jnp.add, d, d2)
+    dy = dy + dy2
+    _, dcost = jax.jvp(lambda p: _cost(p, z), (program,), (tangents[0],))
+    dcost = dcost + jnp.sum(e.qs * d.xs) + jnp.sum(e.rs * d.us) + e.q0 @ d.xs[0]
+    if rows.soft is not None:
+        dmiss = jnp.where(rows.soft & (z.e > z.s), r + along(rows, e.J, d.xs, d.us), 0.0)
+        dcost = dcost + jnp.sum((rows.l1 + rows.l2 * z.e) * dmiss)
+    tangent = Optimum(dcost, d.xs, d.us, d.costates, dy)
+    return settle(*primals), jax.tree.map(lambda leaf: factor_of * leaf, tangent)
+
+
+def _cost(program: Program, z: Unknowns) -> Any:
+    problem = program.problem
+    cost = problem.trajectory_cost(z.xs, z.us, program.params) + problem.start_cost(z.xs[0], program.params)
+    return cost + price_of_misses(program.rows, z)
+
+
+def _conditions(program: Program, z: Unknowns, mu: Any) -> tuple[Any, ...]:
+    """Return the optimality conditions at z: in x_0, in the states, in the inputs, gaps and rows.
+
+    Bounds are left out of the slopes, where they are constants.
+    """
+    problem, rows, params = program.problem, program.rows, program.params
+    ys = rows.split(z.y)
+
+    def lagrangian(xs: Any, us: Any) -> Any:
+        reached = problem.dynamics.map_stages(lambda x, u, t: problem.dynamics.step(x, u, t, params), xs, us)
+        functions = function_values(problem, xs, us, params)
+        of_rows = sum(jnp.vdot(ys[name], value) for name, value in functions.items())
+        return problem.trajectory_cost(xs, us, params) + jnp.vdot(z.costates[1:], reached) + of_rows
+
+    gx, gu = jax.grad(lagrangian, (0, 1))(z.xs, z.us)
+    at = evaluate(problem, rows, z.xs, z.us, params)
+    r, _ = newton_rows(rows, at.c, z, mu)
+    return jax.grad(problem.start_cost)(z.xs[0], params), gx, gu, at.gaps, r
+
+
+@jax.custom_jvp
+def _once(program: Program) -> Program:
+    return program
+
+
+@_once.defjvp
+def _twice(primals: tuple, tangents: tuple) -> tuple:
+    raise ValueError(
+        "a solution is differentiated twice, which is not available; take differences of its first derivative."
+    )
+
+
+@jax.custom_jvp
+def unknown(value: Any) -> Any:
+    """Return a value whose derivative is not known: NaN, where one asks for it."""
+    return value
+
+
+@unknown.defjvp
+def _unknown_tangent(primals: tuple, tangents: tuple) -> tuple:
+    def nan(leaf: Any, tangent: Any) -> Any:
+        return tangent if tangent.dtype == jax.dtypes.float0 else tangent * jnp.nan
+
+    return primals[0], jax.tree.map(nan, primals[0], tangents[0])
