@@ -31,6 +31,7 @@ def look(event: Callable, y: Any, t: Any, slope: Any, scale: Any) -> tuple[Any, 
     """
     g, (gy, gt) = jax.value_and_grad(event, (0, 1))(y, t)
     noise = 64 * jnp.finfo(y.dtype).eps * (jnp.abs(gy) @ scale + jnp.abs(gt * t))
+    noise = jnp.where(jnp.isfinite(noise), noise, 0.0)  # the slope may be infinite, as that of sqrt at 0
     return jnp.where(jnp.abs(g) <= noise, 0.0, jnp.sign(g)), gy @ slope + gt, noise
 
 
