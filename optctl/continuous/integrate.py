@@ -66,10 +66,9 @@ class Trajectory:
     def __repr__(self) -> str:
         if np.ndim(self.status):
             return f"Trajectory: a batch of shape {np.shape(self.status)}, zs {self.zs.shape}"
-        words = MarchStatus(int(self.status)).name.lower().replace("_", " ")
         return (
-            f"Trajectory: {words} at t = {float(self.t):g} s, {int(self.steps)} steps of {self.system.method}"
-            f" ({int(self.rejected)} rejected), zs {self.zs.shape}"
+            f"Trajectory: {MarchStatus(int(self.status)).words} at t = {float(self.t):g} s, {int(self.steps)} steps of"
+            f" {self.system.method} ({int(self.rejected)} rejected), zs {self.zs.shape}"
         )
 
 
@@ -246,9 +245,8 @@ def raise_if_failed(status: Any, t: Any, y: Any, system: System, t1: Any) -> Non
     end = np.max(np.asarray(t1))
     if t >= end:
         raise RuntimeError(
-            f"the adjoint equation could not be solved backward from t = {t:.9g} s"
-            f" ({MarchStatus(worst).name.lower().replace('_', ' ')}): use mode 'exact', or method='kvaerno5' if it is"
-            " stiff."
+            f"the adjoint equation could not be solved backward from t = {t:.9g} s ({MarchStatus(worst).words}): use"
+            " mode 'exact', or method='kvaerno5' if it is stiff."
         )
     where = f"at t = {t:.9g} s, z = {np.array2string(y[:8], precision=4)}{'...' if y.size > 8 else ''}"
     remedy = "use method='kvaerno5', or check f for a pole" if system.method != "kvaerno5" else "check f for a pole"

@@ -37,6 +37,11 @@ class MarchStatus(enum.IntEnum):
     TOO_MANY_EVENTS = 5
     BAD_TIMES = 6
 
+    @property
+    def words(self) -> str:
+        """The name in words."""
+        return self.name.lower().replace("_", " ")
+
 
 @record()
 class Mesh:
