@@ -52,6 +52,20 @@ def as_float(value: Any, name: str, shape: tuple[int | None, ...] | None = None,
     return value
 
 
+def is_whole(value: Any, least: int = 1) -> bool:
+    """True for a whole number, at least `least`; True and False are none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
+
+
+def as_whole(value: Any, name: str, of: str = "", least: int = 1) -> int:
+    """Return a whole number (of what it counts) as an int, or raise ValueError where it is none or too small."""
+    if not is_whole(value, least):
+        many = f"whole number of {of}" if of else "whole number"
+        expected = f"a positive {many}" if least == 1 else f"a {many}, at least {least}"
+        raise ValueError(f"`{name}` is {value!r}; expected {expected}.")
+    return int(value)
+
+
 def check_shape(value: Any, name: str, shape: tuple[int | None, ...]) -> None:
     """Raise unless `value.shape` is `shape`, where None matches any length."""
     got = tuple(np.shape(value))

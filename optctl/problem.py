@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, check_shape, check_tree, is_concrete, result_shape
+from optctl._validate import as_float, as_whole, check_shape, check_tree, is_concrete, result_shape
 from optctl.dynamics.base import AbstractDynamics, check_registered
 from optctl.dynamics.memory import Memory, check_memory
 from optctl.dynamics.stage import STATE, stage_function
@@ -259,11 +259,10 @@ def _uses_params(f: Any) -> bool:
 def _check_horizon(horizon: Any, dynamics: AbstractDynamics) -> int:
     if horizon is None:
         horizon = dynamics.horizon
-    if horizon is None or isinstance(horizon, bool) or not isinstance(horizon, int | np.integer) or horizon < 1:
-        raise ValueError(f"`horizon` is {horizon!r}; expected a positive whole number of steps N.")
+    horizon = as_whole(horizon, "horizon", "steps N")
     if dynamics.horizon is not None and dynamics.horizon != horizon:
         raise ValueError(f"`horizon` is {horizon}, but the dynamics have {dynamics.horizon} stages.")
-    return int(horizon)
+    return horizon
 
 
 def _check_bound(value: Any, name: str, width: int | None, rows: int | None) -> Any:
