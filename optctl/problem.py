@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, as_whole, check_shape, check_tree, is_concrete, result_shape
+from optctl._validate import as_float, as_whole, check_scalar, check_shape, check_tree, is_concrete, result_shape
 from optctl.dynamics.base import AbstractDynamics, check_registered
 from optctl.dynamics.memory import Memory, check_memory
 from optctl.dynamics.stage import STATE, stage_function
@@ -199,14 +199,15 @@ class Problem:
         f = getattr(self, name)
         if f is None:
             return
+        if name.endswith("cost"):
+            check_scalar(f, name, x, *rest, hint=" Sum it, or use x @ Q @ x.")
+            return
         got = result_shape(f, name, x, *rest)
         shape = getattr(got, "shape", type(got).__name__)
-        if not jnp.issubdtype(getattr(got, "dtype", float), jnp.floating):
-            raise ValueError(f"`{name}` returns {got.dtype}; expected floating point numbers.")
-        if name.endswith("cost") and shape != ():
-            raise ValueError(f"`{name}` returns shape {shape}; expected a scalar. Sum it, or use x @ Q @ x.")
-        if not name.endswith("cost") and (not isinstance(shape, tuple) or len(shape) != 1):
+        if not isinstance(shape, tuple) or len(shape) != 1:
             raise ValueError(f"`{name}` returns shape {shape}; expected a vector. Wrap it: jnp.array([...]).")
+        if not jnp.issubdtype(got.dtype, jnp.floating):
+            raise ValueError(f"`{name}` returns {got.dtype}; expected floating point numbers.")
 
     def _check_once(self, x0: Any, nu: int) -> None:
         """Check shapes unless a problem of the same functions and shapes has passed before."""
