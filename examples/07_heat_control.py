@@ -74,13 +74,11 @@ for name, y0 in (("sine", np.sin(np.pi * s)), ("spot", spot)):
 # Figure: temperature and heating over space and time, from the hot spot.
 figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
 cold = rod.rollout(spot, np.zeros((N, n)))
-for ax, xs, title in ((axes[0], cold, "temperature without control"), (axes[1], exact.xs, "optimally controlled")):
-    full = np.pad(xs, ((0, 0), (1, 1)))
-    image = ax.pcolormesh(np.linspace(0, 1, n + 2), times, full, cmap="inferno", vmin=0, vmax=1, shading="gouraud")
-    ax.set(xlabel="position [rod length]", ylabel="time [diffusion time]", title=title)
-figure.colorbar(image, ax=axes[:2], label="temperature [1]")
-image = axes[2].pcolormesh(s, times[:-1], exact.us, cmap="viridis", shading="gouraud")
-axes[2].set(xlabel="position [rod length]", ylabel="time [diffusion time]", title="optimal heating u")
-figure.colorbar(image, ax=axes[2], label="heating [temperature per diffusion time]")
+fields = {"temperature without control": cold, "optimally controlled": exact.xs}
+fields = {title: np.pad(xs, ((0, 0), (1, 1))) for title, xs in fields.items()}
+labels = ("position [rod length]", "time [diffusion time]", "temperature [1]")
+oc.plot.field(fields, np.linspace(0, 1, n + 2), times, labels=labels, limits=(0, 1), cmap="inferno", ax=axes[:2])
+labels = (*labels[:2], "heating [temperature per diffusion time]")
+oc.plot.field({"optimal heating u": exact.us}, s, times[:-1], labels=labels, cmap="viridis", ax=axes[2])
 Path("out").mkdir(exist_ok=True)
 figure.savefig("out/07_heat_control.png", dpi=120)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.animation import FuncAnimation, PillowWriter
 
 import optctl as oc
 
@@ -43,33 +42,19 @@ assert abs(steered.cost / second.cost - 1) < 1e-6
 assert np.abs(steered.xs[-1] - target).max() < 0.1
 
 # Figure: the flow in space and time, without and with control, and the force.
-flows = {"without control": idle.xs, "optimally controlled": steered.xs}
+flows = {"flow, without control": idle.xs, "flow, optimally controlled": steered.xs}
 flows = {name: np.pad(xs, ((0, 0), (1, 1))) for name, xs in flows.items()}
+positions, times = np.linspace(0, 1, n + 2), np.arange(N + 1) / N
+labels, limits = ("position [length]", "time [s]", "velocity [length/s]"), (-1, 1)
 figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-for ax, (name, ys) in zip(axes, flows.items(), strict=False):
-    image = ax.pcolormesh(
-        np.linspace(0, 1, n + 2), np.linspace(0, 1, N + 1), ys, cmap="RdBu_r", vmin=-1, vmax=1, shading="gouraud"
-    )
-    ax.set(xlabel="position [length]", ylabel="time [s]", title=f"Burgers, {name}")
-figure.colorbar(image, ax=axes[:2], label="velocity [length/s]")
-image = axes[2].pcolormesh(s, (np.arange(N) + 0.5) / N, steered.us, cmap="viridis", shading="gouraud")
-axes[2].set(xlabel="position [length]", ylabel="time [s]", title="optimal force u")
-figure.colorbar(image, ax=axes[2], label="force [length/s$^2$]")
+oc.plot.field(flows, positions, times, labels=labels, limits=limits, ax=axes[:2])
+force, middle = (*labels[:2], "force [length/s$^2$]"), times[:-1] + 0.5 / N
+oc.plot.field({"optimal force u": steered.us}, s, middle, labels=force, cmap="viridis", ax=axes[2])
 Path("out").mkdir(exist_ok=True)
 figure.savefig("out/11_burgers_control.png", dpi=120)
 
 # Animation of both flows.
 movie, ax = plt.subplots(figsize=(5, 3.6), layout="constrained")
-lines = [ax.plot(np.linspace(0, 1, n + 2), ys[0], label=name)[0] for name, ys in flows.items()]
 ax.plot(s, target, "k:", linewidth=1, label="target")
-ax.set(xlabel="position [length]", ylabel="velocity [length/s]", ylim=(-1.1, 1.1))
-ax.legend(loc="lower left", fontsize="small")
-
-
-def show(t):
-    for line, ys in zip(lines, flows.values(), strict=True):
-        line.set_ydata(ys[t])
-    ax.set_title(f"t = {t / N:.2f} s")
-
-
-FuncAnimation(movie, show, range(0, N + 1, 4)).save("out/burgers_control.gif", PillowWriter(fps=10), dpi=80)
+film = oc.plot.animation(flows, positions, times, labels=labels, limits=limits, every=4, ax=ax)
+film.save("out/burgers_control.gif", "pillow", fps=10, dpi=80)

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.animation import FuncAnimation, PillowWriter
 
 import optctl as oc
 
@@ -48,16 +47,13 @@ assert np.abs(rest.us - let_out).max() < 0.05
 free = string.rollout(problem.x0, np.zeros((N, 2)))
 us = np.concatenate([rest.us, rest.us[-1:]])  # the ends at each time, to close the picture
 strings = {
-    "without control": np.pad(free[:, :n], ((0, 0), (1, 1))),
-    "optimally controlled": np.column_stack([us[:, 0], rest.xs[:, :n], us[:, 1]]),
+    "string, without control": np.pad(free[:, :n], ((0, 0), (1, 1))),
+    "string, optimally controlled": np.column_stack([us[:, 0], rest.xs[:, :n], us[:, 1]]),
 }
+positions, times = np.linspace(0, 1, n + 2), np.arange(N + 1) / N
+labels, limits = ("position [length]", "time [s]", "deflection [1]"), (-1, 1)
 figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-for ax, (name, ys) in zip(axes, strings.items(), strict=False):
-    image = ax.pcolormesh(
-        np.linspace(0, 1, n + 2), np.linspace(0, 1, N + 1), ys, cmap="RdBu_r", vmin=-1, vmax=1, shading="gouraud"
-    )
-    ax.set(xlabel="position [length]", ylabel="time [s]", title=f"string, {name}")
-figure.colorbar(image, ax=axes[:2], label="deflection [1]")
+oc.plot.field(strings, positions, times, labels=labels, limits=limits, ax=axes[:2])
 axes[2].plot(middle, rest.us, label=["left end", "right end"])
 axes[2].plot(middle, let_out[:, 0], "k--", label="closed form, both")
 axes[2].set(xlabel="time [s]", ylabel="deflection of the end [1]", title="optimal motion of the ends")
@@ -66,16 +62,5 @@ Path("out").mkdir(exist_ok=True)
 figure.savefig("out/12_wave_control.png", dpi=120)
 
 # Animation of both strings.
-movie, ax = plt.subplots(figsize=(5, 3.6), layout="constrained")
-lines = [ax.plot(np.linspace(0, 1, n + 2), ys[0], label=name)[0] for name, ys in strings.items()]
-ax.set(xlabel="position [length]", ylabel="deflection [1]", ylim=(-1.1, 1.1))
-ax.legend(loc="lower left", fontsize="small")
-
-
-def show(t):
-    for line, ys in zip(lines, strings.values(), strict=True):
-        line.set_ydata(ys[t])
-    ax.set_title(f"t = {t / N:.2f} s")
-
-
-FuncAnimation(movie, show, range(0, N + 1, 8)).save("out/wave_control.gif", PillowWriter(fps=10), dpi=80)
+film = oc.plot.animation(strings, positions, times, labels=labels, limits=limits, every=8)
+film.save("out/wave_control.gif", "pillow", fps=10, dpi=80)

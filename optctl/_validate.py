@@ -52,6 +52,20 @@ def as_float(value: Any, name: str, shape: tuple[int | None, ...] | None = None,
     return value
 
 
+def is_whole(value: Any, least: int = 1) -> bool:
+    """True for a whole number, at least `least`; True and False are none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
+
+
+def as_whole(value: Any, name: str, of: str = "", least: int = 1) -> int:
+    """Return a whole number (of what it counts) as an int, or raise ValueError where it is none or too small."""
+    if not is_whole(value, least):
+        many = f"whole number of {of}" if of else "whole number"
+        expected = f"a positive {many}" if least == 1 else f"a {many}, at least {least}"
+        raise ValueError(f"`{name}` is {value!r}; expected {expected}.")
+    return int(value)
+
+
 def check_shape(value: Any, name: str, shape: tuple[int | None, ...]) -> None:
     """Raise unless `value.shape` is `shape`, where None matches any length."""
     got = tuple(np.shape(value))
@@ -79,14 +93,15 @@ def result_shape(function: Any, name: str, *arguments: Any) -> Any:
         raise ValueError(f"`{name}` fails on arguments of shapes {shapes}: {reason}.{missing}") from error
 
 
-def check_scalar(function: Any, name: str, *arguments: Any, dtype: Any = None) -> None:
+def check_scalar(function: Any, name: str, *arguments: Any, dtype: Any = None, hint: str = "") -> None:
     """Raise unless a user's function returns one floating number, of this type if given, without running it."""
     got = result_shape(function, name, *arguments)
-    if isinstance(got, list | tuple | dict) or np.shape(got) != ():
-        raise ValueError(f"`{name}` returns shape {getattr(got, 'shape', type(got).__name__)}; expected a scalar.")
-    kind = np.result_type(got)
-    if not jnp.issubdtype(kind, jnp.floating) or (dtype is not None and kind != dtype):
-        raise ValueError(f"`{name}` returns {kind}; expected a {dtype or 'floating point'} number.")
+    shape = getattr(got, "shape", type(got).__name__)
+    if shape != ():
+        raise ValueError(f"`{name}` returns shape {shape}; expected a scalar.{hint}")
+    if not jnp.issubdtype(got.dtype, jnp.floating) or (dtype is not None and got.dtype != dtype):
+        expected = "floating point" if dtype is None else f"a {dtype} number"
+        raise ValueError(f"`{name}` returns {got.dtype}; expected {expected}.")
 
 
 def check_like(value: Any, name: str, other: Any) -> None:

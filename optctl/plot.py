@@ -1,14 +1,28 @@
 """Figures for eyes: functions that take data and `ax=None`, draw with labels and units, and return the axes.
 
 They need matplotlib, which the extra `optctl[plot]` installs. Nothing is shown and no global style is touched; save
-with `ax.figure.savefig(...)`, or `axes[0].figure.savefig(...)` where several axes are returned.
+with `ax.figure.savefig(...)`, or `axes[0].figure.savefig(...)` where several axes are returned. `animation` returns the
+animation, which saves itself.
 """
 
 from typing import Any
 
 import numpy as np
 
-__all__ = ["convergence", "costate_growth", "costates", "phase_portrait", "smoothing", "trajectory"]
+from optctl._validate import check_shape
+
+__all__ = [
+    "animation",
+    "convergence",
+    "costate_growth",
+    "costates",
+    "field",
+    "phase_portrait",
+    "smoothing",
+    "trajectory",
+]
+
+SPACE_TIME = ("position", "time [s]", "value")
 
 
 def trajectory(sol: Any, problem: Any = None, *, dt: float | None = None, label: str = "", ax: Any = None) -> Any:
@@ -226,7 +240,115 @@ def phase_portrait(
     return ax
 
 
-def _axes(n: int, given: Any) -> Any:
+def field(
+    fields: Any,
+    positions: Any,
+    times: Any,
+    *,
+    labels: tuple[str, str, str] = SPACE_TIME,
+    limits: tuple[float, float] | None = None,
+    cmap: str = "RdBu_r",
+    ax: Any = None,
+) -> Any:
+    """Draw values in space and time as colors, such as the solution of a partial differential equation.
+
+    Args:
+        fields: (K, n) values, or a dictionary of them by title; they share one color scale.
+        positions: (n,) where.
+        times: (K,) when.
+        labels: (position, time, value), with units.
+        limits: the lowest and the highest value of the color scale; None takes those of the values.
+        cmap: matplotlib's name of the colors.
+        ax: one axes for each field; None makes them, side by side.
+
+    Returns:
+        The axes, one for each field.
+
+    Example:
+        >>> import numpy as np
+        >>> import optctl as oc
+        >>> rod = oc.pde.Heat(15, dt=0.01, control="none")
+        >>> ys, times = rod.rollout(np.sin(np.pi * rod.grid), np.zeros((20, 0))), 0.01 * np.arange(21)
+        >>> (ax,) = oc.plot.field(ys, rod.grid, times, labels=("position [m]", "time [s]", "temperature [K]"))
+        >>> ax.get_xlabel()
+        'position [m]'
+    """
+    named, (lowest, highest) = _named_fields(fields, positions, times, limits)
+    axes = _axes(len(named), ax, side_by_side=True)
+    for ax, (title, values) in zip(axes, named.items(), strict=True):
+        image = ax.pcolormesh(positions, times, values, cmap=cmap, vmin=lowest, vmax=highest, shading="gouraud")
+        ax.set_xlabel(labels[0])
+        ax.set_ylabel(labels[1])
+        ax.set_title(title)
+    axes[0].figure.colorbar(image, ax=axes, label=labels[2])
+    return axes
+
+
+def animation(
+    fields: Any,
+    positions: Any,
+    times: Any,
+    *,
+    labels: tuple[str, str, str] = SPACE_TIME,
+    limits: tuple[float, float] | None = None,
+    every: int = 1,
+    ax: Any = None,
+) -> Any:
+    """Animate values in space and time: lines over the positions, which move as time goes on.
+
+    Args:
+        fields: (K, n) values, or a dictionary of them by name.
+        positions: (n,) where.
+        times: (K,) when.
+        labels: (position, time, value), with units.
+        limits: the lowest and the highest value that the axes have room for; None takes those of the values.
+        every: how many times to go on from one picture to the next.
+        ax: one axes, which may hold lines that stay; None makes it.
+
+    Returns:
+        matplotlib's `FuncAnimation`; write it with its method `save`, or show it in a notebook as `to_jshtml()`.
+
+    Example:
+        >>> import numpy as np
+        >>> import optctl as oc
+        >>> string = oc.pde.Wave(15, dt=0.05, control="none")
+        >>> start = np.concatenate([np.sin(np.pi * string.grid), np.zeros(15)])
+        >>> ys, times = string.rollout(start, np.zeros((20, 0)))[:, :15], 0.05 * np.arange(21)
+        >>> film = oc.plot.animation(ys, string.grid, times, every=10)
+        >>> html = film.to_jshtml()  # or film.save("string.gif", "pillow", fps=10)
+    """
+    named, (lowest, highest) = _named_fields(fields, positions, times, limits)
+    (ax,) = _axes(1, ax)
+    lines = [ax.plot(positions, values[0], label=name)[0] for name, values in named.items()]
+    room = 0.05 * (highest - lowest)
+    ax.set_ylim(lowest - room, highest + room)
+    ax.set_xlabel(labels[0])
+    ax.set_ylabel(labels[2])
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(loc="lower left", fontsize="small")  # "best" would jump from picture to picture
+
+    def show(k: int) -> None:
+        for line, values in zip(lines, named.values(), strict=True):
+            line.set_ydata(values[k])
+        ax.set_title(f"{labels[1]}: {times[k]:.3g}", loc="left", fontsize="medium")
+
+    from matplotlib.animation import FuncAnimation
+
+    return FuncAnimation(ax.figure, show, range(0, len(times), every))
+
+
+def _named_fields(fields: Any, positions: Any, times: Any, limits: Any) -> tuple[dict[str, Any], tuple[float, float]]:
+    """Return fields by name, and the limits of their values."""
+    named = fields if isinstance(fields, dict) else {"": fields}
+    for name, values in named.items():
+        check_shape(values, f"fields['{name}']" if name else "fields", (len(times), len(positions)))
+    named = {name: np.asarray(values) for name, values in named.items()}
+    if limits is None:
+        limits = (min(values.min() for values in named.values()), max(values.max() for values in named.values()))
+    return named, limits
+
+
+def _axes(n: int, given: Any, side_by_side: bool = False) -> Any:
     if given is not None:
         axes = list(given) if isinstance(given, list | tuple | np.ndarray) else [given]
         if len(axes) != n:
@@ -236,8 +358,8 @@ def _axes(n: int, given: Any) -> Any:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("plots need matplotlib; install it with: pip install 'optctl[plot]'") from error
-    figure = Figure(figsize=(7, 2.6 * n + 1), layout="constrained")
-    return [figure.add_subplot(n, 1, k + 1) for k in range(n)]
+    figure = Figure(figsize=(4 * n + 1, 4) if side_by_side else (7, 2.6 * n + 1), layout="constrained")
+    return list(figure.subplots(*(1, n) if side_by_side else (n, 1), squeeze=False).flat)
 
 
 def _labels(problem: Any) -> Any:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, check_shape, check_tree, is_concrete, result_shape
+from optctl._validate import as_float, as_whole, check_scalar, check_shape, check_tree, is_concrete, result_shape
 from optctl.dynamics.base import AbstractDynamics, check_registered
 from optctl.dynamics.memory import Memory, check_memory
 from optctl.dynamics.stage import STATE, stage_function
@@ -200,14 +200,15 @@ class Problem:
         f = getattr(self, name)
         if f is None:
             return
+        if name.endswith("cost"):
+            check_scalar(f, name, x, *rest, hint=" Sum it, or use x @ Q @ x.")
+            return
         got = result_shape(f, name, x, *rest)
         shape = getattr(got, "shape", type(got).__name__)
-        if not jnp.issubdtype(getattr(got, "dtype", float), jnp.floating):
-            raise ValueError(f"`{name}` returns {got.dtype}; expected floating point numbers.")
-        if name.endswith("cost") and shape != ():
-            raise ValueError(f"`{name}` returns shape {shape}; expected a scalar. Sum it, or use x @ Q @ x.")
-        if not name.endswith("cost") and (not isinstance(shape, tuple) or len(shape) != 1):
+        if not isinstance(shape, tuple) or len(shape) != 1:
             raise ValueError(f"`{name}` returns shape {shape}; expected a vector. Wrap it: jnp.array([...]).")
+        if not jnp.issubdtype(got.dtype, jnp.floating):
+            raise ValueError(f"`{name}` returns {got.dtype}; expected floating point numbers.")
 
     def _check_once(self, x0: Any, nu: int) -> None:
         """Check shapes unless a problem of the same functions and shapes has passed before."""
@@ -272,11 +273,10 @@ def _uses_params(f: Any) -> bool:
 def _check_horizon(horizon: Any, dynamics: AbstractDynamics) -> int:
     if horizon is None:
         horizon = dynamics.horizon
-    if horizon is None or isinstance(horizon, bool) or not isinstance(horizon, int | np.integer) or horizon < 1:
-        raise ValueError(f"`horizon` is {horizon!r}; expected a positive whole number of steps N.")
+    horizon = as_whole(horizon, "horizon", "steps N")
     if dynamics.horizon is not None and dynamics.horizon != horizon:
         raise ValueError(f"`horizon` is {horizon}, but the dynamics have {dynamics.horizon} stages.")
-    return int(horizon)
+    return horizon
 
 
 def _check_bound(value: Any, name: str, width: int | None, rows: int | None) -> Any:

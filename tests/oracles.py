@@ -144,6 +144,69 @@ def check_kkt(problem, sol, *, tolerance):
         assert (g[(z >= upper - 1e-9) & ~fixed] <= tolerance).all()
 
 
+def check_optimality(problem, sol, *, tolerance):
+    """Check states, inputs, costates and multipliers of a solution against the first-order conditions.
+
+    The Lagrangian is written out stage by stage from the problem's functions and differentiated by `jax.grad`; the
+    sizes of its slope, violations and products are returned, each asserted to be within the tolerance (products and
+    slopes relative to 1 + |cost|).
+    """
+    N, params, mu = problem.horizon, sol.params, {k: jnp.asarray(v) for k, v in sol.multipliers.items()}
+    limit = lambda name: None if getattr(problem, name) is None else np.asarray(getattr(problem, name), float)
+    full = lambda name, z: np.broadcast_to(limit(name), z.shape)
+    given = problem.x0 is not None
+    constraints = []  # value (should be <= 0 or = 0), multiplier, is it an equality
+
+    def lagrangian(xs, us):
+        total, parts = 0.0, []
+        for t in range(N):
+            if problem.stage_cost is not None:
+                total += problem.stage_cost(xs[t], us[t], t, params)
+            total += sol.costates[t + 1] @ (problem.dynamics.step(xs[t], us[t], t, params) - xs[t + 1])
+            for name in ("path_inequality", "path_equality"):
+                if getattr(problem, name) is not None:
+                    parts.append((getattr(problem, name)(xs[t], us[t], t, params), mu[name][t], name))
+        if problem.terminal_cost is not None:
+            total += problem.terminal_cost(xs[N], params)
+        if problem.initial_cost is not None:
+            total += problem.initial_cost(xs[0], params)
+        for name in ("terminal_inequality", "terminal_equality"):
+            if getattr(problem, name) is not None:
+                parts.append((getattr(problem, name)(xs[N], params), mu[name], name))
+        for name in ("u_min", "u_max", "x_min", "x_max", "x0_min", "x0_max"):
+            if limit(name) is None:
+                continue
+            z = {"u_": us, "x_": xs, "x0": xs[0]}[name[:2]]
+            there = np.isfinite(full(name, z))
+            if name[:2] == "x_" and given:
+                there = there & (np.arange(N + 1) > 0)[:, None]
+            gap = jnp.where(there, np.where(there, full(name, z), 0.0) - z, -1.0)
+            parts.append((gap if name.endswith("min") else jnp.where(there, -gap, -1.0), mu[name], name))
+        constraints[:] = parts
+        return total + sum(jnp.sum(multiplier * value) for value, multiplier, _ in parts)
+
+    xs, us = jnp.asarray(sol.xs), jnp.asarray(sol.us)
+    g_xs, g_us = (np.asarray(g) for g in jax.grad(lagrangian, (0, 1))(xs, us))
+    lagrangian(xs, us)
+    size = 1 + abs(float(sol.cost))
+    stationarity = max(np.abs(g_xs[1:]).max(), np.abs(g_us).max(initial=0)) / size
+    if not given:
+        stationarity = max(stationarity, np.abs(g_xs[0]).max() / size)
+    violation = max(np.abs(problem.dynamics.step(xs[t], us[t], t, params) - xs[t + 1]).max() for t in range(N))
+    product = wrong = 0.0
+    for value, multiplier, name in constraints:
+        value, multiplier = np.asarray(value), np.asarray(multiplier)
+        assert value.shape == multiplier.shape, name
+        equality = name.endswith("_equality")
+        violation = max(violation, (np.abs(value) if equality else np.maximum(value, 0)).max(initial=0))
+        if not equality:
+            wrong = max(wrong, (-multiplier).max(initial=0))
+            product = max(product, np.abs(value * multiplier).max(initial=0) / size)
+    figures = {"stationarity": stationarity, "violation": violation, "wrong": wrong, "product": product}
+    assert max(figures.values()) <= tolerance, figures
+    return figures
+
+
 def random_lq(rng, N=6, nx=3, nu=2, *, free_x0=False, unstable=1.0, invariant=False):
     """A random LQ record with every term present; jointly convex. `free_x0` may be a tuple of booleans."""
     from optctl.lq import LQ

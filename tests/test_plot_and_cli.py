@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import optctl as oc
 from optctl import cli, demos
@@ -89,6 +90,30 @@ def test_phase_portrait_shows_the_policy():
     assert ax.get_xlabel() == "angle [rad]"
     mesh = ax.collections[0].get_array()
     np.testing.assert_allclose([mesh.min(), mesh.max()], [-5.0, 5.0])
+
+
+def test_fields_share_a_color_scale_and_move(tmp_path):
+    positions, times = np.linspace(0.0, 1.0, 5), np.array([0.0, 0.5, 1.0])
+    fields = {"low": np.arange(15.0).reshape(3, 5), "high": 10 + np.arange(15.0).reshape(3, 5)}
+    labels = ("place [m]", "time [s]", "heat [K]")
+    low, high = oc.plot.field(fields, positions, times, labels=labels)
+    assert [ax.get_title() for ax in (low, high)] == ["low", "high"]
+    assert (low.get_xlabel(), low.get_ylabel(), low.figure.axes[-1].get_ylabel()) == labels
+    for ax, values in ((low, fields["low"]), (high, fields["high"])):
+        np.testing.assert_array_equal(ax.collections[0].get_array().ravel(), values.ravel())
+        assert ax.collections[0].get_clim() == (0.0, 24.0)
+    film = oc.plot.animation(
+        fields, positions, times, labels=labels, limits=(0, 20), every=2, ax=low.figure.add_subplot()
+    )
+    film.save(tmp_path / "film.gif", "pillow", fps=10)
+    with Image.open(tmp_path / "film.gif") as pictures:
+        assert pictures.n_frames == 2
+    ax = low.figure.axes[-1]
+    np.testing.assert_array_equal(ax.get_lines()[1].get_ydata(), fields["high"][2])
+    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_ylim()) == ("place [m]", "heat [K]", (-1.0, 21.0))
+    assert ax.get_title(loc="left") == "time [s]: 1"
+    with pytest.raises(ValueError, match=r"`fields\['low'\]` has shape \(3, 5\); expected \(3, 4\)"):
+        oc.plot.field(fields, positions[1:], times)
 
 
 def test_cli_lists_runs_and_refuses(tmp_path, capsys):

@@ -20,7 +20,7 @@ LOCATE = 100
 
 
 def look(event: Callable, y: Any, t: Any, slope: Any, scale: Any) -> tuple[Any, Any, Any]:
-    """Return the side of the surface that (y, t) is on, 0 for on it, the rate of g along the slope, and g's rounding.
+    """Return g at (y, t), 0 within its rounding, its rate along the slope, and that rounding.
 
     Args:
         event: g(y, t).
@@ -31,40 +31,38 @@ def look(event: Callable, y: Any, t: Any, slope: Any, scale: Any) -> tuple[Any, 
     """
     g, (gy, gt) = jax.value_and_grad(event, (0, 1))(y, t)
     noise = 64 * jnp.finfo(y.dtype).eps * (jnp.abs(gy) @ scale + jnp.abs(gt * t))
-    return jnp.where(jnp.abs(g) <= noise, 0.0, jnp.sign(g)), gy @ slope + gt, noise
+    noise = jnp.where(jnp.isfinite(noise), noise, 0.0)  # the slope may be infinite, as that of sqrt at 0
+    return jnp.where(jnp.abs(g) <= noise, 0.0, g), gy @ slope + gt, noise
 
 
 def departure(event: Callable, y: Any, t: Any, slope: Any, scale: Any) -> Any:
     """Return the side that the state is on or, from the surface itself, leaves to; 0 if it rests there."""
-    side, rate, _ = look(event, y, t, slope, scale)
-    return jnp.where(side == 0, jnp.sign(rate), side)
+    g, rate, _ = look(event, y, t, slope, scale)
+    return jnp.sign(jnp.where(g == 0, rate, g))
 
 
-def search(
-    event: Callable, at: Callable, t: Any, h: Any, begin: tuple, end: tuple, side: Any, direction: int
-) -> tuple[Any, Any, Any]:
-    """Return whether a step crosses the surface, a length within which it does so first, and the side at its end.
+def search(event: Callable, at: Callable, begin: tuple, end: tuple, side: Any, direction: int) -> tuple[Any, Any, Any]:
+    """Return whether a step crosses the surface, a length within which it does so first, and g at its end.
 
     Args:
         event: g(y, t).
         at: `at(h)` is g after a step of length h.
-        t: start of the step.
-        h: its length.
-        begin: state and slope at its start.
-        end: state and slope at its end.
+        begin: time, state and slope at its start.
+        end: time, state and slope at its end; g there is 0 within its rounding.
         side: the side it comes from.
         direction: the direction of crossings that count, 0 for both.
     """
-    (y, slope), (y_end, slope_end) = begin, end
+    (t, y, slope), (t_end, y_end, slope_end) = begin, end
+    h = t_end - t
     scale = jnp.maximum(jnp.abs(y), jnp.abs(y_end)) + jnp.abs(h * slope)
-    there, rate, noise = look(event, y_end, t + h, slope_end, scale)
+    g, rate, noise = look(event, y_end, t_end, slope_end, scale)
     shares, values = _looks(lambda s: event(_cubic(s, h, y, slope, y_end, slope_end), t + s * h), side)
-    crossed = jnp.append(-side * values > noise, jnp.where(there == 0, rate * side < 0, there == -side)) & (side != 0)
+    crossed = jnp.append(-side * values > noise, side * jnp.where(g == 0, rate, g) < 0) & (side != 0)
     seen = jnp.any(crossed) & ((direction == 0) | (side == -direction))
     share = jnp.append(shares, 1.0)[jnp.argmax(crossed)]
     inside = jax.lax.cond(seen & (share < 1), lambda: -side * at(share * h) > noise, lambda: False)
     hit = seen & (inside | crossed[-1])
-    return hit, jnp.where(inside, share * h, h), jnp.where(there == 0, side, there)
+    return hit, jnp.where(inside, share * h, h), g
 
 
 def locate(g: Callable, h: Any, side: Any) -> Any:

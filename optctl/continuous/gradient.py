@@ -312,12 +312,9 @@ def ode_gradient(
         rest = {name: leaf for name, leaf in vars(g).items() if name != "value"}
         value, rest = with_slope(g.value, rest, free, _slope(g, free))
         return ODEGradient(value=value, **rest)
-    if memory == "full":
-        g = _gradient(system, free, *options)
-    else:
-        mesh = _steps(system, free, control).leading()  # memory is planned for the steps taken
-        g = _gradient_on(system, free, mesh, *options)
-    return _checked(system, free, g, options)
+    # Memory is planned for the steps taken, so these are found first.
+    mesh = None if memory == "full" else _steps(system, free, control).leading()
+    return _checked(system, free, _gradient(system, free, *options, mesh), options)
 
 
 def _slope(g: ODEGradient, free: Free) -> Free:
@@ -357,29 +354,20 @@ def _prepared(
     return system, free, (loss, mode, control, memory, reintegrate)
 
 
-@functools.partial(jax.jit, static_argnames=("mode", "control", "memory", "reintegrate"))
-def _gradient(
-    system: System, free: Free, loss: StageFunction, mode: str, control: str, memory: Any, reintegrate: bool
-) -> ODEGradient:
-    keep = "" if reintegrate else "full" if memory == "full" else "times"
-    return _on_mesh(system, free, system.march(free, keep, control == "sensitivities"), loss, mode, memory, reintegrate)
-
-
 @functools.partial(jax.jit, static_argnames="control")
 def _steps(system: System, free: Free, control: str) -> Mesh:
     return system.march(free, "times", control == "sensitivities")
 
 
 @functools.partial(jax.jit, static_argnames=("mode", "control", "memory", "reintegrate"))
-def _gradient_on(
-    system: System, free: Free, mesh: Mesh, loss: StageFunction, mode: str, control: str, memory: Any, reintegrate: bool
-) -> ODEGradient:
-    return _on_mesh(system, free, mesh, loss, mode, memory, reintegrate)
-
-
-def _on_mesh(
-    system: System, free: Free, mesh: Mesh, loss: StageFunction, mode: str, memory: Any, reintegrate: bool
-) -> ODEGradient:
+def _gradient(
+    system: System, free: Free, loss: StageFunction, mode: str, control: str, memory: Any, reintegrate: bool,
+    mesh: Mesh | None = None,
+) -> ODEGradient:  # fmt: skip
+    """Differentiate in the given mode, on the mesh of a march unless one is given."""
+    if mesh is None:
+        keep = "" if reintegrate else "full" if memory == "full" else "times"
+        mesh = system.march(free, keep, control == "sensitivities")
     if mode == "exact":
         return _masked(exact(system, loss, free, mesh, memory))
     if mode == "forward":
@@ -524,6 +512,7 @@ def _second_order(
     system: System, free: Free, along: Free, loss: StageFunction, mode: str, control: str
 ) -> tuple[ODEGradient, ODEGradient]:
     def gradient(free: Free) -> ODEGradient:
-        return _on_mesh(system, free, marched(system, free, control == "sensitivities"), loss, mode, "full", False)
+        mesh = marched(system, free, control == "sensitivities")
+        return _gradient(system, free, loss, mode, control, "full", False, mesh)
 
     return jax.jvp(gradient, (free,), (along,))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, check_scalar, check_tree, is_concrete, result_shape
+from optctl._validate import as_float, as_whole, check_scalar, check_tree, is_concrete, result_shape
 from optctl.continuous.march import MarchStatus, Mesh
 from optctl.continuous.ode import ODE, Event, Signal, increasing
 from optctl.continuous.replay import Replay, event_times, observed, solved
@@ -66,10 +66,9 @@ class Trajectory:
     def __repr__(self) -> str:
         if np.ndim(self.status):
             return f"Trajectory: a batch of shape {np.shape(self.status)}, zs {self.zs.shape}"
-        words = MarchStatus(int(self.status)).name.lower().replace("_", " ")
         return (
-            f"Trajectory: {words} at t = {float(self.t):g} s, {int(self.steps)} steps of {self.system.method}"
-            f" ({int(self.rejected)} rejected), zs {self.zs.shape}"
+            f"Trajectory: {MarchStatus(int(self.status)).words} at t = {float(self.t):g} s, {int(self.steps)} steps of"
+            f" {self.system.method} ({int(self.rejected)} rejected), zs {self.zs.shape}"
         )
 
 
@@ -169,8 +168,7 @@ def prepare(
         raise ValueError(f"`inputs` is a {type(inputs).__name__}; expected optctl.Signal.")
     if event is not None and not isinstance(event, Event):
         raise ValueError(f"`event` is a {type(event).__name__}; expected optctl.Event.")
-    if isinstance(max_steps, bool) or not isinstance(max_steps, int | np.integer) or max_steps < 1:
-        raise ValueError(f"`max_steps` is {max_steps!r}; expected a positive whole number.")
+    max_steps = as_whole(max_steps, "max_steps")
     single = z0.dtype == jnp.float32
     tolerances = []
     for name, value, default in (("rtol", rtol, 1e-4 if single else 1e-7), ("atol", atol, 1e-6 if single else 1e-9)):
@@ -181,7 +179,7 @@ def prepare(
     if inputs is not None:
         inputs = Signal(inputs.ts.astype(ts.dtype), inputs.values.astype(z0.dtype), inputs.kind)
     relative, absolute = tolerances
-    system = System(ode, event, dt, relative, absolute, running_cost, method, int(max_steps))
+    system = System(ode, event, dt, relative, absolute, running_cost, method, max_steps)
     free = Free(z0, params, ts, inputs)
     _check_functions(system, free)
     return system, free
@@ -246,9 +244,8 @@ def raise_if_failed(status: Any, t: Any, y: Any, system: System, t1: Any) -> Non
     end = np.max(np.asarray(t1))
     if t >= end:
         raise RuntimeError(
-            f"the adjoint equation could not be solved backward from t = {t:.9g} s"
-            f" ({MarchStatus(worst).name.lower().replace('_', ' ')}): use mode 'exact', or method='kvaerno5' if it is"
-            " stiff."
+            f"the adjoint equation could not be solved backward from t = {t:.9g} s ({MarchStatus(worst).words}): use"
+            " mode 'exact', or method='kvaerno5' if it is stiff."
         )
     where = f"at t = {t:.9g} s, z = {np.array2string(y[:8], precision=4)}{'...' if y.size > 8 else ''}"
     remedy = "use method='kvaerno5', or check f for a pole" if system.method != "kvaerno5" else "check f for a pole"

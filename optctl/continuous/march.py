@@ -37,6 +37,11 @@ class MarchStatus(enum.IntEnum):
     TOO_MANY_EVENTS = 5
     BAD_TIMES = 6
 
+    @property
+    def words(self) -> str:
+        """The name in words."""
+        return self.name.lower().replace("_", " ")
+
 
 @record()
 class Mesh:
@@ -160,13 +165,7 @@ def march(
         h = t_next - t
         slope = c["slope"] if adaptive else None
         y_next, size, slope_next = try_step(y, t, h, j, slope)
-        finite = jnp.all(jnp.isfinite(y_next))
-        if event is not None:
-            finite &= jnp.isfinite(event(y_next, t_next, j))
-        size = jnp.where(finite, size, jnp.inf)
-        accepted = size <= 1 if adaptive else jnp.isfinite(size)
-        c = dict(c)
-        hit = jnp.asarray(False)
+        finite, hit = jnp.all(jnp.isfinite(y_next)), jnp.asarray(False)
         if event is not None:
             side, surface = c["side"], lambda y, t: event(y, t, j)
             begins, ends = (slope, slope_next) if adaptive else (f(y, t, j), f(y_next, t_next, j))
@@ -174,8 +173,13 @@ def march(
             def at(h: Any) -> Any:
                 return surface(try_step(y, t, h, j, slope)[0], t + h)
 
-            hit, within, beyond = search(surface, at, t, h, (y, begins), (y_next, ends), side, direction)
-            hit &= accepted
+            hit, within, beyond = search(surface, at, (t, y, begins), (t_next, y_next, ends), side, direction)
+            finite &= jnp.isfinite(beyond)
+        size = jnp.where(finite, size, jnp.inf)
+        accepted = size <= 1 if adaptive else jnp.isfinite(size)
+        hit &= accepted
+        c = dict(c)
+        if event is not None:
 
             def to_event() -> tuple[Any, Any, Any]:
                 length = locate(at, within, side)
@@ -186,9 +190,8 @@ def march(
                 t_event = jnp.where(length == h, t_next, t + length)
                 return y_event, t_event, departure(surface, y_event, t_event, f(y_event, t_event, j), scale)
 
-            y_next, t_next, c["side"] = jax.lax.cond(
-                hit, to_event, lambda: (y_next, t_next, jnp.where(accepted, beyond, side))
-            )
+            side_next = jnp.where(accepted & (beyond != 0), jnp.sign(beyond), side)
+            y_next, t_next, c["side"] = jax.lax.cond(hit, to_event, lambda: (y_next, t_next, side_next))
             c["event_steps"] = put(c["event_steps"], c["n"], jnp.where(hit, c["events"], max_events))
             c["events"] = c["events"] + hit
         arrives = accepted & reaches & ~hit
@@ -230,10 +233,10 @@ def march(
         return c
 
     zero = jnp.zeros((), jnp.int32)
+    slope = f(y0, anchors[0], zero)
     start = {
         "y": y0, "t": anchors[0], "j": zero, "n": zero, "rejected": zero, "events": zero,
         "status": jnp.where(valid, zero, int(MarchStatus.BAD_TIMES)),
-        "side": jnp.ones((), dtype),
         "event_steps": jnp.full(max_events + 1, -1, jnp.int32),
         "ts": put(unset((rows + 1,), anchors.dtype), anchors[0], 0),
         "ys": put(unset(((rows if keep == "full" else 0) + 1, width), dtype), y0[:width], 0),
@@ -242,11 +245,11 @@ def march(
     }  # fmt: skip
     if event is not None:
         surface = lambda y, t: event(y, t, zero)  # noqa: E731
-        start["side"] = departure(surface, y0, anchors[0], f(y0, anchors[0], zero), jnp.abs(y0))
+        start["side"] = departure(surface, y0, anchors[0], slope, jnp.abs(y0))
     if adaptive:
-        start["slope"] = f(y0, anchors[0], zero)
+        start["slope"] = slope
         span = anchors[last] - anchors[0]
-        first = _first_length(y0, start["slope"], span, norm, lambda y, t: f(y, t, zero), anchors[0], method)
+        first = _first_length(y0, slope, span, norm, lambda y, t: f(y, t, zero), anchors[0], method)
         start["h"] = jnp.asarray(first, dtype)
     else:
         start["h"] = start_of_interval(zero)

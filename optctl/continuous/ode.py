@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, is_concrete
+from optctl._validate import as_float, as_whole, is_concrete
 from optctl.dynamics.base import as_state
 from optctl.dynamics.pde import tridiagonal_solve
 from optctl.dynamics.stage import own_arguments, stage_function
@@ -185,8 +185,7 @@ class Event:
         object.__setattr__(self, "when", stage_function(self.when, "when", STATE_TIME, least=1))
         if self.reset is not None:
             object.__setattr__(self, "reset", stage_function(self.reset, "reset", STATE_TIME, least=1))
-        if isinstance(self.most, bool) or not isinstance(self.most, int | np.integer) or self.most < 1:
-            raise ValueError(f"`most` is {self.most!r}; expected a positive whole number of events.")
+        as_whole(self.most, "most", "events")
         if self.direction not in (-1, 0, 1):
             raise ValueError(f"`direction` is {self.direction!r}; expected -1, 0 or 1.")
 

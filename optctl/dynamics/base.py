@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, check_like, check_shape, check_tree, result_shape
+from optctl._validate import as_float, as_whole, check_like, check_shape, check_tree, result_shape
 from optctl.dynamics.stage import stage_function
 
 DENSE_LIMIT = 24
@@ -358,10 +358,10 @@ def check_registered(dynamics: Any) -> None:
 
 def check_sizes(nx: Any, nu: Any) -> None:
     """Raise unless nx is None or a positive int and nu is None or a non-negative int."""
-    if nx is not None and (not isinstance(nx, int | np.integer) or nx < 1):
-        raise ValueError(f"`nx` is {nx!r}; expected a positive whole number, the number of states.")
-    if nu is not None and (not isinstance(nu, int | np.integer) or nu < 0):
-        raise ValueError(f"`nu` is {nu!r}; expected a whole number >= 0, the number of inputs.")
+    if nx is not None:
+        as_whole(nx, "nx", "states")
+    if nu is not None:
+        as_whole(nu, "nu", "inputs", least=0)
 
 
 def check_labels(labels: Any, nx: Any, nu: Any) -> None:

@@ -23,6 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optctl._validate import as_whole
+
 
 @dataclass(frozen=True)
 class Binomial:
@@ -46,9 +48,7 @@ class Binomial:
     slots: int
 
     def __post_init__(self) -> None:
-        if isinstance(self.slots, bool) or not isinstance(self.slots, int | np.integer) or self.slots < 1:
-            raise ValueError(f"`slots` is {self.slots!r}; expected a whole number of states to keep, at least 1.")
-        object.__setattr__(self, "slots", int(self.slots))
+        object.__setattr__(self, "slots", as_whole(self.slots, "slots", "states to keep"))
 
     def forward_steps(self, N: int) -> int:
         """Return how many steps forward reversing N stages takes; the adjoint steps' own are not counted."""

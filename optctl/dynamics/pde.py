@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, is_concrete
+from optctl._validate import as_float, as_whole, is_concrete
 from optctl.dynamics.base import AbstractDynamics, Labels
 
 SCHEMES = {"implicit_euler": 1.0, "crank_nicolson": 0.5}
@@ -63,8 +63,7 @@ class _Interval(AbstractDynamics):
     positive: ClassVar[tuple[str, ...]]
 
     def __post_init__(self) -> None:
-        if isinstance(self.n, bool) or not isinstance(self.n, int | np.integer) or self.n < 1:
-            raise ValueError(f"`n` is {self.n!r}; expected a number of interior points, at least 1.")
+        as_whole(self.n, "n", "interior points")
         if self.control not in CONTROLS:
             raise ValueError(f"`control` is {self.control!r}; expected one of {list(CONTROLS)}.")
         for name in self.positive:

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from optctl._validate import as_float, as_weight, check_shape
+from optctl._validate import as_float, as_weight, as_whole, check_shape
 from optctl.lq.model import LQ
 from optctl.lq.solution import LQSolution, solve
 
@@ -107,9 +107,7 @@ def _horizon(horizon: Any, given: dict, x_ref: Any) -> int:
     if x_ref is not None and np.ndim(x_ref) == 2:
         lengths["x_ref"] = np.shape(x_ref)[0] - 1
     if horizon is not None:
-        if isinstance(horizon, bool) or not isinstance(horizon, int | np.integer) or horizon < 1:
-            raise ValueError(f"`horizon` is {horizon!r}; expected a positive whole number of steps N.")
-        lengths["horizon"] = int(horizon)
+        lengths["horizon"] = as_whole(horizon, "horizon", "steps N")
     if not lengths:
         raise ValueError("`horizon` is missing; expected a number of steps N. For an infinite horizon use optctl.dlqr.")
     if len(set(lengths.values())) > 1:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, is_concrete
+from optctl._validate import as_float, is_concrete, is_whole
 from optctl.dynamics.stage import StageFunction
 from optctl.problem import Problem
 
@@ -90,7 +90,7 @@ class LQ:
         fields["x0"] = None if self.x0 is None else as_float(self.x0, "x0", (nx,))
         lengths = {name: value.shape[0] for name, value in fields.items() if _has_stages(name, value)}
         if self.horizon is not None:
-            if isinstance(self.horizon, bool) or not isinstance(self.horizon, int | np.integer):
+            if not is_whole(self.horizon, least=0):  # 0 is refused below, beside the lengths of the data
                 raise ValueError(f"`horizon` is {self.horizon!r}; expected a positive whole number of steps N.")
             lengths["horizon"] = int(self.horizon)
         if not lengths:

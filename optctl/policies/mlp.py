@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
+from optctl._validate import is_whole
 
 ACTIVATIONS = {
     "tanh": jnp.tanh,
@@ -79,7 +80,7 @@ def mlp(widths: Any, activation: str = "tanh") -> MLP:
         >>> policy(jnp.ones(4), 0, policy.init(0)).shape
         (1,)
     """
-    whole = isinstance(widths, list | tuple) and all(isinstance(n, int | np.integer) and n >= 1 for n in widths)
+    whole = isinstance(widths, list | tuple) and all(is_whole(n) for n in widths)
     if not whole or len(widths) < 2:
         raise ValueError(f"`widths` is {widths!r}; expected a list of at least input and output, whole numbers >= 1.")
     sizes = tuple(int(n) for n in widths)

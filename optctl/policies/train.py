@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, check_scalar, check_tree
+from optctl._validate import as_float, as_whole, check_scalar, check_tree, is_whole
 from optctl.adjoint.gradient import costate_gradient, total_cost
 from optctl.dynamics.layers import Layers
 from optctl.policies.closed_loop import closed_loop
@@ -167,8 +167,7 @@ def train(
         raise ValueError("`data` has no rows; expected at least one sample.")
     if jax.tree.structure(check) != jax.tree.structure(data):  # type: ignore[operator]
         raise ValueError("`validation` differs in structure from `data`; expected the same arrays, of other samples.")
-    whole = isinstance(batch_size, int | np.integer) and not isinstance(batch_size, bool)
-    if batch_size is not None and not (whole and 1 <= batch_size <= many):
+    if batch_size is not None and not (is_whole(batch_size) and batch_size <= many):
         raise ValueError(f"`batch_size` is {batch_size}; expected 1 to {many}, the number of samples.")
     check_scalar(loss, "loss", params, check)
     optimizer = _default_optimizer("policy") if optimizer is None else optimizer
@@ -228,7 +227,7 @@ def train_policy(
     """
     loop = closed_loop(problem, policy)
     params = jax.tree.map(jnp.asarray, check_tree(params, "params"))
-    if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
+    if batch_size is not None and not is_whole(batch_size):
         raise ValueError(f"`batch_size` is {batch_size}; expected at least 1, or None for all states.")
     nx = problem.dynamics.nx
     if callable(x0s):
@@ -299,7 +298,7 @@ def train_layers(
     targets = jnp.asarray(targets)
     if targets.shape[:1] != inputs.shape[:1]:
         raise ValueError(f"`targets` has {targets.shape[0]} rows; expected {inputs.shape[0]}, as `inputs` has.")
-    if isinstance(batch_size, bool) or not 1 <= batch_size <= inputs.shape[0]:
+    if not is_whole(batch_size) or batch_size > inputs.shape[0]:
         raise ValueError(f"`batch_size` is {batch_size}; expected 1 to {inputs.shape[0]}, the number of rows.")
     optimizer = _default_optimizer("layers") if optimizer is None else optimizer
     params = jax.tree.map(jnp.asarray, check_tree(params, "params"))
@@ -320,8 +319,7 @@ def _train(
 ) -> TrainingResult:
     """Run the loop in compiled chunks of `check_every` steps."""
     for name, value in (("steps", steps), ("check_every", check_every)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"`{name}` is {value!r}; expected a positive whole number.")
+        as_whole(value, name)
     if not hasattr(optimizer, "init"):
         raise ValueError(
             f"`optimizer` is a {type(optimizer).__name__}; expected one of optax, such as optax.adam(1e-3)."

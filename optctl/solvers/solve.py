@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl import lq
-from optctl._validate import as_float, check_shape, is_concrete
+from optctl._validate import as_float, as_whole, check_shape, is_concrete
 from optctl.adjoint.gradient import Gradient
 from optctl.adjoint.hessian import require_second_derivatives
 from optctl.lq.model import LQ, is_linear_quadratic
@@ -130,9 +130,7 @@ def solve(
             "`verbose` prints on the host; leave it out under jit, vmap or grad, and print sol.table() after."
         )
     limit = MAX_ITERATIONS[method] if max_iterations is None else max_iterations
-    limit = 2 * z.size + 10 if limit is None else limit
-    if isinstance(limit, bool) or not isinstance(limit, int | np.integer) or limit < 0:
-        raise ValueError(f"`max_iterations` is {max_iterations!r}; expected a whole number >= 0.")
+    limit = as_whole(2 * z.size + 10 if limit is None else limit, "max_iterations", least=0)
     if method == "interior_point":
         options = asked if isinstance(asked, InteriorPoint) else InteriorPoint()
         settings = Settings(tolerance, options.barrier, options.hessian == "exact", int(limit))

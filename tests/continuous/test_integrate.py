@@ -55,6 +55,16 @@ def test_an_event_soon_after_the_start(height, span):
     np.testing.assert_allclose(fall.t, (np.sqrt(1 + 2 * 9.81 * height) - 1) / 9.81, rtol=1e-8)
 
 
+def test_events_where_their_slope_is_infinite():
+    """log z starts at -inf and passes zero at 1; 1e-3 + sqrt(1 - t) ends above zero."""
+    rise = oc.integrate(lambda z: 0 * z + 1, [0.0], [-2.0, 1.0], event=oc.Event(lambda z: jnp.log(z[0])))
+    np.testing.assert_allclose(rise.event_times, [-1.0], rtol=1e-12)
+    later = oc.integrate(lambda z: 0 * z + 1, [1.0], [0.0, 3.0], event=oc.Event(lambda z: jnp.log(z[0] - 1)))
+    np.testing.assert_allclose(later.event_times, [1.0], rtol=1e-12)
+    above = oc.integrate(lambda z: 0 * z, [0.0], [0.0, 1.0], event=oc.Event(lambda z, t: 1e-3 + jnp.sqrt(1 - t)))
+    assert above.event_times.size == 0
+
+
 def test_second_derivatives_in_start_time_and_state():
     """z(2) = z0 exp(-p (sin 2 - sin t0)), with a look in between."""
     ode = oc.ODE(lambda z, t, p: -p * z * jnp.cos(t))
@@ -219,6 +229,7 @@ def test_arguments_by_name():
             "`reset` returns int64",
         ),
         (lambda: oc.ode_gradient(DECAY, lambda zs: 1, [1.0], [0.0, 1.0], 0.5), "`loss` returns int"),
+        (lambda: oc.ode_gradient(DECAY, lambda zs: None, [1.0], [0.0, 1.0], 0.5), "`loss` returns shape NoneType"),
         (
             lambda: oc.ode_hessian_vector_product(DECAY, last, [1.0], [0.0, 1.0], 0.5, dinputs=[1.0]),
             "`dinputs` is given, but there are no `inputs`",
