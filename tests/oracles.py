@@ -147,62 +147,71 @@ def check_kkt(problem, sol, *, tolerance):
 def check_optimality(problem, sol, *, tolerance):
     """Check states, inputs, costates and multipliers of a solution against the first-order conditions.
 
-    The Lagrangian is written out stage by stage from the problem's functions and differentiated by `jax.grad`; the
-    sizes of its slope, violations and products are returned, each asserted to be within the tolerance (products and
-    slopes relative to 1 + |cost|).
+    The Lagrangian is written out from the problem's functions and differentiated by `jax.grad`; the sizes of its slope,
+    of violations, of wrong signs and of products are returned, each within the tolerance (slopes and products relative
+    to 1 + |cost|).
     """
     N, params, mu = problem.horizon, sol.params, {k: jnp.asarray(v) for k, v in sol.multipliers.items()}
-    limit = lambda name: None if getattr(problem, name) is None else np.asarray(getattr(problem, name), float)
-    full = lambda name, z: np.broadcast_to(limit(name), z.shape)
     given = problem.x0 is not None
-    constraints = []  # value (should be <= 0 or = 0), multiplier, is it an equality
+    ts = jnp.arange(N)
+
+    def gaps(xs, us):
+        return jax.vmap(lambda x, u, t: problem.dynamics.step(x, u, t, params))(xs[:-1], us, ts) - xs[1:]
+
+    def values(xs, us):
+        made = {}
+        for name in ("path_inequality", "path_equality"):
+            f = getattr(problem, name)
+            if f is not None:
+                made[name] = jax.vmap(lambda x, u, t, f=f: f(x, u, t, params))(xs[:-1], us, ts)
+        for name in ("terminal_inequality", "terminal_equality"):
+            if getattr(problem, name) is not None:
+                made[name] = getattr(problem, name)(xs[N], params)
+        for name in ("u_min", "u_max", "x_min", "x_max", "x0_min", "x0_max"):
+            if getattr(problem, name) is not None:
+                z = {"u_": us, "x_": xs, "x0": xs[0]}[name[:2]]
+                bound = np.broadcast_to(np.asarray(getattr(problem, name), float), z.shape)
+                there = np.isfinite(bound)
+                if name[:2] == "x_" and given:
+                    there = there & (np.arange(N + 1) > 0)[:, None]
+                gap = np.where(there, bound, 0.0) - z
+                made[name] = jnp.where(there, gap if name.endswith("min") else -gap, -1.0)
+        return made
 
     def lagrangian(xs, us):
-        total, parts = 0.0, []
-        for t in range(N):
-            if problem.stage_cost is not None:
-                total += problem.stage_cost(xs[t], us[t], t, params)
-            total += sol.costates[t + 1] @ (problem.dynamics.step(xs[t], us[t], t, params) - xs[t + 1])
-            for name in ("path_inequality", "path_equality"):
-                if getattr(problem, name) is not None:
-                    parts.append((getattr(problem, name)(xs[t], us[t], t, params), mu[name][t], name))
+        total = jnp.sum(sol.costates[1:] * gaps(xs, us))
+        if problem.stage_cost is not None:
+            total += jnp.sum(jax.vmap(lambda x, u, t: problem.stage_cost(x, u, t, params))(xs[:-1], us, ts))
         if problem.terminal_cost is not None:
             total += problem.terminal_cost(xs[N], params)
         if problem.initial_cost is not None:
             total += problem.initial_cost(xs[0], params)
-        for name in ("terminal_inequality", "terminal_equality"):
-            if getattr(problem, name) is not None:
-                parts.append((getattr(problem, name)(xs[N], params), mu[name], name))
-        for name in ("u_min", "u_max", "x_min", "x_max", "x0_min", "x0_max"):
-            if limit(name) is None:
-                continue
-            z = {"u_": us, "x_": xs, "x0": xs[0]}[name[:2]]
-            there = np.isfinite(full(name, z))
-            if name[:2] == "x_" and given:
-                there = there & (np.arange(N + 1) > 0)[:, None]
-            gap = jnp.where(there, np.where(there, full(name, z), 0.0) - z, -1.0)
-            parts.append((gap if name.endswith("min") else jnp.where(there, -gap, -1.0), mu[name], name))
-        constraints[:] = parts
-        return total + sum(jnp.sum(multiplier * value) for value, multiplier, _ in parts)
+        return total + sum(jnp.sum(mu[name] * value) for name, value in values(xs, us).items())
 
-    xs, us = jnp.asarray(sol.xs), jnp.asarray(sol.us)
-    g_xs, g_us = (np.asarray(g) for g in jax.grad(lagrangian, (0, 1))(xs, us))
-    lagrangian(xs, us)
+    @jax.jit
+    def everything(xs, us):
+        return jax.grad(lagrangian, (0, 1))(xs, us), gaps(xs, us), values(xs, us)
+
+    (g_xs, g_us), gap, value = jax.tree.map(np.asarray, everything(jnp.asarray(sol.xs), jnp.asarray(sol.us)))
     size = 1 + abs(float(sol.cost))
-    stationarity = max(np.abs(g_xs[1:]).max(), np.abs(g_us).max(initial=0)) / size
+    figures = {
+        "stationarity": max(np.abs(g_xs[1:]).max(), np.abs(g_us).max(initial=0)) / size,
+        "violation": np.abs(gap).max(),
+        "wrong": 0.0,
+        "product": 0.0,
+    }
     if not given:
-        stationarity = max(stationarity, np.abs(g_xs[0]).max() / size)
-    violation = max(np.abs(problem.dynamics.step(xs[t], us[t], t, params) - xs[t + 1]).max() for t in range(N))
-    product = wrong = 0.0
-    for value, multiplier, name in constraints:
-        value, multiplier = np.asarray(value), np.asarray(multiplier)
-        assert value.shape == multiplier.shape, name
+        figures["stationarity"] = max(figures["stationarity"], np.abs(g_xs[0]).max() / size)
+    assert set(value) == set(mu)
+    for name, c in value.items():
+        multiplier = np.asarray(mu[name])
+        assert c.shape == multiplier.shape, name
         equality = name.endswith("_equality")
-        violation = max(violation, (np.abs(value) if equality else np.maximum(value, 0)).max(initial=0))
+        worst = (np.abs(c) if equality else np.maximum(c, 0)).max(initial=0)
+        figures["violation"] = max(figures["violation"], worst)
         if not equality:
-            wrong = max(wrong, (-multiplier).max(initial=0))
-            product = max(product, np.abs(value * multiplier).max(initial=0) / size)
-    figures = {"stationarity": stationarity, "violation": violation, "wrong": wrong, "product": product}
+            figures["wrong"] = max(figures["wrong"], (-multiplier).max(initial=0))
+            figures["product"] = max(figures["product"], np.abs(c * multiplier).max(initial=0) / size)
     assert max(figures.values()) <= tolerance, figures
     return figures
 
