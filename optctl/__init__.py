@@ -62,7 +62,7 @@ from optctl.estimation import (
 from optctl.lq import LQSolution, dare, dlqe, dlqr, lqr, to_cvxpy
 from optctl.policies import MLP, TrainingResult, closed_loop, mlp, train, train_layers, train_policy
 from optctl.problem import Problem
-from optctl.solvers import Certificate, History, Solution, Status, solve
+from optctl.solvers import Certificate, History, InteriorPoint, Solution, Status, solve
 
 __version__ = "0.1.0"
 
@@ -80,6 +80,7 @@ __all__ = [
     "Event",
     "Gradient",
     "History",
+    "InteriorPoint",
     "LQSolution",
     "Labels",
     "Layers",

@@ -27,7 +27,8 @@ from optctl.dynamics.stage import STATE, stage_function
 STAGE_FUNCTIONS = ("stage_cost", "path_inequality", "path_equality")
 STATE_FUNCTIONS = ("terminal_cost", "initial_cost", "terminal_inequality", "terminal_equality")
 BOUNDS = ("u_min", "u_max", "x_min", "x_max", "x0_min", "x0_max")
-CONSTRAINTS = (*BOUNDS, "path_inequality", "path_equality", "terminal_inequality", "terminal_equality")
+PARAMS_BOUNDS = ("params_min", "params_max")
+CONSTRAINTS = (*BOUNDS, *PARAMS_BOUNDS, "path_inequality", "path_equality", "terminal_inequality", "terminal_equality")
 
 REMEMBERED = 256
 _CHECKED: set[tuple] = set()
@@ -51,6 +52,8 @@ class Problem:
         x_max: upper bound of the states.
         x0_min: lower bound of a free x_0: a number or (nx,); equal bounds fix a component.
         x0_max: upper bound of a free x_0.
+        params_min: lower bound of parameters that a solver is to find: a number, or a pytree like params.
+        params_max: upper bound of those.
         path_inequality: `g(x, u[, t[, params]])`, a vector, g <= 0 at every stage 0..N-1.
         path_equality: `h(x, u[, t[, params]])`, a vector, h = 0 at every stage.
         terminal_inequality: `gN(x[, params])`, a vector, gN <= 0.
@@ -89,6 +92,8 @@ class Problem:
     x_max: Any = None
     x0_min: Any = None
     x0_max: Any = None
+    params_min: Any = None
+    params_max: Any = None
     path_inequality: Any = None
     path_equality: Any = None
     terminal_inequality: Any = None
@@ -221,6 +226,9 @@ class Problem:
 
     def _check_bounds(self) -> None:
         nx, nu, N = self.dynamics.nx, self.dynamics.nu, self.steps
+        for name in PARAMS_BOUNDS:
+            if getattr(self, name) is not None:
+                self._set(name, _check_params_bound(getattr(self, name), name, self.params))
         if self.x0 is not None and nx is None and np.ndim(self.x0) == 1:
             nx = np.shape(self.x0)[0]
         if self.x0 is not None and (self.x0_min is not None or self.x0_max is not None):
@@ -232,8 +240,12 @@ class Problem:
                 self._set(name, _own(bound))
                 if is_concrete(bound) and (np.asarray(bound) == (np.inf if name.endswith("min") else -np.inf)).any():
                     raise ValueError(f"`{name}` holds {'+' if name.endswith('min') else '-'}inf: no point is feasible.")
-        for low, high in zip(BOUNDS[::2], BOUNDS[1::2], strict=True):
-            lower, upper = getattr(self, low), getattr(self, high)
+        names = zip(BOUNDS[::2], BOUNDS[1::2], strict=True)
+        pairs = [(low, high, getattr(self, low), getattr(self, high)) for low, high in names]
+        if self.params_min is not None and self.params_max is not None:
+            sides = jax.tree.leaves(self.params_min), jax.tree.leaves(self.params_max)
+            pairs += [(*PARAMS_BOUNDS, lower, upper) for lower, upper in zip(*sides, strict=True)]
+        for low, high, lower, upper in pairs:
             if lower is not None and upper is not None and is_concrete((lower, upper)):
                 gap = np.asarray(upper) - np.asarray(lower)
                 if (gap < 0).any():
@@ -277,6 +289,24 @@ def _check_horizon(horizon: Any, dynamics: AbstractDynamics) -> int:
     if dynamics.horizon is not None and dynamics.horizon != horizon:
         raise ValueError(f"`horizon` is {horizon}, but the dynamics have {dynamics.horizon} stages.")
     return horizon
+
+
+def _check_params_bound(value: Any, name: str, params: Any) -> Any:
+    """Return a bound as a pytree like params; one number bounds them all."""
+    if jax.tree.structure(value) != jax.tree.structure(params):  # type: ignore[operator]
+        if np.ndim(value) or not isinstance(value, int | float | np.number | jax.Array | np.ndarray):
+            raise ValueError(f"`{name}` differs in structure from `params`; expected the same, or one number.")
+        value = jax.tree.map(lambda leaf: value, params)
+
+    def leaf(bound: Any, like: Any) -> Any:
+        bound = as_float(bound, name, finite=False)
+        if np.ndim(bound):
+            check_shape(bound, name, np.shape(like))
+        if is_concrete(bound) and np.isnan(bound).any():
+            raise ValueError(f"`{name}` holds NaN; expected numbers, or infinity where there is no bound.")
+        return jnp.broadcast_to(bound, np.shape(like))
+
+    return jax.tree.map(leaf, value, params)
 
 
 def _check_bound(value: Any, name: str, width: int | None, rows: int | None) -> Any:

@@ -89,7 +89,7 @@ METHODS: dict[str, Callable] = {
 }
 
 
-@record(static=("method", "nx", "nu", "labels"))
+@record(static=("method", "nx", "nu", "labels", "hold"))
 class Discretized(AbstractDynamics):
     """An ODE stepped by a fixed scheme; made by `discretize`."""
 
@@ -99,6 +99,7 @@ class Discretized(AbstractDynamics):
     nx: int | None = None
     nu: int | None = None
     labels: Labels | None = None
+    hold: str = "constant"
 
     @property
     def horizon(self) -> int | None:  # type: ignore[override]
@@ -107,15 +108,45 @@ class Discretized(AbstractDynamics):
 
     def step(self, x: Any, u: Any, t: Any, params: Any) -> Any:
         """One step of the scheme; `t` is the stage index, the ODE sees seconds."""
+        start, h = self.interval(t, x.dtype)
+        if self.method == "zoh":
+            return _zero_order_hold(lambda x, u: self._rate(x, u, start, params), x, u, h)
+        held = self.held(u, start, h)
+        return METHODS[self.method](lambda x, seconds: self._rate(x, held(seconds), seconds, params), x, start, h)
+
+    def integral(self, rate: Callable) -> "RunningCost":
+        """Return the stage cost that integrates `rate(x, u[, t[, params]])` by the scheme of these dynamics.
+
+        Args:
+            rate: cost per second, a scalar; t in seconds, u as the ODE sees it.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> import optctl as oc
+            >>> dynamics = oc.discretize(lambda x, u: u, 0.5, nx=1, nu=1)
+            >>> print(dynamics.integral(lambda x, u: x[0])(jnp.array([1.0]), jnp.array([2.0]), 0, None))
+            0.75
+        """
+        if self.method == "zoh":
+            raise ValueError(
+                "`method` is 'zoh', which integrates linear models only; expected another for an integral."
+            )
+        return RunningCost(self, stage_function(rate, "rate"))
+
+    def interval(self, t: Any, dtype: Any) -> tuple[Any, Any]:
+        """Return start and length of step t in seconds."""
         if jnp.ndim(self.dt):
             h, start = self.dt[t], jnp.cumsum(self.dt)[t] - self.dt[t]
         else:
             h, start = self.dt, t * self.dt
-        # A strongly typed step would turn float32 states into float64.
-        h, start = jnp.asarray(h, x.dtype), jnp.asarray(start, x.dtype)
-        if self.method == "zoh":
-            return _zero_order_hold(lambda x, u: self._rate(x, u, start, params), x, u, h)
-        return METHODS[self.method](lambda x, seconds: self._rate(x, u, seconds, params), x, start, h)
+        return jnp.asarray(start, dtype), jnp.asarray(h, dtype)  # a strongly typed step would turn float32 into float64
+
+    def held(self, u: Any, start: Any, h: Any) -> Callable:
+        """Return the input within a step as a function of seconds."""
+        if self.hold == "constant":
+            return lambda seconds: u
+        first, last = jnp.split(u, 2)
+        return lambda seconds: first + (seconds - start) / h * (last - first)
 
     def rehearse(self, x0: Any, us: Any, params: Any) -> None:
         """With "zoh", check that the ODE is linear at these parameters."""
@@ -126,6 +157,27 @@ class Discretized(AbstractDynamics):
         return as_state(self.ode(x, u, seconds, params))
 
 
+@record()
+class RunningCost:
+    """The integral of a rate over each step, by the scheme of the dynamics; made by `Discretized.integral`."""
+
+    dynamics: Discretized
+    rate: StageFunction
+
+    def __call__(self, x: Any, u: Any, t: Any, params: Any) -> Any:
+        """Return the cost of stage t."""
+        dynamics = self.dynamics
+        start, h = dynamics.interval(t, x.dtype)
+        held = dynamics.held(u, start, h)
+
+        def f(z: Any, seconds: Any) -> Any:
+            now = held(seconds)
+            rate = self.rate(z[:-1], now, seconds, params)
+            return jnp.append(dynamics._rate(z[:-1], now, seconds, params), rate)
+
+        return METHODS[dynamics.method](f, jnp.append(x, jnp.zeros((), x.dtype)), start, h)[-1]
+
+
 def discretize(
     ode: Callable,
     dt: Any,
@@ -134,6 +186,7 @@ def discretize(
     nx: int | None = None,
     nu: int | None = None,
     labels: Labels | None = None,
+    hold: str = "constant",
 ) -> Discretized | LinearDynamics:
     """Turn an ODE into dynamics with inputs held constant over each step.
 
@@ -146,12 +199,15 @@ def discretize(
         nx: number of states; None takes the model's, or leaves it to the data.
         nu: number of inputs; likewise ("zoh" needs both).
         labels: `Labels` with names and units for figures; None takes the model's.
+        hold: "constant", u is held over each step; "linear", u moves from one value to another within each step, so
+            that a stage's input is (u at its start, u at its end), 2 nu numbers. Optimal inputs are then found to
+            second order in dt and their cost to fourth, where held ones give first and second.
 
     Returns:
         Dynamics; with "zoh" and no parameters, `LinearDynamics`.
 
     Raises:
-        ValueError: for an unknown method, dt not positive, or "zoh" on a model that is not linear.
+        ValueError: for an unknown method or hold, dt not positive, or "zoh" on a model that is not linear.
 
     Example:
         >>> import optctl as oc
@@ -172,7 +228,13 @@ def discretize(
     check_sizes(nx, nu)
     labels = getattr(ode, "labels", None) if labels is None else labels
     check_labels(labels, nx, nu)
-    dynamics = Discretized(stage_function(ode, "ode"), step, method, nx, nu, labels)
+    if hold not in ("constant", "linear") or (hold == "linear" and method == "zoh"):
+        raise ValueError(f"`hold` is {hold!r} with method '{method}'; expected 'constant', or 'linear' but with 'zoh'.")
+    both = nu if nu is None or hold == "constant" else 2 * nu
+    if both != nu and labels is not None:
+        inputs = tuple(f"{name} at the {end}" for end in ("start", "end") for name in labels.inputs)
+        labels = Labels(labels.states, inputs)
+    dynamics = Discretized(stage_function(ode, "ode"), step, method, nx, both, labels, hold)
     if nx is not None and nu is not None and not dynamics.ode.takes("params"):
         dtype = jnp.zeros(()).dtype
         got = result_shape(

@@ -1,6 +1,7 @@
 """Who decides: the solvers and their one result type."""
 
+from optctl.solvers.interior_point import InteriorPoint
 from optctl.solvers.solution import Certificate, History, Solution, Status
 from optctl.solvers.solve import METHODS, solve
 
-__all__ = ["METHODS", "Certificate", "History", "Solution", "Status", "solve"]
+__all__ = ["METHODS", "Certificate", "History", "InteriorPoint", "Solution", "Status", "solve"]

@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 from optctl._validate import as_float
 from optctl.solvers.interior_point import InteriorPoint, Settings, interior_point
-from optctl.solvers.lift import lift, split
+from optctl.solvers.lift import BEHIND, lift, split
 from optctl.solvers.objective import Objective
 from optctl.solvers.solution import Solution
 
@@ -59,13 +59,17 @@ def constrained(
         if warm is not None:
             zeros = jnp.zeros((N + 1, flat.size), dtype)
             warm = warm | {"costates": jnp.concatenate([warm["costates"], zeros], axis=1)}
+
+    def lower(solution: Solution) -> Solution:
+        return _lowered(solution, params, nx, vars(objective.problem)) if lifted else solution
+
     # What is not free is no guess: derivatives go through it.
     solution = interior_point(
         problem, us, xs, None if lifted else params, x0_free, settings, warm=warm,
         failed_derivative=options.failed_derivative, time_limit=time_limit, every=every,
-        callback=None if callback is None else lambda sol: callback(_lowered(sol, params, nx) if lifted else sol),
+        callback=None if callback is None else lambda solution: callback(lower(solution)),
     )  # fmt: skip
-    return _lowered(solution, params, nx) if lifted else solution
+    return lower(solution)
 
 
 @jax.jit
@@ -91,12 +95,16 @@ def _check_warm(warm_start: Any, objective: Objective) -> dict[str, Any]:
     return {"costates": warm_start.costates, "multipliers": warm_start.multipliers}
 
 
-def _lowered(solution: Solution, params: Any, nx: int) -> Solution:
+def _lowered(solution: Solution, params: Any, nx: int, bounds: dict[Any, Any]) -> Solution:
     """Take the parameters out of the states again."""
-    multipliers = {
-        name: value[..., :nx] if name in ("x_min", "x_max", "x0_min", "x0_max") else value
-        for name, value in solution.multipliers.items()
-    }
+    multipliers = dict(solution.multipliers)
+    for name, of_params in BEHIND.items():
+        if name in multipliers:
+            if bounds.get(of_params) is not None:
+                multipliers[of_params] = split(multipliers[name], params)[1]
+            multipliers[name] = multipliers[name][..., :nx]
+            if bounds.get(name) is None:
+                del multipliers[name]
     k = solution.k + jnp.einsum("tij,tj->ti", solution.K[:, :, nx:], solution.xs[:-1, nx:])
     return replace(
         solution, xs=solution.xs[:, :nx], x0=solution.x0[:nx], params=split(solution.xs[0], params)[1],

@@ -10,6 +10,9 @@ from optctl.dynamics.base import AbstractDynamics
 from optctl.dynamics.stage import StageFunction
 from optctl.problem import STAGE_FUNCTIONS, STATE_FUNCTIONS, Problem
 
+BEHIND = {"x_min": None, "x_max": None, "x0_min": "params_min", "x0_max": "params_max"}
+"""Bounds of states, and the bounds of parameters that go behind them."""
+
 
 @record(static=("nx",))
 class Lifted(AbstractDynamics):
@@ -76,7 +79,8 @@ def split(x: Any, like: Any) -> tuple[Any, Any]:
 
 def lift(problem: Problem, params: Any, nx: int) -> Problem:
     """Return the problem in (x, p), its x_0 free: the caller keeps the components that are given."""
-    size = ravel_pytree(params)[0].size
+    flat = ravel_pytree(params)[0]
+    size, dtype = flat.size, flat.dtype
     changes: dict[str, Any] = {}
     for name in (*STAGE_FUNCTIONS, *STATE_FUNCTIONS):
         function = getattr(problem, name)
@@ -85,11 +89,15 @@ def lift(problem: Problem, params: Any, nx: int) -> Problem:
             arguments = ("x", "u", "t") if stage else ("x",)
             call = LiftedFunction(function, params, stage)
             changes[name] = StageFunction(call, tuple(range(len(arguments))), (), arguments, name)
-    for name in ("x_min", "x_max", "x0_min", "x0_max"):
-        bound = getattr(problem, name)
-        if bound is not None:
-            bound = jnp.broadcast_to(bound, (*jnp.shape(bound)[:-1], nx)) if jnp.ndim(bound) else jnp.full(nx, bound)
-            nothing = jnp.full((*bound.shape[:-1], size), -jnp.inf if name.endswith("min") else jnp.inf, bound.dtype)
-            changes[name] = jnp.concatenate([bound, nothing], axis=-1)
+    for name, of_params in BEHIND.items():
+        bound, nothing = getattr(problem, name), -jnp.inf if name.endswith("min") else jnp.inf
+        own = None if of_params is None else getattr(problem, of_params)
+        if bound is not None or own is not None:
+            bound = jnp.asarray(nothing if bound is None else bound, dtype)
+            bound = jnp.broadcast_to(bound, (*bound.shape[:-1], nx)) if bound.ndim else jnp.full(nx, bound)
+            more = jnp.full(size, nothing, dtype) if own is None else ravel_pytree(own)[0].astype(dtype)
+            more = jnp.broadcast_to(more, (*bound.shape[:-1], size))
+            changes[name] = jnp.concatenate([bound, more], axis=-1)
+    changes |= {"params_min": None, "params_max": None}
     dynamics = Lifted(problem.dynamics, params, nx + size)
     return problem.replace(dynamics=dynamics, x0=None, params=None, **changes)

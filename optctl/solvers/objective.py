@@ -66,14 +66,14 @@ class Objective:
         """Return the lower and upper bounds of z, infinite where there are none."""
         sides = []
         for side, nothing in (("min", -jnp.inf), ("max", jnp.inf)):
-            us, x0 = getattr(self.problem, f"u_{side}"), getattr(self.problem, f"x0_{side}")
+            us, x0, params = (getattr(self.problem, f"{name}_{side}") for name in ("u", "x0", "params"))
             full = Objective(
                 self.problem,
                 None
                 if self.us is None
                 else jnp.broadcast_to(jnp.asarray(nothing if us is None else us), self.us.shape),
                 jnp.broadcast_to(jnp.asarray(nothing if x0 is None else x0), self.x0.shape),
-                jax.tree.map(lambda leaf, n=nothing: jnp.full_like(leaf, n), self.params),
+                jax.tree.map(lambda leaf, n=nothing: jnp.full_like(leaf, n), self.params) if params is None else params,
                 self.free,
             )
             sides.append(self.pack(full))

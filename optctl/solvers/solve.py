@@ -13,7 +13,7 @@ from optctl._validate import as_float, as_whole, check_shape, is_concrete
 from optctl.adjoint.gradient import Gradient
 from optctl.adjoint.hessian import require_second_derivatives
 from optctl.lq.model import LQ, is_linear_quadratic
-from optctl.problem import Problem, once
+from optctl.problem import PARAMS_BOUNDS, Problem, once
 from optctl.solvers.cg import conjugate_gradient, lowest_curvature, slope_mismatch
 from optctl.solvers.constrained import constrained
 from optctl.solvers.descent import gradient_descent
@@ -43,7 +43,14 @@ MAX_ITERATIONS = {
 TAKES_BOUNDS = ("gradient_descent", "lbfgs")
 SMALL = 100
 """Largest nx + nu for which bounds alone lead to the interior point method, whose matrices are dense."""
-VARIABLE_BOUNDS = ("u_min", "u_max", "x0_min", "x0_max")
+VARIABLE_BOUNDS = {
+    "u_min": "us",
+    "u_max": "us",
+    "x0_min": "x0",
+    "x0_max": "x0",
+    "params_min": "params",
+    "params_max": "params",
+}
 
 
 def solve(
@@ -275,14 +282,14 @@ def _pick(problem: Problem, objective: Objective, method: Any) -> str:
 
 
 def _refuse_constraints(problem: Problem, objective: Objective, method: str) -> None:
-    if method == "interior_point":
-        return
-    bounded = [name for name in VARIABLE_BOUNDS if ("us" if name[0] == "u" else "x0") in objective.free]
+    bounded = [name for name, variable in VARIABLE_BOUNDS.items() if variable in objective.free]
     taken = bounded if method in TAKES_BOUNDS else []
     refused = [name for name in problem.constraint_names if name not in taken]
+    if method == "interior_point":
+        refused = [name for name in refused if name in PARAMS_BOUNDS and "params" not in objective.free]
     if not refused:
         return
-    if all(name in VARIABLE_BOUNDS for name in refused) and method not in TAKES_BOUNDS:
+    if all(name in VARIABLE_BOUNDS for name in refused) and method not in (*TAKES_BOUNDS, "interior_point"):
         remedy = "use method='interior_point', 'lbfgs' or 'gradient_descent', which take them"
     elif all(name in VARIABLE_BOUNDS for name in refused):
         remedy = f"they bound what is not free (free: {', '.join(objective.free)}); remove them"
@@ -351,8 +358,8 @@ def _finish(objective: Objective, iterate: Iterate, tolerance: Any, K: Any, k: A
     fallen = g.cost < -1e6 * (1 + jnp.where(jnp.isfinite(first), first, 0.0))
     status = jnp.where(fallen & ~converged, int(Status.UNBOUNDED), status)
     by_name = {
-        name: multipliers[name.endswith("max")]["us" if name.startswith("u") else "x0"]
-        for name in VARIABLE_BOUNDS
+        name: multipliers[name.endswith("max")][variable]
+        for name, variable in VARIABLE_BOUNDS.items()
         if getattr(objective.problem, name) is not None
     }
     history = iterate.history
