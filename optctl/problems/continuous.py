@@ -56,13 +56,13 @@ def brachistochrone(horizon: int = 60, tf: str = "state") -> KnownProblem:
     guess = np.stack([10 * s, 10 - 5 * s, 9 * s], axis=1)
     bounds: dict[str, Any] = {"u_min": 0.0, "u_max": np.pi, "horizon": horizon, "terminal_equality": _landed}
     if tf == "params":
-        dynamics: Any = discretize(_falls_for, 1.0 / horizon, nx=3, nu=1, labels=labels, hold="linear")
+        dynamics = discretize(_falls_for, 1.0 / horizon, nx=3, nu=1, labels=labels, hold="linear")
         problem = Problem(
             dynamics, terminal_cost=_parameter, x0=guess[0], params=1.5, params_min=0.1, params_max=10.0, **bounds
         )  # fmt: skip
         return KnownProblem(problem, 1.8016031224530815, np.ones((horizon, 2)), guess, ("us", "params"))
     labels = Labels((*labels.states, "final time [s]"), labels.inputs)
-    dynamics: Any = discretize(_falls, 1.0 / horizon, nx=4, nu=1, labels=labels, hold="linear")
+    dynamics = discretize(_falls, 1.0 / horizon, nx=4, nu=1, labels=labels, hold="linear")
     problem = Problem(
         dynamics, terminal_cost=_last, x0_min=np.append(guess[0], 0.1), x0_max=np.append(guess[0], 10.0), **bounds
     )  # fmt: skip
@@ -136,7 +136,7 @@ def least_time(horizon: int = 20, tf: str = "state") -> KnownProblem:
     """
     bounds: dict[str, Any] = {"u_min": -1.0, "u_max": 1.0, "horizon": horizon}
     if tf == "params":
-        dynamics: Any = discretize(_rail_for, 1.0 / horizon, nx=2, nu=1, labels=RAIL)
+        dynamics = discretize(_rail_for, 1.0 / horizon, nx=2, nu=1, labels=RAIL)
         problem = Problem(
             dynamics, terminal_cost=_parameter, x0=[1.0, 0.0], params=1.0, params_min=0.1, params_max=10.0,
             terminal_equality=lambda x: x, **bounds,

@@ -110,7 +110,10 @@ def start(
     slopes = jax.grad(lambda xs, us: problem.trajectory_cost(xs, us, params), (0, 1))(xs, us)
     scale = jnp.maximum(1.0, jnp.maximum(largest(slopes[0]), largest(slopes[1])) / 100)
     scale = jnp.where(jnp.isfinite(scale), scale, 1.0)
-    mu = FIRST_BARRIER * scale if mu is None else jnp.asarray(mu, xs.dtype)
+    if mu is None:
+        per_row = jnp.abs(at.cost) / jnp.maximum(1, jnp.sum(rows.inequality))
+        mu = FIRST_BARRIER * jnp.maximum(scale, jnp.where(jnp.isfinite(per_row), per_row, 0.0))
+    mu = jnp.asarray(mu, xs.dtype)
     s = jnp.where(rows.inequality, jnp.maximum(-at.c, margin), 1.0)
     y, costates = jnp.where(rows.inequality, mu / s, 0.0), jnp.zeros_like(xs)
     e = v = None
@@ -351,12 +354,44 @@ def _solve(
     failed: Any, stop: Any,
 ) -> tuple[Solution, Any]:  # fmt: skip
     """Solve in one program; return the solution, and whether all functions were finite at the guess."""
-    still = jax.lax.stop_gradient((problem, xs, us, params))
-    program, state = start(*still, x0_free, warm, settings)
+    state = one_by_one(partial(_run_through, x0_free))(
+        *jax.lax.stop_gradient((problem, xs, us, params, warm, settings, stop))
+    )
     finite = jnp.isfinite(state.theta_first) & jnp.isfinite(state.first_cost)
-    state = iterate(program, state, settings, stop)
     rows = make_rows(problem, xs, us, function_shapes(problem, xs, us, params), x0_free)
     return finish(Program(problem, params, x0_free, rows), xs[0], state, settings, failed), finite
+
+
+def _run_through(
+    x0_free: tuple[bool, ...], problem: Any, xs: Any, us: Any, params: Any, warm: Any, settings: Settings, stop: Any
+) -> State:
+    program, state = start(problem, xs, us, params, x0_free, warm, settings)
+    return iterate(program, state, settings, stop)
+
+
+def one_by_one(function: Callable) -> Callable:
+    """Return a function that solves a batch one after the other on a CPU, each with its own iterations and branches.
+
+    A loop over a whole batch would take every branch of every iteration for all, until the last has converged.
+    """
+    if jax.default_backend() != "cpu":
+        return function
+    batched = jax.custom_batching.custom_vmap(function)
+
+    @batched.def_vmap
+    def rule(size: int, in_batched: Any, *arguments: Any) -> tuple[Any, Any]:
+        leaves, structure = jax.tree.flatten(arguments)
+        varies = jax.tree.leaves(in_batched)
+
+        def one(some: list) -> Any:
+            mine = iter(some)
+            mixed = [next(mine) if v else leaf for leaf, v in zip(leaves, varies, strict=True)]
+            return batched(*jax.tree.unflatten(structure, mixed))
+
+        result = jax.lax.map(one, [leaf for leaf, v in zip(leaves, varies, strict=True) if v])
+        return result, jax.tree.map(lambda leaf: True, result)
+
+    return batched
 
 
 _begin = partial(jax.jit, static_argnames=("x0_free",))(start)
