@@ -62,12 +62,14 @@ from optctl.estimation import (
 from optctl.lq import LQSolution, dare, dlqe, dlqr, lqr, to_cvxpy
 from optctl.policies import MLP, TrainingResult, closed_loop, mlp, train, train_layers, train_policy
 from optctl.problem import Problem
-from optctl.solvers import Certificate, History, InteriorPoint, Solution, Status, solve
+from optctl.soft import Soft
+from optctl.solvers import MPC, Certificate, History, InteriorPoint, MPCPlan, MPCRun, Solution, Status, solve
 
 __version__ = "0.1.0"
 
 __all__ = [
     "MLP",
+    "MPC",
     "ODE",
     "AbstractDynamics",
     "Adjoint",
@@ -86,6 +88,8 @@ __all__ = [
     "Layers",
     "LinearDynamics",
     "LinearGaussian",
+    "MPCPlan",
+    "MPCRun",
     "MarchStatus",
     "MemoryReport",
     "NeuralODE",
@@ -94,6 +98,7 @@ __all__ = [
     "Problem",
     "Signal",
     "SimulatorDynamics",
+    "Soft",
     "Solution",
     "Status",
     "TrainingResult",

@@ -54,7 +54,7 @@ class Problem:
         x0_max: upper bound of a free x_0.
         params_min: lower bound of parameters that a solver is to find: a number, or a pytree like params.
         params_max: upper bound of those.
-        path_inequality: `g(x, u[, t[, params]])`, a vector, g <= 0 at every stage 0..N-1.
+        path_inequality: `g(x, u[, t[, params]])`, a vector, g <= 0 at every stage 0..N-1; `Soft(g, l1)` may be missed.
         path_equality: `h(x, u[, t[, params]])`, a vector, h = 0 at every stage.
         terminal_inequality: `gN(x[, params])`, a vector, gN <= 0.
         terminal_equality: `hN(x[, params])`, a vector, hN = 0.

@@ -1,7 +1,19 @@
 """Who decides: the solvers and their one result type."""
 
 from optctl.solvers.interior_point import InteriorPoint
+from optctl.solvers.mpc import MPC, MPCPlan, MPCRun
 from optctl.solvers.solution import Certificate, History, Solution, Status
 from optctl.solvers.solve import METHODS, solve
 
-__all__ = ["METHODS", "Certificate", "History", "InteriorPoint", "Solution", "Status", "solve"]
+__all__ = [
+    "METHODS",
+    "MPC",
+    "Certificate",
+    "History",
+    "InteriorPoint",
+    "MPCPlan",
+    "MPCRun",
+    "Solution",
+    "Status",
+    "solve",
+]

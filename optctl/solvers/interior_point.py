@@ -99,7 +99,7 @@ def start(
 ) -> tuple[Program, State]:
     """Return the first state: the guess pushed inside its bounds, slacks, and multipliers.
 
-    `warm` holds costates, and multipliers by name, of a similar problem's solution.
+    `warm` holds costates, and multipliers by name (or y, flat), of a similar problem's solution.
     """
     rows = make_rows(problem, xs, us, function_shapes(problem, xs, us, params), x0_free)
     program = Program(problem, params, x0_free, rows)
@@ -122,7 +122,7 @@ def start(
         s = jnp.where(rows.soft, e - at.c, s)
         y, v = jnp.where(rows.soft, mu / s, y), jnp.where(rows.soft, mu / e, 1.0)
     if warm is not None:
-        given = _of_rows(rows, warm["multipliers"])
+        given = warm["y"] if "y" in warm else _of_rows(rows, warm["multipliers"])
         y = jnp.where(rows.inequality, jnp.clip(given, mu / s / 10, 10 * mu / s), jnp.where(rows.equality, given, 0.0))
         costates = warm["costates"]
     z = Unknowns(xs, us, costates, s, y, e, v)
@@ -214,7 +214,7 @@ def run(
         turn = 1
     while True:
         before = time.perf_counter()
-        state = _iterate(program, state, settings, min(last, done + turn))
+        state = iterate_compiled(program, state, settings, min(last, done + turn))
         status, done = int(state.status), int(state.iterations)
         now = time.perf_counter()
         if callback is not None:
@@ -331,8 +331,8 @@ def interior_point(
         solution, finite = _solve(problem, us, xs, params, x0_free, warm, settings, failed, first)
         if not concrete or (bool(finite) and (int(solution.status) != Status.ITERATION_LIMIT or first == last)):
             return solution
-    program, state = _begin(problem, xs, us, params, x0_free, warm, settings)
-    _check_guess(program, state)
+    program, state = begin(problem, xs, us, params, x0_free, warm, settings)
+    check_guess(program, state)
 
     def report(state: State) -> None:
         assert callback is not None
@@ -394,12 +394,12 @@ def one_by_one(function: Callable) -> Callable:
     return batched
 
 
-_begin = partial(jax.jit, static_argnames=("x0_free",))(start)
-_iterate = jax.jit(iterate)
+begin = partial(jax.jit, static_argnames=("x0_free",))(start)
+iterate_compiled = jax.jit(iterate)
 _finish = jax.jit(finish)
 
 
-def _check_guess(program: Program, state: State) -> None:
+def check_guess(program: Program, state: State) -> None:
     """Raise if a function is not finite at the guess, naming it and the stage."""
     if not is_concrete(state) or bool(jnp.isfinite(state.theta_first) & jnp.isfinite(state.first_cost)):
         return

@@ -177,16 +177,26 @@ def shifted(lq: LQ, shift: Any) -> LQ:
 
 
 def solve_step(
-    program: Program, model: LQ, factors: Factors, e: Expansion, z: Unknowns, *, gaps: Any, c: Any, weight: Any, mu: Any
+    program: Program,
+    model: LQ,
+    factors: Factors,
+    e: Expansion,
+    z: Unknowns,
+    *,
+    gaps: Any,
+    c: Any,
+    weight: Any,
+    mu: Any,
+    dx0: Any = None,
 ) -> Unknowns:
-    """Return Newton's direction for these gaps and rows, with the factors at hand."""
+    """Return Newton's direction for these gaps and rows, with the factors at hand; dx0 moves a given x_0."""
     rows = program.rows
     N, nx = gaps.shape
     r, _ = newton_rows(rows, c, z, mu)
     g0, gx, gu = transposed(rows, e.J, z.y + r * weight, N, nx, e.rs.shape[1])
-    zero = jnp.zeros((1, nx), gaps.dtype)
-    start = jnp.where(jnp.asarray(program.x0_free), -(e.q0 + g0), 0.0)
-    b = Point(start=start, xs=-(e.qs + gx), us=-(e.rs + gu), costates=jnp.concatenate([zero, -gaps]))
+    given = jnp.where(jnp.asarray(program.x0_free), 0.0, 0.0 if dx0 is None else dx0)
+    start = jnp.where(jnp.asarray(program.x0_free), -(e.q0 + g0), given)
+    b = Point(start=start, xs=-(e.qs + gx), us=-(e.rs + gu), costates=jnp.concatenate([-given[None], -gaps]))
     solved = sweeps.sweep(model, factors, b)
     dy = weight * (along(rows, e.J, solved.xs, solved.us) + r)
     s, y = jnp.where(rows.inequality, z.s, 1.0), jnp.where(rows.inequality, z.y, 1.0)
