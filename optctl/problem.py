@@ -293,6 +293,8 @@ def _check_horizon(horizon: Any, dynamics: AbstractDynamics) -> int:
 
 def _check_params_bound(value: Any, name: str, params: Any) -> Any:
     """Return a bound as a pytree like params; one number bounds them all."""
+    if not jax.tree.leaves(params):
+        raise ValueError(f"`{name}` bounds parameters, but the problem has none; pass params=..., their first guess.")
     if jax.tree.structure(value) != jax.tree.structure(params):  # type: ignore[operator]
         if np.ndim(value) or not isinstance(value, int | float | np.number | jax.Array | np.ndarray):
             raise ValueError(f"`{name}` differs in structure from `params`; expected the same, or one number.")

@@ -6,12 +6,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from optctl._validate import as_float
+from optctl._validate import as_float, is_concrete
+from optctl.problem import once
 from optctl.solvers.interior_point import InteriorPoint, Settings, interior_point
 from optctl.solvers.lift import BEHIND, lift, split
 from optctl.solvers.objective import Objective
+from optctl.solvers.rows import PATH, TERMINAL
 from optctl.solvers.solution import Solution
 
 WARM_BARRIER = 1e-3
@@ -43,6 +46,7 @@ def constrained(
         params = warm_start.params if "params" in objective.free else params
     us = objective.us if us is None else jnp.asarray(us, dtype)
     x0 = objective.x0
+    _check_constraints(objective)
     if xs is None:
         xs = _first_states(problem, x0, us, params)
     else:
@@ -81,6 +85,41 @@ def _first_states(problem: Any, x0: Any, us: Any, params: Any) -> Any:
     tame = jnp.cumprod(jnp.all(tame, axis=1))[:, None] == 1
     xs = jnp.where(tame, xs, still[1])
     return xs.at[0].set(x0)
+
+
+def _check_constraints(objective: Objective) -> None:
+    """Raise for bounds of x_0 that contradict each other, and for rows that depend on nothing that is free."""
+    problem = objective.problem
+    for low, high in (("x_min", "x0_max"), ("x0_min", "x_max")):
+        lower, upper = getattr(problem, low), getattr(problem, high)
+        if lower is not None and upper is not None and is_concrete((lower, upper)):
+            lower, upper = (np.asarray(b)[0] if np.ndim(b) == 2 else np.asarray(b) for b in (lower, upper))
+            if (lower > upper).any():
+                raise ValueError(f"`{low}` exceeds `{high}` at stage 0; no point is feasible.")
+    if is_concrete(objective):
+        once(("constraints", objective), lambda: _check_dependence(objective))
+
+
+def _check_dependence(objective: Objective) -> None:
+    """Raise unless every row of a function answers NaN by NaN."""
+    problem, params = objective.problem, objective.params
+
+    def nan(value: Any) -> Any:
+        return jnp.full(jnp.shape(value), jnp.nan, jnp.result_type(value))
+
+    params = jax.tree.map(nan, params) if "params" in objective.free else params
+    x, u = nan(objective.x0), nan(objective.us[0])
+    for name in (*PATH, *TERMINAL):
+        function = getattr(problem, name)
+        if function is not None:
+            with jax.debug_nans(False):
+                value = function(x, u, jnp.asarray(0), params) if name in PATH else function(x, params)
+            rows = np.flatnonzero(~np.isnan(np.asarray(value)))
+            if rows.size:
+                raise ValueError(
+                    f"`{name}` has row {int(rows[0])} that depends on nothing that is free, at stage"
+                    f" {0 if name in PATH else problem.steps}; leave it out, or free what it depends on."
+                )
 
 
 def _check_warm(warm_start: Any, objective: Objective) -> dict[str, Any]:

@@ -113,7 +113,8 @@ def start(
     if mu is None:
         per_row = jnp.abs(at.cost) / jnp.maximum(1, jnp.sum(rows.inequality))
         mu = FIRST_BARRIER * jnp.maximum(scale, jnp.where(jnp.isfinite(per_row), per_row, 0.0))
-    mu = jnp.asarray(mu, xs.dtype)
+    # A warm start that is far from feasible is not that warm.
+    mu = jnp.maximum(jnp.asarray(mu, xs.dtype), FIRST_BARRIER * jnp.minimum(1.0, largest(at.gaps)))
     s = jnp.where(rows.inequality, jnp.maximum(-at.c, margin), 1.0)
     y, costates = jnp.where(rows.inequality, mu / s, 0.0), jnp.zeros_like(xs)
     e = v = None
@@ -232,7 +233,7 @@ def finish(program: Program, x0: Any, state: State, settings: Settings, failed: 
     still, state = jax.lax.stop_gradient((program, state))
     rows, e = still.rows, state.e
     z = replace(state.z, y=jnp.where(rows.inequality | rows.equality, state.z.y, 0.0))
-    certificate = certify_point(still, e, z, state.first_cost, settings.tolerance)
+    certificate = certify_point(still, e, z, state.first_cost, state.scale, settings.tolerance)
     converged = certificate.holds & (state.status == int(Status.SOLVED))
     status = jnp.where(~converged & (state.status == int(Status.SOLVED)), int(Status.STALLED), state.status)
     _, weight = newton_rows(rows, e.at.c, z, state.mu)

@@ -49,7 +49,7 @@ def settle(program: Program, x0: Any, z: Unknowns, e: Expansion, mu: Any, factor
 def _tangent(primals: tuple, tangents: tuple) -> tuple[Optimum, Optimum]:
     program, _, z, e, mu, factor_of = primals
     program = _once(program)
-    _, (g0, gx, gu, gaps, r) = jax.jvp(lambda p: _conditions(p, z, mu), (program,), (tangents[0],))
+    _, (dcost, g0, gx, gu, gaps, c, r) = jax.jvp(lambda p: _conditions(p, z, mu), (program,), (tangents[0],))
     rows = program.rows
     N, nx = gaps.shape
     free = jnp.asarray(program.x0_free)
@@ -72,23 +72,14 @@ def _tangent(primals: tuple, tangents: tuple) -> tuple[Optimum, Optimum]:
     d2, dy2 = step(late, zero(gaps), zero(g0), zero(gx), zero(gu), zero(d_start))
     d = jax.tree.map(jnp.add, d, d2)
     dy = dy + dy2
-    _, dcost = jax.jvp(lambda p: _cost(p, z), (program,), (tangents[0],))
-    dcost = dcost + jnp.sum(e.qs * d.xs) + jnp.sum(e.rs * d.us) + e.q0 @ d.xs[0]
-    if rows.soft is not None:
-        dmiss = jnp.where(rows.soft & (z.e > z.s), r + along(rows, e.J, d.xs, d.us), 0.0)
-        dcost = dcost + jnp.sum((rows.l1 + rows.l2 * z.e) * dmiss)
+    # At an optimum the cost moves as the Lagrangian does where states, inputs and multipliers stay (envelope theorem).
+    dcost = dcost + jnp.vdot(z.costates[1:], gaps) + jnp.vdot(z.y, c) + jnp.vdot(e.q0 + z.costates[0], d_start)
     tangent = Optimum(dcost, d.xs, d.us, d.costates, dy)
     return settle(*primals), jax.tree.map(lambda leaf: factor_of * leaf, tangent)
 
 
-def _cost(program: Program, z: Unknowns) -> Any:
-    problem = program.problem
-    cost = problem.trajectory_cost(z.xs, z.us, program.params) + problem.start_cost(z.xs[0], program.params)
-    return cost + price_of_misses(program.rows, z)
-
-
 def _conditions(program: Program, z: Unknowns, mu: Any) -> tuple[Any, ...]:
-    """Return the optimality conditions at z: in x_0, in the states, in the inputs, gaps and rows.
+    """Return the cost, the optimality conditions at z (in x_0, in the states, in the inputs), gaps, rows, and their r.
 
     Bounds are left out of the slopes, where they are constants.
     """
@@ -104,7 +95,8 @@ def _conditions(program: Program, z: Unknowns, mu: Any) -> tuple[Any, ...]:
     gx, gu = jax.grad(lagrangian, (0, 1))(z.xs, z.us)
     at = evaluate(problem, rows, z.xs, z.us, params)
     r, _ = newton_rows(rows, at.c, z, mu)
-    return jax.grad(problem.start_cost)(z.xs[0], params), gx, gu, at.gaps, r
+    cost = at.cost + price_of_misses(rows, z)
+    return cost, jax.grad(problem.start_cost)(z.xs[0], params), gx, gu, at.gaps, at.c, r
 
 
 @jax.custom_jvp

@@ -173,12 +173,17 @@ class Solution:
             raise ValueError(
                 "table() shows one solution; pick one of the batch: jax.tree.map(lambda leaf: leaf[i], sol)."
             )
-        rows = [f"{'iter':>6} {'cost':>18} {'stationarity':>13} {'step':>10}"]
-        last = int(self.iterations) + 1
-        columns = (self.history.cost, self.history.stationarity, self.history.step)
-        costs, marks, steps = (np.asarray(column)[:last] for column in columns)
-        for i, (cost, mark, step) in enumerate(zip(costs, marks, steps, strict=True)):
-            rows.append(f"{i:6d} {cost:18.10g} {mark:13.3e} {step:10.2e}")
+        columns = {name: column for name, column in vars(self.history).items() if column is not None}
+        titles = {"infeasibility": "infeasible", "regularization": "shift"}
+        widths = {"cost": 18, "stationarity": 13}
+        heads = [f"{titles.get(name, name):>{widths.get(name, 11)}}" for name in columns]
+        rows = [f"{'iter':>6} {' '.join(heads)}"]
+        for i in range(min(int(self.iterations) + 1, len(self.history.cost))):
+            cells = [
+                f"{float(column[i]):{widths.get(name, 11)}.{'10g' if name == 'cost' else '3e'}}"
+                for name, column in columns.items()
+            ]
+            rows.append(f"{i:6d} {' '.join(cells)}")
         return "\n".join(rows)
 
     def __repr__(self) -> str:

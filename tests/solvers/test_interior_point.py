@@ -1,8 +1,11 @@
 """The interior point method: known optima, first-order conditions, robustness, derivatives, what it says when it fails."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import optctl as oc
 from optctl.problems import ZOO
 from tests.oracles import check_optimality
 
@@ -31,3 +34,267 @@ def test_known_optimum(name):
     if name == "oscillator":
         P = np.linalg.solve(np.eye(2), np.asarray([[1.90672452, 0.41112815], [0.41112815, 1.3479980918]]))
         np.testing.assert_allclose(sol.costates[0], P @ [0.0, 1.0], atol=1e-5)
+
+
+SWING = ZOO["cartpole_constrained"]()
+
+
+@pytest.fixture(scope="module")
+def swing():
+    return SWING.solve()
+
+
+def test_random_guesses_reach_the_optimum():
+    """Noise of 10 % of the range of the solution on all states and inputs: at least 95 of 100 must be solved."""
+    rng = np.random.default_rng(0)
+    spans = np.array([1.0, np.pi, 4.0, 12.0])
+    xs = SWING.xs + 0.1 * spans * rng.uniform(-1, 1, size=(100, 101, 4))
+    us = SWING.us + 4.0 * rng.uniform(-1, 1, size=(100, 100, 1))
+    sols = jax.vmap(lambda us, xs: oc.solve(SWING.problem, us, "interior_point", xs=xs))(us, xs)
+    assert np.sum(sols.converged) >= 95
+    assert np.median(np.asarray(sols.cost)) < 58.8884
+    assert sols.message.count("solved")
+
+
+@pytest.mark.parametrize("limits", [{"u_min": -5.0, "u_max": 5.0}, {"u_min": -1.0, "u_max": 1.0}])
+def test_too_little_force_is_locally_infeasible(limits):
+    sol = oc.solve(SWING.problem.replace(**limits), SWING.us, xs=SWING.xs)
+    assert not sol.converged
+    assert sol.status == oc.Status.INFEASIBLE
+    assert "locally infeasible" in sol.message
+    assert sol.certificate.primal_feasibility > 1e-3
+    assert np.abs(sol.us).max() <= limits["u_max"]
+    with pytest.raises(RuntimeError, match="locally infeasible"):
+        sol.raise_if_failed()
+
+
+def test_second_solve_does_not_recompile_and_warm_starts_are_short(swing):
+    from optctl.solvers import interior_point
+
+    before = interior_point._solve._cache_size()
+    again = oc.solve(SWING.problem.replace(u_max=19.0, x0=np.full(4, 0.01)), SWING.us, xs=SWING.xs)
+    assert interior_point._solve._cache_size() == before
+    assert again.converged
+    near = SWING.problem.replace(x0=np.full(4, 1e-3))
+    cold, warm = oc.solve(near, SWING.us, xs=SWING.xs), oc.solve(near, warm_start=swing)
+    assert warm.converged
+    assert int(warm.iterations) < int(cold.iterations) / 2
+    np.testing.assert_allclose(warm.cost, cold.cost, rtol=1e-8)
+    with pytest.raises(ValueError, match=r"`warm_start` has states \(101, 4\)"):
+        oc.solve(ZOO["cartpole_push"]().problem, method="interior_point", warm_start=swing)
+
+
+def steered(x0, limit, goal):
+    problem = oc.problems.cartpole_constrained(30).problem.replace(
+        x0=x0, u_min=-limit, u_max=limit, terminal_equality=oc.problems.discrete.Distance(goal)
+    )
+    return oc.solve(problem, np.zeros((30, 1)), xs=np.linspace(np.zeros(4), [1, np.pi, 0, 0], 31), tolerance=1e-10)
+
+
+def test_derivatives_equal_differences_of_solved_problems():
+    """In x_0, an active bound and the goal: of the cost, and of a combination of all inputs."""
+    at = jnp.array([0.05, 0.1, 0.02, -0.03]), jnp.asarray(11.0), jnp.array([1.0, np.pi, 0.0, 0.0])
+    rng = np.random.default_rng(0)
+    w, v = rng.normal(size=(30, 1)), rng.normal(size=(31, 4))
+    sol = steered(*at)
+    assert np.sum(np.abs(sol.us) > 11 - 1e-6) >= 2
+
+    def figures(*data):
+        sol = steered(*data)
+        rest = jnp.sum(w * (sol.us + sol.multipliers["u_max"])) + jnp.sum(v * (sol.xs + 0.1 * sol.costates))
+        return jnp.stack([sol.cost, rest])
+
+    _, pull = jax.vjp(figures, *at)
+    reverse = [pull(jnp.array(e)) for e in ([1.0, 0.0], [0.0, 1.0])]
+    direction = tuple(jnp.asarray(rng.normal(size=a.shape)) for a in at)
+    forward = jax.jvp(figures, at, direction)[1]
+    along = [sum(jnp.vdot(g, d) for g, d in zip(row, direction, strict=True)) for row in reverse]
+    np.testing.assert_allclose(forward, along, rtol=1e-7)
+    h = 1e-5
+    for k in range(3):
+        for j in range(at[k].size):
+            e = np.zeros(at[k].size)
+            e[j] = h
+            e = e.reshape(at[k].shape)
+            up, down = (figures(*(a + s * e if i == k else a for i, a in enumerate(at))) for s in (1, -1))
+            slope = (up - down) / (2 * h)
+            ours = [float(jnp.ravel(row[k])[j]) for row in reverse]
+            np.testing.assert_allclose(ours, slope, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(reverse[0][0], sol.costates[0], rtol=1e-6)
+    np.testing.assert_allclose(reverse[0][1], -jnp.sum(sol.multipliers["u_max"] + sol.multipliers["u_min"]), rtol=1e-6)
+    with pytest.raises(ValueError, match="differentiated twice"):
+        jax.hessian(lambda x0: steered(x0, *at[1:]).cost)(at[0])
+
+
+def test_derivatives_in_parameters_and_of_what_did_not_converge():
+    def cost(params, **options):
+        problem = oc.Problem(
+            oc.discretize(lambda x, u, t, p: [x[1], p * u[0] - jnp.sin(x[0])], 0.1, nx=2, nu=1),
+            lambda x, u, t, p: 0.1 * (x @ x + p * u @ u), horizon=15, x0=[1.0, 0.0], params=params, u_min=-0.5,
+            path_inequality=lambda x, u, t, p: jnp.array([-x[1] - 0.8 * p]),
+        )  # fmt: skip
+        return oc.solve(problem, method=oc.InteriorPoint(**options.pop("method", {})), **options).cost
+
+    slope = jax.grad(lambda p: cost(p, tolerance=1e-10))(1.1)
+    difference = (cost(1.1 + 1e-5, tolerance=1e-10) - cost(1.1 - 1e-5, tolerance=1e-10)) / 2e-5
+    np.testing.assert_allclose(slope, difference, rtol=1e-6)
+    assert np.isnan(jax.grad(lambda p: cost(p, tolerance=0.0))(1.1))
+    assert jax.grad(lambda p: cost(p, tolerance=0.0, method={"failed_derivative": 0.0}))(1.1) == 0
+
+
+def test_gains_are_the_sensitivity_of_the_inputs(swing):
+    h = 1e-5
+    slopes = []
+    for j in range(4):
+        e = h * np.eye(4)[j]
+        up, down = (oc.solve(SWING.problem.replace(x0=s * e), warm_start=swing, tolerance=1e-10).us[0] for s in (1, -1))
+        slopes.append((up - down) / (2 * h))
+    np.testing.assert_allclose(swing.K[0], np.stack(slopes, axis=1), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(jnp.einsum("tij,tj->ti", swing.K, swing.xs[:-1]) + swing.k, swing.us, atol=1e-9)
+
+
+def test_soft_constraints_equal_extra_inputs():
+    pendulum = oc.discretize(oc.models.Pendulum(), 0.05)
+    base = {"horizon": 12, "x0": [1.0, 0.0]}
+    rows = lambda x, u: jnp.array([x[1] ** 2 - 0.5, u[0] - 1.0])
+    soft = oc.Problem(
+        pendulum, lambda x, u: 0.05 * (x @ x + 0.1 * u @ u), lambda x: x @ x,
+        path_inequality=oc.Soft(rows, l1=jnp.array([0.1, jnp.inf]), l2=0.1), **base,
+    )  # fmt: skip
+    sol = oc.solve(soft)
+    explicit = oc.Problem(
+        oc.Dynamics(lambda x, u: pendulum.step(x, u[:1], 0, None), 2, 2),
+        lambda x, u: 0.05 * (x @ x + 0.1 * u[0] ** 2) + 0.1 * u[1] + 0.05 * u[1] ** 2, lambda x: x @ x,
+        path_inequality=lambda x, u: jnp.concatenate([rows(x, u[:1]) - u[1:] * jnp.array([1.0, 0.0]), -u[1:]]), **base,
+    )  # fmt: skip
+    other = oc.solve(explicit)
+    assert sol.converged
+    np.testing.assert_allclose(sol.cost, other.cost, rtol=1e-8)
+    np.testing.assert_allclose(sol.us[:, 0], other.us[:, 0], atol=1e-6)
+    np.testing.assert_allclose(
+        sol.multipliers["path_inequality"], other.multipliers["path_inequality"][:, :2], atol=1e-6
+    )
+    missed = jax.vmap(lambda x, u: rows(x, u)[0])(sol.xs[:-1], sol.us)
+    assert jnp.max(missed) > 0.1
+
+    def priced(l1):
+        return oc.solve(soft.replace(path_inequality=oc.Soft(rows, l1=jnp.array([l1, jnp.inf]), l2=0.1))).cost
+
+    np.testing.assert_allclose(jax.grad(priced)(0.1), jnp.sum(jnp.maximum(missed, 0)), rtol=1e-6)
+
+
+def test_a_soft_terminal_constraint_pays_where_a_hard_one_has_no_solution():
+    problem = oc.Problem(
+        oc.LinearDynamics([[1.0]], [[1.0]]), lambda x, u: u @ u, horizon=2, x0=[3.0], u_min=-0.5,
+        terminal_inequality=lambda x: x - 1.0,
+    )  # fmt: skip
+    assert oc.solve(problem).status == oc.Status.INFEASIBLE
+    sol = oc.solve(problem.replace(terminal_inequality=oc.Soft(lambda x: x - 1.0, l1=10.0)))
+    assert sol.converged
+    np.testing.assert_allclose(sol.xs[:, 0], [3.0, 2.5, 2.0], atol=1e-7)
+    np.testing.assert_allclose(sol.cost, 0.5 + 10.0, rtol=1e-7)
+
+
+def test_callback_time_limit_and_table(swing, capsys):
+    seen = []
+    sol = oc.solve(SWING.problem, SWING.us, xs=SWING.xs, callback=seen.append, callback_every=3, verbose=True)
+    assert [int(s.iterations) for s in seen] == [3, 6, 9, int(sol.iterations)]
+    np.testing.assert_allclose(sol.us, swing.us, atol=1e-8)
+    out = capsys.readouterr().out
+    assert "infeasible" in out.splitlines()[0]
+    assert "Converged" in out
+    late = oc.solve(SWING.problem, SWING.us, xs=SWING.xs, time_limit=1e-9)
+    assert late.status == oc.Status.TIME_LIMIT
+    assert "time limit" in late.message
+    assert int(late.iterations) >= 1
+
+
+def test_float32_and_gauss_newton():
+    single = lambda a: np.asarray(a, np.float32)
+    problem = oc.Problem(
+        oc.discretize(oc.models.Pendulum(), single(0.1)), lambda x, u: 0.1 * (x @ x + u @ u), lambda x: x @ x, horizon=10,
+        x0=single([1.0, 0.5]), u_min=single(-0.3), x_max=single([np.inf, 0.6]),
+    )  # fmt: skip
+    sol = oc.solve(problem)
+    assert sol.converged, sol
+    assert {leaf.dtype for leaf in (sol.xs, sol.us, sol.costates, sol.cost, sol.K)} == {np.dtype(np.float32)}
+    double = problem.replace(
+        dynamics=oc.discretize(oc.models.Pendulum(), 0.1), x0=[1.0, 0.5], u_min=-0.3, x_max=[np.inf, 0.6]
+    )
+    exact = oc.solve(double)
+    rough = oc.solve(double, method=oc.InteriorPoint(hessian="gauss_newton"))
+    assert exact.converged
+    assert rough.converged
+    np.testing.assert_allclose(sol.us, exact.us, atol=2e-2)
+    np.testing.assert_allclose(rough.us, exact.us, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"u_min": 1.0, "u_max": -1.0}, "`u_min` exceeds `u_max`"),
+        ({"path_inequality": lambda x, u: x[0]}, r"`path_inequality` returns shape \(\); expected a vector"),
+        (
+            {"path_inequality": lambda x, u: jnp.array([x[0], 1.0])},
+            "`path_inequality` has row 1 that depends on nothing",
+        ),
+        ({"terminal_equality": lambda x: jnp.zeros(1)}, "`terminal_equality` has row 0 that depends on nothing"),
+        ({"stage_cost": lambda x, u: jnp.log(u[0])}, "`stage_cost` is inf or NaN at stage 0 of the guess"),
+        ({"path_inequality": lambda x, u: jnp.log(-1 - x**2)}, "`path_inequality` is inf or NaN at stage 0"),
+        ({"params": 1.0, "params_min": 0.0}, r"they bound what is not free \(free: us\)"),
+    ],
+)
+def test_bad_problems_are_named_before_the_solve(changes, message):
+    problem = oc.Problem(oc.LinearDynamics([[1.0]], [[1.0]]), lambda x, u: x @ x + u @ u, horizon=3, x0=[1.0])
+    with pytest.raises(ValueError, match=message):
+        oc.solve(problem.replace(**changes), method="interior_point")
+
+
+def test_bad_arguments_are_named():
+    problem = oc.Problem(
+        oc.LinearDynamics([[1.0]], [[1.0]]), lambda x, u: x @ x + u @ u, horizon=3, x0=[1.0], u_min=-1.0
+    )
+    with pytest.raises(ValueError, match=r"`xs` has shape \(3, 1\); expected \(4, 1\)"):
+        oc.solve(problem, xs=np.zeros((3, 1)))
+    with pytest.raises(ValueError, match="`xs` is for method 'interior_point'"):
+        oc.solve(problem, xs=np.zeros((4, 1)), method="lbfgs")
+    with pytest.raises(ValueError, match="`hessian` is 'bfgs'"):
+        oc.InteriorPoint(hessian="bfgs")
+    with pytest.raises(ValueError, match=r"`l1` is -1.0; expected a number > 0"):
+        oc.Soft(lambda x: x, l1=-1.0)
+    with pytest.raises(ValueError, match="`params_min` exceeds `params_max`"):
+        problem.replace(params=1.0, params_min=2.0, params_max=1.0)
+    with pytest.raises(ValueError, match="`x_min` exceeds `x0_max` at stage 0"):
+        oc.solve(problem.replace(x0=None, x_min=0.0, x0_max=-1.0))
+
+
+def test_points_where_the_model_is_not_defined_are_rejected():
+    """The logarithm ends at 0; full Newton steps would leave it."""
+    problem = oc.Problem(
+        oc.LinearDynamics([[1.0]], [[1.0]]), lambda x, u: 1e-2 * u @ u - 1e-3 * jnp.log(x[0]), lambda x: x[0], horizon=5,
+        x0=[3.0], u_max=10.0,
+    )  # fmt: skip
+    sol = oc.solve(problem)
+    assert sol.converged, sol
+    assert np.isfinite(np.asarray(sol.history.cost)).all()
+
+
+def test_an_unbounded_problem_is_called_so():
+    problem = oc.Problem(oc.LinearDynamics([[1.0]], [[1.0]]), lambda x, u: u[0], horizon=3, x0=[1.0], u_max=1.0)
+    sol = oc.solve(problem)
+    assert not sol.converged
+    assert sol.status == oc.Status.UNBOUNDED, sol
+
+
+def test_constraints_in_x0_that_is_free_and_path_equalities():
+    """A free start on a circle, an equality of x and u at every stage; cvxpy has no say here, the conditions do."""
+    problem = oc.Problem(
+        oc.discretize(lambda x, u: [x[1] + u[1], u[0]], 0.1, nx=2, nu=2), lambda x, u: u @ u + x @ x, lambda x: 5 * x @ x,
+        initial_cost=lambda x: 100 * (x[0] - 2) ** 2, horizon=10, x_min=[-1.0, -0.5], x_max=[1.5, 0.5], x0_min=[0.5, 0.2],
+        x0_max=[1.4, 0.2], path_equality=lambda x, u: jnp.array([u[0] + 0.5 * u[1] ** 2 - 0.1 * x[0]]),
+    )  # fmt: skip
+    sol = oc.solve(problem)
+    assert sol.converged, sol
+    check_optimality(problem, sol, tolerance=1e-7)
+    assert float(jnp.max(sol.multipliers["x0_max"])) > 0.1
+    np.testing.assert_allclose(sol.x0[1], 0.2, atol=1e-9)
