@@ -164,9 +164,15 @@ def optimize(program: Program, state: State, r: Residuals, least: Any) -> State:
         step=jnp.where(found, alpha, 0.0),
         phase=jnp.where(leave, RESTORE, OPTIMIZE),
         mark=jnp.where(leave, r.theta, state.mark),
-        mu_restore=jnp.where(leave, jnp.maximum(mu, r.infeasibility), state.mu_restore),
+        mu_restore=jnp.where(leave, 0.1 * half_violation(program, e, z), state.mu_restore),
         short=jnp.where(leave, 0, short),
     )
+
+
+def half_violation(program: Program, e: Expansion, z: Unknowns) -> Any:
+    """Return half the squared violation a row of inequality, on whose scale the feasibility phase begins its barrier."""
+    half = 0.5 * (jnp.sum(e.at.gaps**2) + jnp.sum(missed(program.rows, e.at.c, z) ** 2))
+    return half / jnp.maximum(1, jnp.sum(program.rows.inequality))
 
 
 def search(program: Program, state: State, r: Residuals, d: Unknowns, direction: Any) -> tuple[Any, Unknowns, Any, Any]:

@@ -77,7 +77,7 @@ def restore(program: Program, state: State, r: Residuals, tolerance: Any) -> Sta
         return k + 1, jnp.where(fine, alpha, alpha / 2), point, at, fine
 
     first = jnp.asarray(0), longest(z.s, d.s, 0.99, inequality), z, e.at, jnp.asarray(False)
-    _, alpha, point, at, fine = jax.lax.while_loop(lambda c: ~c[-1] & (c[0] < HALVINGS), body, first)
+    trials, alpha, point, at, fine = jax.lax.while_loop(lambda c: ~c[-1] & (c[0] < HALVINGS), body, first)
     theta, phi = infeasibility(rows, at, point), barrier_cost(rows, at.cost, point, state.mu)
     back = fine & (theta <= ENOUGH * state.mark) & state.filter.accepts(theta, phi)
     y = jnp.where(back, state.mu / jnp.where(inequality, point.s, 1.0), y + longest(y, dy, 0.99, inequality) * dy)
@@ -85,7 +85,7 @@ def restore(program: Program, state: State, r: Residuals, tolerance: Any) -> Sta
     stuck = stationary | ~fine
     failed = jnp.where(stationary, int(Status.INFEASIBLE), int(Status.STALLED))
     damping = jnp.maximum(state.shift, LEAST_DAMPING)
-    damping = jnp.where(alpha > 0.5, damping / 4, jnp.where(alpha < 0.1, damping * 4, damping))
+    damping = jnp.where(trials == 1, damping / 4, damping * jnp.where(trials == 2, 2.0, 8.0))
     return replace(
         state,
         z=jax.tree.map(lambda new, old: jnp.where(stuck, old, new), point, z),
