@@ -1,7 +1,7 @@
 r"""Park a car backwards between two others: obstacles, steering limits, free final time.
 
-The car is a bicycle model, x = (x, y, heading, speed). Time is scaled, so that the duration T is one more state that does
-not move, with a free initial value; each step takes T/N seconds:
+The car is a bicycle model, x = (x, y, heading, speed). Time is scaled, so that the duration T is one more state that
+does not move, with a free initial value; each step takes T/N seconds:
 
     minimize  T + int (a^2 + steering^2) / 20     subject to   no disc of the car meets a disc of an obstacle.
 

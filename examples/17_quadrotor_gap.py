@@ -4,7 +4,7 @@ r"""Fly a quadrotor through a narrow gap: 12 states, four rotors with limits, tw
 
 through the gap between two round pillars. The gap is 0.36 m wide and the quadrotor, an ellipsoid of 0.28 m by 0.28 m by
 0.06 m half-axes, is wider: it must bank. With the pillars along z at (0, +-c) and n = R(roll, pitch, yaw)'e the
-direction to a pillar in the body's frame, its half width towards the pillar is sqrt(n' diag(a^2) n), so the constraint is
+direction to a pillar in the body's frame, its half width towards the pillar is sqrt(n' diag(a^2) n), and
 
     distance from the axis of the pillar - pillar's radius - half width >= 0.
 """

@@ -2,8 +2,8 @@ r"""The brachistochrone: the fastest wire from (0, 10) m to (10, 5) m is a cyclo
 
     x' = v sin a,  y' = -v cos a,  v' = g cos a,   minimize tf.
 
-Bernoulli's answer: x = r (p - sin p), y = 10 - r (1 - cos p), tf = p_f sqrt(r/g). With inputs that move linearly within each
-RK4 step the error of tf falls with the fourth power of the step.
+Bernoulli's answer: x = r (p - sin p), y = 10 - r (1 - cos p), tf = p_f sqrt(r/g). With inputs that move linearly within
+each RK4 step the error of tf falls with the fourth power of the step.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 r"""Model predictive control of a cart-pole: disturbances, limits, a wrong model, and how long a step takes.
 
-At each sample (40 ms) the problem is solved from the measured state over 1.2 s, with |force| <= 20 N and |position| <= 2 m;
-the terminal cost is the value function of the linearized problem. Three controllers meet the same plant, whose masses
+At each sample (40 ms) the problem is solved from the measured state over 1.2 s, with |force| <= 20 N and
+|position| <= 2 m; the terminal cost is the value function of the linearized problem. Three controllers meet the same plant, whose masses
 are 10 % off and which a steady wind pushes with 2 N from t = 2 s on:
 
     converged             Newton steps until the certificate holds
@@ -72,7 +72,8 @@ def closed_loop(x0):
 ends, xs, us = jax.jit(lambda x0s: jax.lax.map(closed_loop, x0s))(jnp.asarray(kicked))
 recovered = int(np.sum(np.abs(ends - goal[None]).max(axis=1) < 0.05))
 print(
-    f"{recovered} of 200 kicks recovered; force up to {np.abs(us).max():.2f} N, |x| up to {np.abs(xs[..., 0]).max():.2f} m"
+    f"{recovered} of 200 kicks recovered; force up to {np.abs(us).max():.2f} N,"
+    f" position up to {np.abs(xs[..., 0]).max():.2f} m"
 )
 assert recovered == 200
 

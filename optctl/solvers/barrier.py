@@ -170,7 +170,7 @@ def optimize(program: Program, state: State, r: Residuals, least: Any) -> State:
 
 
 def half_violation(program: Program, e: Expansion, z: Unknowns) -> Any:
-    """Return half the squared violation a row of inequality, on whose scale the feasibility phase begins its barrier."""
+    """Return half the squared violation for each inequality: on its scale the feasibility phase begins its barrier."""
     half = 0.5 * (jnp.sum(e.at.gaps**2) + jnp.sum(missed(program.rows, e.at.c, z) ** 2))
     return half / jnp.maximum(1, jnp.sum(program.rows.inequality))
 

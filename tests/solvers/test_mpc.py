@@ -1,0 +1,188 @@
+"""Model predictive control: recovery, limits, references, offset, real-time iteration, time limits, what never recompiles."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import optctl as oc
+
+GOAL = np.array([0.0, np.pi, 0.0, 0.0])
+CARTPOLE = oc.discretize(oc.models.CartPole(), 0.04)
+
+
+def balance(horizon=30):
+    Q, R = 0.04 * np.diag([1.0, 5.0, 0.1, 0.1]), 0.04 * np.array([[0.01]])
+    A, B = CARTPOLE.linearize(np.stack([GOAL, GOAL]), np.zeros((1, 1)))
+    wide = np.array([2.0, np.inf, np.inf, np.inf])
+    return oc.Problem(
+        CARTPOLE, oc.costs.Tracking(Q, R, x_ref=GOAL), oc.costs.TerminalQuadratic(oc.dare(A[0], B[0], Q, R), x_ref=GOAL),
+        horizon=horizon, x0=GOAL, u_min=-20.0, u_max=20.0, x_min=-wide, x_max=wide,
+    )  # fmt: skip
+
+
+def off(by):
+    return GOAL + np.array(by)
+
+
+PROBLEM = balance()
+CONTROLLER = oc.MPC(PROBLEM)
+
+
+def test_the_cartpole_recovers_from_200_random_disturbances():
+    """The whole closed loop in one compiled program; limits hold at every sample."""
+    kicks = GOAL + np.random.default_rng(0).uniform(-1, 1, size=(200, 4)) * [1.0, 0.6, 1.0, 2.0]
+    plan = CONTROLLER.init(GOAL)
+
+    def loop(x0):
+        def sample(carry, _):
+            x, plan = carry
+            u, plan = CONTROLLER.step(plan, x)
+            return (CARTPOLE.step(x, u, 0, None), plan), (x, u, plan.status)
+
+        (x, _), history = jax.lax.scan(sample, (x0, plan), length=100)
+        return x, *history
+
+    ends, xs, us, statuses = jax.jit(lambda x0s: jax.lax.map(loop, x0s))(jnp.asarray(kicks))
+    assert np.sum(np.abs(ends - GOAL[None]).max(axis=1) < 0.1) == 200
+    assert np.abs(us).max() <= 20 + 1e-6
+    assert np.abs(xs[..., 0]).max() <= 2 + 1e-6
+    assert np.mean(np.asarray(statuses) == oc.Status.SOLVED) > 0.99
+
+
+def test_a_step_is_the_solution_of_its_problem_and_never_recompiles():
+    from optctl.solvers import mpc as module
+
+    plan = CONTROLLER.init(GOAL)
+    before = None
+    for x in GOAL + np.random.default_rng(1).normal(size=(5, 4)) * [0.1, 0.1, 0.2, 0.2]:
+        u, plan = CONTROLLER.step(plan, x)
+        before = module._resolve._cache_size() if before is None else before
+        sol = oc.solve(PROBLEM.replace(x0=x), tolerance=1e-8)
+        np.testing.assert_allclose(u, sol.us[0], atol=1e-4)
+        np.testing.assert_allclose(plan.cost, sol.cost, rtol=1e-5)
+        assert plan.status == oc.Status.SOLVED
+    assert module._resolve._cache_size() == before
+    assert int(plan.iterations) < 15
+
+
+def test_real_time_iterations_keep_limits_and_balance():
+    mpc = oc.MPC(PROBLEM, real_time=True, barrier=1e-2)
+    run = mpc.simulate(off([0.3, 0.2, 0.0, 0.3]), 80, noise=1e-3 * np.random.default_rng(0).normal(size=(80, 4)))
+    assert np.abs(run.xs[-1] - GOAL).max() < 0.1
+    assert np.abs(run.us).max() <= 20
+    assert (run.iterations == 1).all()
+    assert "latency 50 %" in repr(run)
+    assert list(run.percentiles(10, 90)) == [10, 90]
+
+
+def test_rates_of_inputs_are_limited():
+    mpc = oc.MPC(PROBLEM, du_max=1.0)
+    run = mpc.simulate(off([0.3, 0.1, 0.0, 0.0]), 30)
+    assert np.abs(np.diff(np.concatenate([[[0.0]], run.us]), axis=0)).max() <= 1.0 + 1e-6
+    free = CONTROLLER.simulate(off([0.3, 0.1, 0.0, 0.0]), 30)
+    assert np.abs(free.us[0]).max() > 2.0
+    soft = PROBLEM.replace(path_inequality=oc.Soft(lambda x, u: x[:1] - 0.2, l1=1.0), x_min=None, x_max=None)
+    run = oc.MPC(soft, du_max=1.0).simulate(off([0.3, 0.0, 0.0, 0.0]), 30)
+    assert (run.statuses == oc.Status.SOLVED).all()
+
+
+def test_an_offset_of_the_model_is_estimated():
+    """A constant force on a mass that the model does not know; position is tracked without steady error."""
+    mass = oc.LinearDynamics([[1.0, 0.1], [0.0, 1.0]], [[0.005], [0.1]])
+    problem = oc.Problem(
+        mass, lambda x, u, t, p: (x[0] - p) ** 2 + 1e-4 * u @ u, lambda x, p: 10 * (x[0] - p) ** 2, horizon=20,
+        x0=[0.0, 0.0], params=1.0, u_min=-5.0, u_max=5.0,
+    )  # fmt: skip
+    plant = lambda x, u, k: mass.step(x, u - 1.0, k, None)
+    errors = {}
+    for gain in (None, 0.5):
+        run = oc.MPC(problem, offset_gain=gain).simulate([0.0, 0.0], 80, plant)
+        errors[gain] = abs(run.xs[-1, 0] - 1.0)
+    assert errors[0.5] < 2e-3
+    assert errors[None] > 5 * errors[0.5]
+
+
+def test_references_are_previewed_through_params():
+    mass = oc.LinearDynamics([[1.0, 0.1], [0.0, 1.0]], [[0.005], [0.1]])
+    N = 15
+    path = np.sin(0.1 * np.arange(200))
+    problem = oc.Problem(
+        mass, lambda x, u, t, p: (x[0] - p[t]) ** 2 + 1e-5 * u @ u, lambda x, p: (x[0] - p[-1]) ** 2, horizon=N,
+        x0=[0.0, 1.0], params=path[: N + 1], u_max=50.0,
+    )  # fmt: skip
+    run = oc.MPC(problem).simulate([0.0, 1.0], 60, params=lambda k: path[k : k + N + 1])
+    assert np.abs(run.xs[5:60, 0] - path[5:60]).max() < 0.01
+    stale = oc.MPC(problem).simulate([0.0, 1.0], 60)
+    assert np.abs(stale.xs[5:60, 0] - path[5:60]).max() > 0.1
+
+
+def test_a_time_limit_returns_the_best_feasible_plan():
+    mpc = oc.MPC(PROBLEM, time_limit=1e-9)
+    plan = mpc.init(GOAL)
+    u, plan = mpc.step(plan, off([0.1, 0.05, 0.0, 0.0]))
+    assert plan.status == oc.Status.TIME_LIMIT
+    assert np.abs(u).max() <= 20
+    patient = oc.MPC(PROBLEM, time_limit=10.0)
+    u2, plan = patient.step(patient.init(GOAL), off([0.1, 0.05, 0.0, 0.0]))
+    assert plan.status == oc.Status.SOLVED
+    np.testing.assert_allclose(u2, CONTROLLER.step(CONTROLLER.init(GOAL), off([0.1, 0.05, 0.0, 0.0]))[0], atol=1e-6)
+
+
+def test_a_quadrotor_follows_a_figure_eight():
+    model = oc.models.Quadrotor()
+    dt, N = 0.05, 15
+    hover = model.m * model.g / 4
+    dynamics = oc.discretize(model, dt)
+    Q, R = dt * np.diag([10.0] * 3 + [0.5] * 3 + [0.1] * 6), 0.01 * dt * np.eye(4)
+
+    def at(k):
+        s = 1.2 * dt * (k + np.arange(N + 1))
+        reference = np.zeros((N + 1, 12))
+        reference[:, 0], reference[:, 1], reference[:, 2] = np.sin(s), 0.5 * np.sin(2 * s), 1.0
+        reference[:, 3], reference[:, 4] = 1.2 * np.cos(s), 1.2 * np.cos(2 * s)
+        return reference
+
+    problem = oc.Problem(
+        dynamics, lambda x, u, t, p: 0.5 * (x - p[t]) @ (jnp.asarray(Q) @ (x - p[t])) + 0.005 * dt * jnp.sum((u - hover) ** 2),
+        lambda x, p: 2.5 * (x - p[-1]) @ (jnp.asarray(Q) @ (x - p[-1])), horizon=N, x0=at(0)[0], params=at(0), u_min=0.0,
+        u_max=1.34,
+    )  # fmt: skip
+    mpc = oc.MPC(problem, hessian="gauss_newton")
+    plan = mpc.init(at(0)[0], us=np.full((N, 4), hover), xs=at(0))
+    heavier = oc.discretize(oc.models.Quadrotor(m=0.52), dt)
+    move = jax.jit(lambda x, u: heavier.step(x, u, 0, None))
+    run = mpc.simulate(at(0)[0], 110, lambda x, u, k: move(x, u), params=at, plan=plan)
+    path = np.stack([at(k)[0, :2] for k in range(110)])
+    assert np.abs(run.xs[20:110, :2] - path[20:]).max() < 0.15
+    assert run.us.max() <= 1.34 + 1e-6
+    assert run.us.max() > 1.339
+    assert np.mean(run.statuses == oc.Status.SOLVED) > 0.95
+    assert R.shape == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"du_max": -1.0}, "`du_max` is -1.0; expected positive numbers"),
+        ({"time_limit": 0}, "`time_limit` is 0"),
+        ({"hessian": "bfgs"}, "`hessian` is 'bfgs'"),
+        ({"max_iterations": 0}, "`max_iterations` is 0"),
+    ],
+)
+def test_bad_options_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        oc.MPC(PROBLEM, **arguments)
+
+
+def test_bad_states_and_problems_are_named():
+    with pytest.raises(ValueError, match=r"`x` has shape \(3,\); expected \(4,\)"):
+        CONTROLLER.init(np.zeros(3))
+    with pytest.raises(ValueError, match="`x` holds NaN"):
+        CONTROLLER.step(CONTROLLER.init(GOAL), np.full(4, np.nan))
+    with pytest.raises(ValueError, match="`params` differ in structure"):
+        CONTROLLER.init(GOAL, params=1.0)
+    with pytest.raises(ValueError, match="bounds a free x_0"):
+        oc.MPC(PROBLEM.replace(x0=None, x0_min=-1.0))
+    with pytest.raises(ValueError, match="`problem` is a str"):
+        oc.MPC("problem")
