@@ -1,8 +1,8 @@
 r"""Model predictive control of a cart-pole: disturbances, limits, a wrong model, and how long a step takes.
 
 At each sample (40 ms) the problem is solved from the measured state over 1.2 s, with |force| <= 20 N and
-|position| <= 2 m; the terminal cost is the value function of the linearized problem. Three controllers meet the same plant, whose masses
-are 10 % off and which a steady wind pushes with 2 N from t = 2 s on:
+|position| <= 2 m; the terminal cost is the value function of the linearized problem. Three controllers meet the same
+plant, whose masses are 10 % off and which a steady wind pushes with 2 N from t = 2 s on:
 
     converged             Newton steps until the certificate holds
     real-time iteration   one Newton step a sample, prepared before the measurement arrives

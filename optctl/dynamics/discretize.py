@@ -89,31 +89,6 @@ METHODS: dict[str, Callable] = {
 }
 
 
-TABLEAUS: dict[str, tuple[tuple, tuple, tuple]] = {
-    "euler": (((),), (1.0,), (0.0,)),
-    "midpoint": (((), (0.5,)), (0.0, 1.0), (0.0, 0.5)),
-    "rk4": (((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6), (0.0, 0.5, 0.5, 1.0)),
-}
-"""Explicit schemes as weights a, b and times c: x_i = x + h sum_j a_ij k_j, k_i = f(x_i), x+ = x + h sum_i b_i k_i."""
-
-
-@record(static=("nx",))
-class Points:
-    """Where an explicit scheme looks at the ODE.
-
-    Attributes:
-        z: (N, points, nx + inputs of the ODE).
-        seconds: (N, points).
-        h: (N,) step lengths.
-        nx: number of states.
-    """
-
-    z: Any
-    seconds: Any
-    h: Any
-    nx: int
-
-
 @record(static=("method", "nx", "nu", "labels", "hold"))
 class Discretized(AbstractDynamics):
     """An ODE stepped by a fixed scheme; made by `discretize`."""
@@ -172,90 +147,6 @@ class Discretized(AbstractDynamics):
             return lambda seconds: u
         first, last = jnp.split(u, 2)
         return lambda seconds: first + (seconds - start) / h * (last - first)
-
-    def jacobians(self, xs: Any, us: Any, params: Any) -> tuple[Any, Any]:
-        """A and B of all stages; an explicit scheme chains the Jacobians of the ODE at all its points."""
-        if self.method not in TABLEAUS:
-            return super().jacobians(xs, us, params)
-        points = self._points(xs, us, params)
-        return self._chain(points, self._slopes(points, params), us.shape[1])[1]
-
-    def hessians(self, xs: Any, us: Any, costates: Any, params: Any) -> Any:
-        """Second derivatives of lambda_{t+1}' f: those of the ODE at the points of an explicit scheme, pulled back.
-
-        With F_i the Jacobian of the ODE at point i, Z_i the derivative of that point in (x, u) and w_i the multiplier
-        of its slope k_i, w_i = h (b_i lambda + sum_j a_ji F_j' w_j), the Hessian is sum_i Z_i' (w_i'f)'' Z_i. The graph
-        holds the second derivatives of the ODE once, not those of the whole scheme.
-        """
-        if self.method not in TABLEAUS:
-            return super().hessians(xs, us, costates, params)
-        points = self._points(xs, us, params)
-        F = self._slopes(points, params)
-        Z, _ = self._chain(points, F, us.shape[1])
-        a, b, _ = TABLEAUS[self.method]
-        nx, h = xs.shape[1], points.h[:, None]
-        w: list[Any] = [None] * len(b)
-        for i in reversed(range(len(b))):
-            later = [a[j][i] * jnp.einsum("tij,ti->tj", F[:, j, :, :nx], w[j]) for j in range(i + 1, len(b)) if a[j][i]]
-            w[i] = h * sum(later, b[i] * costates[1:])
-
-        def bent(z: Any, seconds: Any, w: Any) -> Any:
-            return jax.hessian(lambda z: w @ self._rate(z[:nx], z[nx:], seconds, params))(z)
-
-        H = jax.vmap(jax.vmap(bent))(points.z, points.seconds, jnp.stack(w, axis=1))
-        return jnp.einsum("tkia,tkij,tkjb->tab", Z, H, Z, optimize=[(0, 1), (0, 1)])
-
-    def _points(self, xs: Any, us: Any, params: Any) -> "Points":
-        """Where an explicit scheme looks at the ODE, at all stages."""
-        a, b, c = TABLEAUS[self.method]
-
-        def stage(x: Any, u: Any, t: Any) -> tuple[Any, Any, Any]:
-            start, h = self.interval(t, x.dtype)
-            held, ks, zs, times = self.held(u, start, h), [], [], []
-            for i in range(len(b)):
-                seconds = start + c[i] * h
-                x_i = x + h * sum(w * k for w, k in zip(a[i], ks, strict=True) if w) if i else x
-                zs.append(jnp.concatenate([x_i, held(seconds)]))
-                times.append(seconds)
-                if i + 1 < len(b):
-                    ks.append(self._rate(x_i, held(seconds), seconds, params))
-            return jnp.stack(zs), jnp.stack(times), h
-
-        return Points(*jax.vmap(stage)(xs[:-1], us, jnp.arange(us.shape[0])), xs.shape[1])
-
-    def _slopes(self, points: "Points", params: Any) -> Any:
-        """Jacobians of the ODE at all points, (N, points, nx, nx + inputs of the ODE)."""
-        nx = points.nx
-
-        def rate(z: Any, seconds: Any) -> Any:
-            return self._rate(z[:nx], z[nx:], seconds, params)
-
-        return jax.vmap(jax.vmap(jax.jacfwd(rate)))(points.z, points.seconds)
-
-    def _chain(self, points: "Points", F: Any, nu: int) -> tuple[Any, tuple[Any, Any]]:
-        """Return the derivatives of all points in (x, u), and A and B."""
-        a, b, c = TABLEAUS[self.method]
-        N, nx = F.shape[0], F.shape[2]
-        h = points.h[:, None, None]
-        eye = jnp.eye(nx, nx + nu, dtype=F.dtype)[None]
-        ks: list[Any] = []
-        Z = []
-        for i in range(len(b)):
-            dx = eye + h * sum(w * k for w, k in zip(a[i], ks, strict=True) if w) if i else eye
-            seen = self._seen(c[i], nx, nu, F.dtype)
-            parts = (jnp.broadcast_to(part, (N, part.shape[-2], nx + nu)) for part in (dx, seen))
-            Z.append(jnp.concatenate(list(parts), axis=1))
-            ks.append(jnp.einsum("tij,tjk->tik", F[:, i], Z[-1]))
-        AB = eye + h * sum(w * k for w, k in zip(b, ks, strict=True))
-        return jnp.stack(Z, axis=1), (AB[:, :, :nx], AB[:, :, nx:])
-
-    def _seen(self, c: float, nx: int, nu: int, dtype: Any) -> Any:
-        """Derivative of the input that the ODE sees a share c into the step, in (x, u)."""
-        none = np.zeros((nu if self.hold == "constant" else nu // 2, nx))
-        if self.hold == "constant":
-            return jnp.asarray(np.hstack([none, np.eye(nu)]), dtype)
-        half = np.eye(nu // 2)
-        return jnp.asarray(np.hstack([none, (1 - c) * half, c * half]), dtype)
 
     def rehearse(self, x0: Any, us: Any, params: Any) -> None:
         """With "zoh", check that the ODE is linear at these parameters."""
