@@ -30,12 +30,14 @@ from optctl.continuous import (
     MarchStatus,
     NeuralODE,
     ODEGradient,
+    Refinement,
     Signal,
     Trajectory,
     integrate,
     neural_ode,
     ode_gradient,
     ode_hessian_vector_product,
+    refine,
 )
 from optctl.dynamics import (
     AbstractDynamics,
@@ -63,7 +65,19 @@ from optctl.lq import LQSolution, dare, dlqe, dlqr, lqr, to_cvxpy
 from optctl.policies import MLP, TrainingResult, closed_loop, mlp, train, train_layers, train_policy
 from optctl.problem import Problem
 from optctl.soft import Soft
-from optctl.solvers import MPC, Certificate, History, InteriorPoint, MPCPlan, MPCRun, Solution, Status, solve
+from optctl.solvers import (
+    MPC,
+    Certificate,
+    History,
+    InteriorPoint,
+    MPCPlan,
+    MPCRun,
+    Multistart,
+    Solution,
+    Status,
+    multistart,
+    solve,
+)
 
 __version__ = "0.1.0"
 
@@ -92,10 +106,12 @@ __all__ = [
     "MPCRun",
     "MarchStatus",
     "MemoryReport",
+    "Multistart",
     "NeuralODE",
     "ODEGradient",
     "Posterior",
     "Problem",
+    "Refinement",
     "Signal",
     "SimulatorDynamics",
     "Soft",
@@ -124,6 +140,7 @@ __all__ = [
     "memory_report",
     "mlp",
     "models",
+    "multistart",
     "neural_ode",
     "ode_gradient",
     "ode_hessian_vector_product",
@@ -131,6 +148,7 @@ __all__ = [
     "plot",
     "problems",
     "record",
+    "refine",
     "smoothing_problem",
     "solve",
     "to_cvxpy",

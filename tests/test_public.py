@@ -86,7 +86,7 @@ for name, (dynamics, x0, us, params) in zoo.kinds().items():
     down = lambda a: np.asarray(a, np.float32)
     us = None if us is None else down(us)
     assert oc.check_adjoint(dynamics, down(x0), us, params).passed, name
-oc.smoothing_problem(oc.problems.local_level(), oc.problems.nile_data()[1].astype(np.float32))
+oc.smoothing_problem(oc.problems.local_level(), oc.data.nile()[1].astype(np.float32))
 """
 
 

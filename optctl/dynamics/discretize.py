@@ -110,9 +110,9 @@ class Discretized(AbstractDynamics):
         """One step of the scheme; `t` is the stage index, the ODE sees seconds."""
         start, h = self.interval(t, x.dtype)
         if self.method == "zoh":
-            return _zero_order_hold(lambda x, u: self._rate(x, u, start, params), x, u, h)
+            return _zero_order_hold(lambda x, u: self.rate(x, u, start, params), x, u, h)
         held = self.held(u, start, h)
-        return METHODS[self.method](lambda x, seconds: self._rate(x, held(seconds), seconds, params), x, start, h)
+        return METHODS[self.method](lambda x, seconds: self.rate(x, held(seconds), seconds, params), x, start, h)
 
     def integral(self, rate: Callable) -> "RunningCost":
         """Return the stage cost that integrates `rate(x, u[, t[, params]])` by the scheme of these dynamics.
@@ -153,7 +153,8 @@ class Discretized(AbstractDynamics):
         if self.method == "zoh" and is_concrete((self, x0, us, params)):
             _linear_part(self, x0.shape[0], us.shape[1], x0.dtype, params)
 
-    def _rate(self, x: Any, u: Any, seconds: Any, params: Any) -> Any:
+    def rate(self, x: Any, u: Any, seconds: Any, params: Any) -> Any:
+        """Return dx/dt of the ODE; u as it sees it, t in seconds."""
         return as_state(self.ode(x, u, seconds, params))
 
 
@@ -173,7 +174,7 @@ class RunningCost:
         def f(z: Any, seconds: Any) -> Any:
             now = held(seconds)
             rate = self.rate(z[:-1], now, seconds, params)
-            return jnp.append(dynamics._rate(z[:-1], now, seconds, params), rate)
+            return jnp.append(dynamics.rate(z[:-1], now, seconds, params), rate)
 
         return METHODS[dynamics.method](f, jnp.append(x, jnp.zeros((), x.dtype)), start, h)[-1]
 
@@ -238,7 +239,7 @@ def discretize(
     if nx is not None and nu is not None and not dynamics.ode.takes("params"):
         dtype = jnp.zeros(()).dtype
         got = result_shape(
-            lambda x, u: dynamics._rate(x, u, jnp.zeros(()), None), "ode", jnp.zeros(nx, dtype), jnp.zeros(nu, dtype)
+            lambda x, u: dynamics.rate(x, u, jnp.zeros(()), None), "ode", jnp.zeros(nx, dtype), jnp.zeros(nu, dtype)
         )
         if getattr(got, "shape", None) != (nx,):
             raise ValueError(f"`ode` returns shape {getattr(got, 'shape', type(got))}; expected ({nx},), dx/dt.")

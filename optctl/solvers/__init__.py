@@ -2,6 +2,7 @@
 
 from optctl.solvers.interior_point import InteriorPoint
 from optctl.solvers.mpc import MPC, MPCPlan, MPCRun
+from optctl.solvers.multistart import Multistart, multistart
 from optctl.solvers.solution import Certificate, History, Solution, Status
 from optctl.solvers.solve import METHODS, solve
 
@@ -13,7 +14,9 @@ __all__ = [
     "InteriorPoint",
     "MPCPlan",
     "MPCRun",
+    "Multistart",
     "Solution",
     "Status",
+    "multistart",
     "solve",
 ]

@@ -1,0 +1,107 @@
+"""Many first guesses at once, and the best of their solutions."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optctl._record import record
+from optctl._validate import as_float, as_whole
+from optctl.problem import Problem
+from optctl.solvers.solution import Solution
+from optctl.solvers.solve import solve
+
+
+@record()
+class Multistart:
+    """Solutions from many guesses.
+
+    Attributes:
+        best: the converged `Solution` of least cost (of the least violation, if none converged).
+        all: the batch of all solutions, along axis 0.
+        optima: costs of the distinct optima found, in rising order, to six digits.
+        counts: how many guesses led to each.
+    """
+
+    best: Solution
+    all: Solution
+    optima: Any
+    counts: Any
+
+    def __repr__(self) -> str:
+        found = ", ".join(f"{cost:.6g} ({n} x)" for cost, n in zip(self.optima, self.counts, strict=True))
+        return (
+            f"Multistart: {int(np.sum(self.counts))} of {len(self.all.cost)} converged; optima {found}\n{self.best!r}"
+        )
+
+
+def multistart(
+    problem: Problem,
+    us: Any,
+    *,
+    xs: Any = None,
+    guesses: int | None = None,
+    spread: Any = 1.0,
+    seed: int = 0,
+    method: Any = "interior_point",
+    **options: Any,
+) -> Multistart:
+    """Solve a problem from many guesses in one compiled call.
+
+    Args:
+        problem: the problem.
+        us: (k, N, nu) guesses of the inputs; or one, (N, nu), around which `guesses` are drawn.
+        xs: (k, N+1, nx) guesses of the states, or (N+1, nx) for all; None rolls out the inputs.
+        guesses: how many to draw around one guess of the inputs, that one included.
+        spread: standard deviation of the draws, a number or (nu,).
+        seed: of the draws.
+        method: as for `solve`, one that runs under `vmap`.
+        **options: for `solve`.
+
+    Returns:
+        A `Multistart`.
+
+    Raises:
+        ValueError: for wrong shapes, or as `solve`.
+
+    Example:
+        >>> import numpy as np
+        >>> import optctl as oc
+        >>> problem = oc.Problem(
+        ...     oc.LinearDynamics([[1.0]], [[1.0]]),
+        ...     lambda x, u: 0.1 * u @ u,
+        ...     lambda x: (x[0] ** 2 - 1) ** 2 + 0.1 * x[0],
+        ...     horizon=1,
+        ...     x0=[0.0],
+        ... )
+        >>> oc.multistart(problem, np.zeros((1, 1)), guesses=8).optima.round(4).tolist()
+        [-0.0006, 0.1943]
+    """
+    N, nu = problem.steps, problem.dynamics.nu
+    us = np.asarray(as_float(us, "us"))
+    if us.ndim == 2:
+        many = as_whole(8 if guesses is None else guesses, "guesses")
+        noise = np.asarray(spread) * np.random.default_rng(seed).normal(size=(many, *us.shape))
+        noise[0] = 0.0
+        us = us + noise
+    elif guesses is not None:
+        raise ValueError("`guesses` are to be drawn around one guess us (N, nu), but several are given; leave it out.")
+    us = jnp.asarray(as_float(us, "us", (None, N, nu)))
+    if xs is not None:
+        xs = jnp.asarray(as_float(xs, "xs"))
+    axes = (0, 0 if xs is not None and xs.ndim == 3 else None)
+    every = jax.jit(jax.vmap(lambda us, xs: solve(problem, us, method, xs=xs, **options), axes))(us, xs)
+    good = np.asarray(every.converged)
+    cost = np.where(good, np.asarray(every.cost), np.inf)
+    pick = int(np.argmin(cost)) if good.any() else int(np.argmin(np.asarray(every.certificate.primal_feasibility)))
+    best = jax.tree.map(lambda leaf: leaf[pick], every)
+    optima, counts = _distinct(np.sort(cost[good]))
+    return Multistart(best, every, optima, counts)
+
+
+def _distinct(costs: Any) -> tuple[Any, Any]:
+    """Group rising costs that agree to six digits."""
+    scale = max(1e-12, np.abs(costs).max(initial=0.0))
+    new = np.diff(costs, prepend=-np.inf) > 1e-6 * scale
+    return costs[new], np.diff(np.append(np.flatnonzero(new), len(costs)))
