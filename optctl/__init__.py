@@ -66,6 +66,7 @@ from optctl.policies import MLP, TrainingResult, closed_loop, mlp, train, train_
 from optctl.problem import Problem
 from optctl.soft import Soft
 from optctl.solvers import (
+    ILQR,
     MPC,
     Certificate,
     History,
@@ -82,6 +83,7 @@ from optctl.solvers import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "ILQR",
     "MLP",
     "MPC",
     "ODE",

@@ -13,11 +13,11 @@ from optctl.solvers.newton_cg import newton_cg
 from tests import zoo
 from tests.oracles import check_kkt, check_optimality, dense_kkt
 
-SMOOTH = ("gradient_descent", "lbfgs", "newton_cg", "interior_point")
+SMOOTH = ("gradient_descent", "lbfgs", "newton_cg", "ilqr", "interior_point")
 WITHOUT_CONSTRAINTS = [method for method in METHODS if method != "interior_point"]
 PROBLEMS = {
     "lq": (zoo.lq_problem(), tuple(METHODS)),
-    "lq_free_x0": (zoo.lq_problem(free_x0=True), tuple(METHODS)),
+    "lq_free_x0": (zoo.lq_problem(free_x0=True), tuple(method for method in METHODS if method != "ilqr")),
     "nonlinear": (zoo.pendulum_problem(), SMOOTH),
     "bounded": (zoo.bounded_problem(), ("gradient_descent", "lbfgs", "interior_point")),
 }
@@ -115,7 +115,7 @@ def test_every_method_refuses_what_it_cannot_take(method):
     ):
         with pytest.raises(ValueError, match=f"cannot take the constraints \\['{next(iter(changes))}'\\]"):
             oc.solve(zoo.lq_problem().replace(**changes), method=method)
-    if method not in ("lbfgs", "gradient_descent"):
+    if method not in ("lbfgs", "gradient_descent", "ilqr"):
         with pytest.raises(
             ValueError, match=r"cannot take the constraints \['u_min'\]: use method='interior_point', 'lbfgs'"
         ):

@@ -91,7 +91,7 @@ def multistart(
     if xs is not None:
         xs = jnp.asarray(as_float(xs, "xs"))
     axes = (0, 0 if xs is not None and xs.ndim == 3 else None)
-    every = jax.jit(jax.vmap(lambda us, xs: solve(problem, us, method, xs=xs, **options), axes))(us, xs)
+    every = jax.vmap(lambda us, xs: solve(problem, us, method, xs=xs, **options), axes)(us, xs)
     good = np.asarray(every.converged)
     cost = np.where(good, np.asarray(every.cost), np.inf)
     pick = int(np.argmin(cost)) if good.any() else int(np.argmin(np.asarray(every.certificate.primal_feasibility)))

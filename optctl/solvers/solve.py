@@ -17,6 +17,7 @@ from optctl.problem import PARAMS_BOUNDS, Problem, once
 from optctl.solvers.cg import conjugate_gradient, lowest_curvature, slope_mismatch
 from optctl.solvers.constrained import constrained
 from optctl.solvers.descent import gradient_descent
+from optctl.solvers.ilqr import ILQR, ilqr
 from optctl.solvers.interior_point import InteriorPoint, Settings
 from optctl.solvers.iterate import Iterate
 from optctl.solvers.lbfgs import lbfgs
@@ -30,6 +31,7 @@ METHODS = {
     "gradient_descent": "projected gradient descent with Barzilai-Borwein or Armijo steps; takes bounds on us and x0",
     "lbfgs": "SciPy's L-BFGS-B; takes bounds on us and x0",
     "newton_cg": "trust-region Newton-CG with exact Hessian-vector products",
+    "ilqr": "iterative LQR (differential dynamic programming): rollouts under feedback; takes bounds on us",
     "interior_point": "primal-dual interior point on the multiple-shooting form; takes every constraint",
 }
 MAX_ITERATIONS = {
@@ -38,9 +40,10 @@ MAX_ITERATIONS = {
     "gradient_descent": 10_000,
     "lbfgs": 10_000,
     "newton_cg": 1_000,
+    "ilqr": 1_000,
     "interior_point": 1_000,
 }
-TAKES_BOUNDS = ("gradient_descent", "lbfgs")
+TAKES_BOUNDS = ("gradient_descent", "lbfgs", "ilqr")
 SMALL = 100
 """Largest nx + nu for which bounds alone lead to the interior point method, whose matrices are dense."""
 VARIABLE_BOUNDS = {
@@ -56,7 +59,7 @@ VARIABLE_BOUNDS = {
 def solve(
     problem: Problem,
     us: Any = None,
-    method: str | InteriorPoint | None = None,
+    method: str | ILQR | InteriorPoint | None = None,
     *,
     xs: Any = None,
     x0: Any = None,
@@ -75,12 +78,12 @@ def solve(
 
     Args:
         problem: the problem. "interior_point" takes every constraint; "lbfgs" and "gradient_descent" take bounds on us
-            and a free x0. What a method cannot take is refused, never ignored.
+            and a free x0, "ilqr" those on us. What a method cannot take is refused, never ignored.
         us: (N, nu) first guess of the inputs, None starts from zero; or the known inputs where they are not free.
-        method: one of "lq", "cg", "gradient_descent", "lbfgs", "newton_cg", "interior_point", or `InteriorPoint` with
-            options. None picks: "lq" for linear-quadratic problems without constraints, "interior_point" with
-            constraints, "lbfgs" for free parameters, first derivatives only, or bounds on more than a hundred states
-            and inputs, else "newton_cg".
+        method: one of "lq", "cg", "gradient_descent", "lbfgs", "newton_cg", "ilqr", "interior_point", or a record with
+            options, `ILQR` or `InteriorPoint`. None picks: "lq" for linear-quadratic problems without constraints,
+            "interior_point" with constraints, "lbfgs" for free parameters, first derivatives only, or bounds on more
+            than a hundred states and inputs, else "newton_cg".
         xs: (N+1, nx) first guess of the states for "interior_point", which need not satisfy the dynamics; None rolls
             out the guess of the inputs.
         x0: (nx,) first guess of a free x_0; None starts from zero (projected into its bounds).
@@ -169,6 +172,9 @@ def solve(
         iterate = _demand_convex(objective, z, iterate)
     elif method == "newton_cg":
         iterate = newton_cg(objective, z, tolerance=tolerance, max_iterations=limit)
+    elif method == "ilqr":
+        exact = _is_exact(asked, problem)
+        iterate, K, k = ilqr(objective, objective.us, tolerance=tolerance, max_iterations=limit, exact=exact)
     else:
         if not is_concrete((objective, z)):
             raise ValueError(
@@ -256,8 +262,8 @@ def _free_names(problem: Problem, free: Any) -> tuple[str, ...]:
 
 
 def _pick(problem: Problem, objective: Objective, method: Any) -> str:
-    if isinstance(method, InteriorPoint):
-        method = "interior_point"
+    if isinstance(method, InteriorPoint | ILQR):
+        method = "ilqr" if isinstance(method, ILQR) else "interior_point"
     if method is not None:
         if not isinstance(method, str) or method not in METHODS:
             raise ValueError(f"`method` is {method!r}; expected one of {list(METHODS)}.")
@@ -267,6 +273,16 @@ def _pick(problem: Problem, objective: Objective, method: Any) -> str:
             raise ValueError(f"method 'interior_point' needs free inputs; free is {objective.free}.")
         if method == "lq" and objective.free not in (("us",), ("us", "x0")):
             raise ValueError(f"method 'lq' solves for us (and x0); free is {objective.free}.")
+        if method == "ilqr" and objective.free != ("us",):
+            raise ValueError(
+                f"method 'ilqr' solves for us alone, with x0 and params given; free is {objective.free}: use"
+                " 'interior_point', 'newton_cg' or 'lbfgs'."
+            )
+        if method == "ilqr" and not problem.dynamics.has_jax_step:
+            raise ValueError(
+                f"method 'ilqr' rolls out under feedback, which needs a step in JAX; {type(problem.dynamics).__name__}"
+                " has none: use method='lbfgs' or 'gradient_descent'."
+            )
         return method
     bounds_only = set(problem.constraint_names) <= set(VARIABLE_BOUNDS)
     smooth = problem.dynamics.twice_differentiable and not problem.dynamics.roll_without_inputs
@@ -279,6 +295,15 @@ def _pick(problem: Problem, objective: Objective, method: Any) -> str:
     if whole and is_concrete(problem) and problem.dynamics.is_linear and is_linear_quadratic(problem):
         return "lq"
     return "newton_cg"
+
+
+def _is_exact(method: Any, problem: Problem) -> bool:
+    """True if iterative LQR is to use second derivatives of the dynamics."""
+    hessian = method.hessian if isinstance(method, ILQR) else None
+    if hessian == "exact" and not problem.dynamics.twice_differentiable:
+        kind = type(problem.dynamics).__name__
+        raise ValueError(f"`hessian` is 'exact', but {kind} has no second derivatives; use 'gauss_newton'.")
+    return problem.dynamics.twice_differentiable if hessian is None else hessian == "exact"
 
 
 def _refuse_constraints(problem: Problem, objective: Objective, method: str) -> None:
