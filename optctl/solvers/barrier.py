@@ -47,6 +47,7 @@ class State:
         e: the last `Expansion`.
         mu: barrier parameter.
         scale: size of the cost that mu refers to.
+        floor: smallest size of the cost that tolerances refer to.
         filter: the `Filter`.
         theta_first: infeasibility of the guess.
         first_cost: its cost.
@@ -65,6 +66,7 @@ class State:
     e: Expansion
     mu: Any
     scale: Any
+    floor: Any
     filter: Filter
     theta_first: Any
     first_cost: Any
@@ -104,7 +106,7 @@ def residuals(program: Program, state: State, e: Expansion) -> Residuals:
     worst.append(largest(in_u * jnp.maximum(1.0, jnp.abs(z.us))))
     if rows.soft is not None:
         worst.append(largest(jnp.where(rows.soft, rows.l1 + rows.l2 * z.e - z.y - z.v, 0.0)))
-    size = smallest_size(cost_size(e.at.cost + price_of_misses(rows, z), state.first_cost), state.scale)
+    size = jnp.maximum(cost_size(e.at.cost + price_of_misses(rows, z), state.first_cost), state.floor)
     row_misses = missed(rows, e.at.c, z)
     least, most = products(rows, z)
     return Residuals(
@@ -112,14 +114,6 @@ def residuals(program: Program, state: State, e: Expansion) -> Residuals:
         infeasibility=jnp.maximum(largest(e.at.gaps / jnp.maximum(1.0, jnp.abs(z.xs[1:]))), largest(row_misses)),
         least_product=least, most_product=most, theta=jnp.sum(jnp.abs(e.at.gaps)) + jnp.sum(jnp.abs(row_misses)),
     )  # fmt: skip
-
-
-def smallest_size(size: Any, scale: Any) -> Any:
-    """Return the size of the cost that tolerances refer to, with a floor: next to a constraint's slope all is relative.
-
-    A cost that vanishes at its optimum leaves nothing to compare with but the scale of its slope at the guess.
-    """
-    return jnp.maximum(size, 1e-3 * scale)
 
 
 def next_barrier(state: State, r: Residuals, least: Any) -> Any:

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from optctl.solvers.barrier import largest, smallest_size
+from optctl.solvers.barrier import largest
 from optctl.solvers.expansion import Expansion
 from optctl.solvers.objective import cost_size
 from optctl.solvers.primal_dual import Program, Unknowns, lagrangian_slopes, price_of_misses
@@ -12,12 +12,12 @@ from optctl.solvers.solution import Certificate
 
 
 def certify_point(
-    program: Program, e: Expansion, z: Unknowns, first_cost: Any, scale: Any, tolerance: Any
+    program: Program, e: Expansion, z: Unknowns, first_cost: Any, floor: Any, tolerance: Any
 ) -> Certificate:
     """Return the certificate of states, inputs, costates and multipliers of the rows."""
     rows = program.rows
     slopes = lagrangian_slopes(program, e, z.costates, z.y)
-    size = smallest_size(cost_size(e.at.cost + price_of_misses(rows, z), first_cost), scale)
+    size = jnp.maximum(cost_size(e.at.cost + price_of_misses(rows, z), first_cost), floor)
     sizes = (z.xs[0], z.xs, z.us)
     worst = [largest(g) for g in slopes]
     scaled = [largest(g * jnp.maximum(1.0, jnp.abs(v))) for g, v in zip(slopes, sizes, strict=True)]

@@ -86,12 +86,14 @@ class Settings:
         barrier: first barrier parameter, None chooses.
         exact: Hessians with the curvature of dynamics and constraints; else Gauss-Newton.
         max_iterations: limit.
+        floor: smallest size of the cost that the tolerance refers to; a controller at rest has nothing else.
     """
 
     tolerance: Any
     barrier: Any
     exact: bool
     max_iterations: int
+    floor: Any = 0.0
 
 
 def start(
@@ -133,6 +135,7 @@ def start(
     shapes = jax.eval_shape(lambda z: expand(problem, rows, z.xs, z.us, params, z.costates, z.y), z)
     state = State(
         z=z, e=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes), mu=mu, scale=scale,
+        floor=jnp.asarray(settings.floor, xs.dtype) * scale,
         filter=filters.empty(xs.dtype), theta_first=theta, first_cost=at.cost, shift=number,
         phase=jnp.asarray(OPTIMIZE), mark=theta, mu_restore=mu, short=none, iterations=none,
         status=jnp.asarray(int(Status.ITERATION_LIMIT)), step=number, history=History(*(column,) * 6),
@@ -233,7 +236,7 @@ def finish(program: Program, x0: Any, state: State, settings: Settings, failed: 
     still, state = jax.lax.stop_gradient((program, state))
     rows, e = still.rows, state.e
     z = replace(state.z, y=jnp.where(rows.inequality | rows.equality, state.z.y, 0.0))
-    certificate = certify_point(still, e, z, state.first_cost, state.scale, settings.tolerance)
+    certificate = certify_point(still, e, z, state.first_cost, state.floor, settings.tolerance)
     converged = certificate.holds & (state.status == int(Status.SOLVED))
     status = jnp.where(~converged & (state.status == int(Status.SOLVED)), int(Status.STALLED), state.status)
     _, weight = newton_rows(rows, e.at.c, z, state.mu)

@@ -48,7 +48,9 @@ from optctl.solvers.primal_dual import (
 from optctl.solvers.rows import PATH, Rows, flatten, make_rows
 from optctl.solvers.solution import Status
 
-FEASIBLE = 1e-4
+FEASIBLE, FLOOR = 1e-4, 1e-3
+"""Violation up to which a plan counts as feasible; least size of the cost that the tolerance refers to: a controller at
+rest has a cost of zero, and nothing to compare with."""
 
 
 @record()
@@ -185,7 +187,7 @@ class MPC:
         self.gain = None if offset_gain is None else jnp.asarray(offset_gain, dtype)
         self.real_time, self.time_limit = real_time, time_limit
         exact = hessian == "exact" and problem.dynamics.twice_differentiable
-        self.settings = Settings(jnp.asarray(tolerance, dtype), jnp.asarray(barrier, dtype), exact, limit)
+        self.settings = Settings(jnp.asarray(tolerance, dtype), jnp.asarray(barrier, dtype), exact, limit, FLOOR)
         self.params = problem.params
         self.model = problem.dynamics
 
