@@ -88,8 +88,13 @@ def _first_states(problem: Any, x0: Any, us: Any, params: Any) -> Any:
 
 
 def _check_constraints(objective: Objective) -> None:
-    """Raise for bounds of x_0 that contradict each other, and for rows that depend on nothing that is free."""
+    """Raise for simulators, bounds of x_0 that contradict each other, and rows that depend on nothing that is free."""
     problem = objective.problem
+    if not problem.dynamics.has_jax_step:
+        raise ValueError(
+            f"method 'interior_point' needs a step in JAX; {type(problem.dynamics).__name__} has none: turn constraints"
+            " other than bounds on us and x0 into penalties, and use method='lbfgs'."
+        )
     for low, high in (("x_min", "x0_max"), ("x0_min", "x_max")):
         lower, upper = getattr(problem, low), getattr(problem, high)
         if lower is not None and upper is not None and is_concrete((lower, upper)):

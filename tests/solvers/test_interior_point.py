@@ -260,6 +260,9 @@ def test_bad_arguments_are_named():
         oc.solve(problem, xs=np.zeros((4, 1)), method="lbfgs")
     with pytest.raises(ValueError, match="`hessian` is 'bfgs'"):
         oc.InteriorPoint(hessian="bfgs")
+    simulator = oc.SimulatorDynamics(lambda x, u: x + u, 1, 1, jacobian=lambda x, u: (np.eye(1), np.eye(1)))
+    with pytest.raises(ValueError, match="'interior_point' needs a step in JAX; SimulatorDynamics has none"):
+        oc.solve(problem.replace(dynamics=simulator, u_min=None, x_max=2.0))
     with pytest.raises(ValueError, match=r"`l1` is -1.0; expected a number > 0"):
         oc.Soft(lambda x: x, l1=-1.0)
     with pytest.raises(ValueError, match="`params_min` exceeds `params_max`"):
