@@ -4,10 +4,10 @@
 namespace optctl {
 
 #ifdef OPTCTL_X86
-namespace avx512 { extern const Finders lq_finders, gaussian_finders, square_root_finders; }
-namespace avx2 { extern const Finders lq_finders, gaussian_finders, square_root_finders; }
+namespace avx512 { extern const Finders lq_finders, gaussian_finders, square_root_finders; extern const TapeRunner tape_runner; }
+namespace avx2 { extern const Finders lq_finders, gaussian_finders, square_root_finders; extern const TapeRunner tape_runner; }
 #endif
-namespace portable { extern const Finders lq_finders, gaussian_finders, square_root_finders; }
+namespace portable { extern const Finders lq_finders, gaussian_finders, square_root_finders; extern const TapeRunner tape_runner; }
 
 namespace {
 
@@ -16,11 +16,14 @@ const Finders& choose(Name name, const Finders& lq, const Finders& gaussian, con
   return name < Name::square_root_likelihood ? gaussian : square_root;
 }
 
+#ifdef OPTCTL_X86
+const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+
 const Finders& finders_for(Name name) {
 #ifdef OPTCTL_X86
-  static const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-                                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
-  static const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (has_avx512) return choose(name, avx512::lq_finders, avx512::gaussian_finders, avx512::square_root_finders);
   if (has_avx2) return choose(name, avx2::lq_finders, avx2::gaussian_finders, avx2::square_root_finders);
 #endif
@@ -34,5 +37,13 @@ Kernel<float> find_kernel<float>(Name name, const Sizes& sizes) { return finders
 
 template <>
 Kernel<double> find_kernel<double>(Name name, const Sizes& sizes) { return finders_for(name).in_double(name, sizes); }
+
+const TapeRunner& find_tape_runner() {
+#ifdef OPTCTL_X86
+  if (has_avx512) return avx512::tape_runner;
+  if (has_avx2) return avx2::tape_runner;
+#endif
+  return portable::tape_runner;
+}
 
 }  // namespace optctl

@@ -40,6 +40,13 @@ struct Finders {
   Kernel<double> (*in_double)(Name, const Sizes&);
 };
 
+// A program of scalar instructions, run over so many stages at a time (see tape.h).
+struct TapeRunner {
+  int lanes;
+  void (*run)(const int32_t* code, int64_t from, int64_t to, const double* memory, double* slots);
+};
+const TapeRunner& find_tape_runner();
+
 // The kernel of the best instruction set this processor has.
 template <class T>
 Kernel<T> find_kernel(Name name, const Sizes& sizes);

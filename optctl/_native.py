@@ -26,6 +26,7 @@ KERNELS = (
     "square_root_forward",
     "square_root_filter",
     "square_root_smoother",
+    "tape",
 )
 
 

@@ -1,0 +1,609 @@
+"""From a jaxpr to scalar expressions: arrays become arrays of expressions, loops are unrolled.
+
+Each primitive has a rule, which is given the arrays of expressions of its operands and returns those of its results.
+Rules that only move elements are NumPy's functions. Equations of constants without a rule are evaluated by JAX.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import Literal
+
+from optctl._expressions import CAPTURED, LOAD, ONE, ZERO, Expressions
+
+RULES: dict[str, Callable] = {}
+_TYPES = {np.dtype(name) for name in ("float64", "int64", "int32", "bool")}
+
+
+class Unsupported(Exception):  # noqa: N818
+    """The function has no tape; the message says why."""
+
+
+class Unroller:
+    """Walks jaxprs, and holds what it has found: the expressions, and the arrays that are tracers."""
+
+    def __init__(self, limit: int) -> None:
+        self.g = Expressions()
+        self.limit = limit
+        self.captured: list[Any] = []
+        self._addresses = 0
+        self._known: dict[int, np.ndarray] = {}
+
+    def const(self, value: Any) -> np.ndarray:
+        """Return the expressions of an array that the function holds: numbers, or a tracer's."""
+        if isinstance(value, jax.core.Tracer):
+            if id(value) not in self._known:
+                if value.dtype not in _TYPES:
+                    raise Unsupported(f"an array of {value.dtype}")
+                self.captured.append(value)
+                first = CAPTURED + self._addresses
+                self._addresses += value.size
+                self._known[id(value)] = self.g.leaves(LOAD, first, value.size, False).reshape(value.shape)
+            return self._known[id(value)]
+        if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended):
+            raise Unsupported("a random key")
+        return self.numbers(np.asarray(value))
+
+    def numbers(self, value: np.ndarray) -> np.ndarray:
+        """Return the expressions of constants."""
+        if value.dtype.kind not in "fiub":
+            raise Unsupported(f"an array of {value.dtype}")
+        constant = self.g.constant
+        return np.array([constant(float(v)) for v in value.ravel().tolist()], np.intp).reshape(value.shape)
+
+    def run(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the expressions of a jaxpr's results."""
+        known = dict(zip(jaxpr.constvars, map(self.const, consts), strict=True))
+        known.update(zip(jaxpr.invars, args, strict=True))
+
+        def read(v: Any) -> np.ndarray:
+            return self.const(v.val) if isinstance(v, Literal) else known[v]
+
+        for eqn in jaxpr.eqns:
+            results = self.equation(eqn, [read(v) for v in eqn.invars])
+            known.update(zip(eqn.outvars, results, strict=True))
+            if len(self.g.nodes) > 8 * self.limit:
+                raise Unsupported(f"more than {self.limit} instructions")
+        return [read(v) for v in jaxpr.outvars]
+
+    def closed(self, closed: Any, args: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the expressions of a closed jaxpr's results."""
+        return self.run(closed.jaxpr, closed.consts, args)
+
+    def equation(self, eqn: Any, args: list[np.ndarray]) -> list[np.ndarray]:
+        """Return the expressions of an equation's results."""
+        name = eqn.primitive.name
+        rule = RULES.get(name)
+        avals = [v.aval for v in (*eqn.invars, *eqn.outvars)]
+        if sum(v.aval.size for v in eqn.outvars) > 4 * self.limit:
+            raise Unsupported(f"`{name}` of large arrays")
+        narrow = [str(aval.dtype) for aval in avals if aval.dtype not in _TYPES]
+        if rule and (name in CALLS or not narrow):
+            results = rule(self, eqn, *args)
+            return results if isinstance(results, list) else [results]
+        values = self.g.values
+        if not eqn.effects and all(i in values for arg in args for i in arg.flat):
+            return self.evaluate(eqn, args)
+        raise Unsupported(f"the primitive `{name}`" + (f" of {narrow[0]}" if narrow else ""))
+
+    def evaluate(self, eqn: Any, args: list[np.ndarray]) -> list[np.ndarray]:
+        """Return the results of an equation between constants, as JAX has them."""
+        values = self.g.values
+        numbers = [
+            np.array([values[i] for i in arg.flat]).reshape(arg.shape).astype(v.aval.dtype)
+            for arg, v in zip(args, eqn.invars, strict=True)
+        ]
+        with jax.ensure_compile_time_eval():
+            results = eqn.primitive.bind(*map(jax.numpy.asarray, numbers), **eqn.params)
+        return [self.const(result) for result in (results if eqn.primitive.multiple_results else [results])]
+
+    def is_constant(self, *arrays: np.ndarray) -> bool:
+        """Return whether all elements are constants."""
+        return all(i in self.g.values for array in arrays for i in array.flat)
+
+    def value(self, scalar: np.ndarray) -> float | None:
+        """Return the number that a scalar is, None if it is not known."""
+        return self.g.values.get(scalar.item())
+
+    def map(self, function: Callable, *arrays: np.ndarray) -> np.ndarray:
+        """Return the function of scalars, for each element."""
+        if len(arrays) > 1 and any(array.shape != arrays[0].shape for array in arrays):
+            arrays = tuple(np.broadcast_arrays(*arrays))
+        results = list(map(function, *[array.ravel().tolist() for array in arrays]))
+        return np.array(results, np.intp).reshape(arrays[0].shape)
+
+    def fold(self, function: Callable, array: np.ndarray, axes: Sequence[int], first: int) -> np.ndarray:
+        """Return function(... function(function(x0, x1), x2) ...) along axes; `first` where they have no elements."""
+        kept = [axis for axis in range(array.ndim) if axis not in axes]
+        shape = tuple(array.shape[axis] for axis in kept)
+        rows = array.transpose((*kept, *axes)).reshape(int(np.prod(shape)), -1).tolist()
+        results = [functools.reduce(function, row) if row else first for row in rows]
+        return np.array(results, np.intp).reshape(shape)
+
+    def read_block(self, array: np.ndarray, starts: Sequence[int], sizes: Sequence[int]) -> np.ndarray:
+        """Return the block of an array that begins at `starts`, which lie within."""
+        values, g = self.g.values, self.g
+        block, moving = array, []
+        for axis, (start, size) in enumerate(zip(starts, sizes, strict=True)):
+            if start in values:
+                begin = int(values[start])
+                block = block.take(range(begin, begin + size), axis)
+            else:
+                moving.append(axis)
+        if not moving or block.size == 0:
+            return block
+        addresses = self._addresses_of(block)
+        if addresses is not None:
+            steps = [int(addresses.take(1, axis).flat[0] - addresses.flat[0]) for axis in moving]
+            grid = np.indices(addresses.shape)
+            at_start = addresses[tuple(slice(0, 1) if axis in moving else slice(None) for axis in range(block.ndim))]
+            if (addresses == at_start + sum(s * grid[axis] for s, axis in zip(steps, moving, strict=True))).all():
+                bases = addresses[tuple(slice(0, size) for size in sizes)].ravel().tolist()
+                step, index = 1, ZERO
+                if len(moving) == 1:
+                    step, index = steps[0], starts[moving[0]]
+                else:
+                    for s, axis in zip(steps, moving, strict=True):
+                        index = g.add(index, g.mul(g.constant(s), starts[axis]))
+                return np.array([g.lookup(index, base, step) for base in bases], np.intp).reshape(sizes)
+        for axis in moving:
+            start, size = starts[axis], sizes[axis]
+            chosen = block.take(range(size), axis)
+            for begin in range(1, block.shape[axis] - size + 1):
+                here = g.symmetric("eq", start, g.constant(float(begin)))
+                chosen = self.map(g.select, np.intp(here), block.take(range(begin, begin + size), axis), chosen)
+            block = chosen
+        return block
+
+    def _addresses_of(self, array: np.ndarray) -> np.ndarray | None:
+        nodes, values = self.g.nodes, self.g.values
+        if all(i in values for i in array.flat):
+            return self.g.table(np.array([values[i] for i in array.flat]).reshape(array.shape))
+        if all(nodes[i][0] == LOAD for i in array.flat):
+            return np.array([nodes[i][1] for i in array.flat]).reshape(array.shape)
+        return None
+
+    def write_block(self, array: np.ndarray, starts: Sequence[int], block: np.ndarray, combine: Callable) -> None:
+        """Combine a block into an array, in place; nothing happens if the block does not lie within."""
+        g, values = self.g, self.g.values
+        choices = []
+        for start, size, length in zip(starts, block.shape, array.shape, strict=True):
+            places = range(length - size + 1)
+            if start not in values:
+                choices.append([(begin, g.symmetric("eq", start, g.constant(float(begin)))) for begin in places])
+            else:
+                choices.append([(int(values[start]), ONE)] if int(values[start]) in places else [])
+        for choice in itertools.product(*choices):
+            here = functools.reduce(g.both, (condition for _, condition in choice), ONE)
+            region = tuple(slice(begin, begin + n) for (begin, _), n in zip(choice, block.shape, strict=True))
+            old = array[region]
+            array[region] = self.map(g.select, np.intp(here), self.map(combine, old, block), old)
+
+
+def rule(*names: str) -> Callable:
+    """Register a rule for primitives."""
+
+    def register(function: Callable) -> Callable:
+        RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+def _elementwise(name: str, function: Callable) -> None:
+    RULES[name] = lambda un, eqn, *args: un.map(functools.partial(function, un.g), *args)
+
+
+def _unary(name: str) -> Callable:
+    return lambda g, a: g.unary(name, a)
+
+
+for _name in ("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh"):
+    _elementwise(_name, _unary(_name))
+for _name in ("exp", "exp2", "expm1", "log", "log1p", "sqrt", "cbrt", "erf", "erfc", "abs", "sign", "floor", "ceil"):
+    _elementwise(_name, _unary(_name))
+_elementwise("is_finite", _unary("isfinite"))
+_elementwise("add", Expressions.add)
+_elementwise("add_any", Expressions.add)
+_elementwise("sub", Expressions.sub)
+_elementwise("mul", Expressions.mul)
+_elementwise("neg", Expressions.neg)
+_elementwise("max", Expressions.maximum)
+_elementwise("min", Expressions.minimum)
+_elementwise("clamp", Expressions.clamp)
+_elementwise("square", lambda g, a: g.mul(a, a))
+_elementwise("rsqrt", lambda g, a: g.reciprocal(g.unary("sqrt", a)))
+_elementwise("logistic", lambda g, a: g.reciprocal(g.add(ONE, g.unary("exp", g.neg(a)))))
+_elementwise("atan2", lambda g, a, b: g.binary("atan2", a, b))
+_elementwise("rem", lambda g, a, b: g.binary("rem", a, b))
+_elementwise("eq", lambda g, a, b: g.symmetric("eq", a, b))
+_elementwise("ne", lambda g, a, b: g.symmetric("ne", a, b))
+_elementwise("lt", lambda g, a, b: g.binary("lt", a, b))
+_elementwise("le", lambda g, a, b: g.binary("le", a, b))
+_elementwise("gt", lambda g, a, b: g.binary("lt", b, a))
+_elementwise("ge", lambda g, a, b: g.binary("le", b, a))
+
+
+def _is_integer(v: Any) -> bool:
+    return v.aval.dtype.kind == "i"
+
+
+@rule("div")
+def _div(un: Unroller, eqn: Any, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    g = un.g
+    if _is_integer(eqn.outvars[0]):
+        return un.map(lambda x, y: g.unary("trunc", g.binary("div", x, y)), a, b)
+    return un.map(g.div, a, b)
+
+
+@rule("pow")
+def _pow(un: Unroller, eqn: Any, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return un.map(un.g.pow, a, b)
+
+
+@rule("integer_pow")
+def _integer_pow(un: Unroller, eqn: Any, a: np.ndarray) -> np.ndarray:
+    return un.map(lambda x: un.g.power(x, eqn.params["y"]), a)
+
+
+@rule("round")
+def _round(un: Unroller, eqn: Any, a: np.ndarray) -> np.ndarray:
+    name = "round" if eqn.params["rounding_method"] == jax.lax.RoundingMethod.AWAY_FROM_ZERO else "rint"
+    return un.map(lambda x: un.g.unary(name, x), a)
+
+
+@rule("and", "or", "xor", "not")
+def _logic(un: Unroller, eqn: Any, *args: np.ndarray) -> np.ndarray:
+    name, g = eqn.primitive.name, un.g
+    if eqn.outvars[0].aval.dtype != bool:
+        if un.is_constant(*args):
+            return un.evaluate(eqn, list(args))  # type: ignore[return-value]
+        raise Unsupported(f"the primitive `{name}` of integers")
+    functions = {"and": g.both, "or": g.either, "xor": functools.partial(g.symmetric, "ne"), "not": g.negation}
+    return un.map(functions[name], *args)
+
+
+@rule("convert_element_type")
+def _convert(un: Unroller, eqn: Any, a: np.ndarray) -> np.ndarray:
+    old, new = eqn.invars[0].aval.dtype.kind, eqn.outvars[0].aval.dtype.kind
+    if new == "b" and old != "b":
+        return un.map(lambda x: un.g.symmetric("ne", x, ZERO), a)
+    return un.map(lambda x: un.g.unary("trunc", x), a) if new == "i" and old == "f" else a
+
+
+@rule("select_n")
+def _select_n(un: Unroller, eqn: Any, which: np.ndarray, *cases: np.ndarray) -> np.ndarray:
+    g = un.g
+    if eqn.invars[0].aval.dtype == bool:
+        return un.map(lambda p, a, b: g.select(p, b, a), which, *cases)
+    return functools.reduce(
+        lambda chosen, k: un.map(
+            lambda i, a, b: g.select(g.symmetric("eq", i, g.constant(float(k))), a, b), which, cases[k], chosen
+        ),
+        range(1, len(cases)),
+        cases[0],
+    )
+
+
+@rule("copy", "copy_p", "device_put", "optimization_barrier", "name", "stop_gradient", "reduce_precision")
+def _same(un: Unroller, eqn: Any, *args: np.ndarray) -> list[np.ndarray]:
+    if eqn.params.get("mantissa_bits", 52) < 52 or eqn.params.get("exponent_bits", 11) < 11:
+        raise Unsupported("the primitive `reduce_precision`")
+    return list(args)
+
+
+# Elements in other places.
+
+
+@rule("reshape")
+def _reshape(un: Unroller, eqn: Any, a: np.ndarray) -> np.ndarray:
+    return a.reshape(eqn.outvars[0].aval.shape)
+
+
+@rule("squeeze", "expand_dims")
+def _squeeze(un: Unroller, eqn: Any, a: np.ndarray) -> np.ndarray:
+    return a.reshape(eqn.outvars[0].aval.shape)
+
+
+@rule("transpose")
+def _transpose(un: Unroller, eqn: Any, a: np.ndarray) -> np.ndarray:
+    return a.transpose(eqn.params["permutation"])
+
+
+@rule("broadcast_in_dim")
+def _broadcast(un: Unroller, eqn: Any, a: np.ndarray) -> np.ndarray:
+    shape = eqn.params["shape"]
+    lengths = [1] * len(shape)
+    for axis, length in zip(eqn.params["broadcast_dimensions"], a.shape, strict=True):
+        lengths[axis] = length
+    return np.broadcast_to(a.reshape(lengths), shape)
+
+
+@rule("concatenate")
+def _concatenate(un: Unroller, eqn: Any, *args: np.ndarray) -> np.ndarray:
+    return np.concatenate(args, eqn.params["dimension"])
+
+
+@rule("slice")
+def _slice(un: Unroller, eqn: Any, a: np.ndarray) -> np.ndarray:
+    p = eqn.params
+    return a[tuple(map(slice, p["start_indices"], p["limit_indices"], p["strides"] or [1] * a.ndim))]
+
+
+@rule("split")
+def _split(un: Unroller, eqn: Any, a: np.ndarray) -> list[np.ndarray]:
+    return list(np.split(a, np.cumsum(eqn.params["sizes"])[:-1], eqn.params["axis"]))
+
+
+@rule("pad")
+def _pad(un: Unroller, eqn: Any, a: np.ndarray, padding: np.ndarray) -> np.ndarray:
+    for axis, (low, high, interior) in enumerate(eqn.params["padding_config"]):
+        a = np.moveaxis(a, axis, 0)
+        length = max(len(a) + interior * (len(a) - 1), 0)
+        spread = np.full((length, *a.shape[1:]), padding)
+        spread[:: interior + 1] = a
+        ends = [np.full((max(n, 0), *a.shape[1:]), padding) for n in (low, high)]
+        spread = np.concatenate([ends[0], spread[max(-low, 0) : length - max(-high, 0)], ends[1]])
+        a = np.moveaxis(spread, 0, axis)
+    return a
+
+
+@rule("rev")
+def _rev(un: Unroller, eqn: Any, a: np.ndarray) -> np.ndarray:
+    return np.flip(a, eqn.params["dimensions"])
+
+
+@rule("iota")
+def _iota(un: Unroller, eqn: Any) -> np.ndarray:
+    shape, axis = eqn.params["shape"], eqn.params["dimension"]
+    counts = un.numbers(np.arange(shape[axis]))
+    return np.broadcast_to(counts.reshape([-1 if k == axis else 1 for k in range(len(shape))]), shape)
+
+
+# Places that may depend on expressions.
+
+
+def _starts(un: Unroller, indices: Sequence[int], shape: Sequence[int], sizes: Sequence[int]) -> list[int]:
+    g = un.g
+    return [
+        g.clamp(ZERO, index, g.constant(float(length - size)))
+        for index, length, size in zip(indices, shape, sizes, strict=True)
+    ]
+
+
+@rule("dynamic_slice")
+def _dynamic_slice(un: Unroller, eqn: Any, a: np.ndarray, *indices: np.ndarray) -> np.ndarray:
+    sizes = eqn.params["slice_sizes"]
+    return un.read_block(a, _starts(un, [i.item() for i in indices], a.shape, sizes), sizes)
+
+
+@rule("dynamic_update_slice")
+def _dynamic_update_slice(un: Unroller, eqn: Any, a: np.ndarray, new: np.ndarray, *indices: np.ndarray) -> np.ndarray:
+    a = a.copy()
+    un.write_block(a, _starts(un, [i.item() for i in indices], a.shape, new.shape), new, lambda _, b: b)
+    return a
+
+
+@rule("gather")
+def _gather(un: Unroller, eqn: Any, a: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    g, d, sizes = un.g, eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    fills = eqn.params["mode"] == jax.lax.GatherScatterMode.FILL_OR_DROP
+    if fills:
+        kind, fill = eqn.outvars[0].aval.dtype.kind, eqn.params["fill_value"]
+        missing = {"f": np.nan, "b": 1.0}.get(kind) if fill is None else float(fill)
+        if missing is None:
+            missing = float(np.iinfo(eqn.outvars[0].aval.dtype).min)
+    gone = (*d.collapsed_slice_dims, *d.operand_batching_dims)
+    window = tuple(size for axis, size in enumerate(sizes) if axis not in gone)
+    batch = indices.shape[:-1]
+    out = np.empty((*batch, *window), np.intp)
+    for at in np.ndindex(batch):
+        wanted = [ZERO] * a.ndim
+        for axis, index in zip(d.start_index_map, indices[at].tolist(), strict=True):
+            wanted[axis] = index
+        for axis, place in zip(d.operand_batching_dims, d.start_indices_batching_dims, strict=True):
+            wanted[axis] = g.constant(float(at[place]))
+        starts = _starts(un, wanted, a.shape, sizes)
+        block = un.read_block(a, starts, sizes).reshape(window)
+        if fills:
+            inside = [g.symmetric("eq", x, y) for x, y in zip(wanted, starts, strict=True) if x != y]
+            block = un.map(
+                g.select, np.intp(functools.reduce(g.both, inside, ONE)), block, np.intp(g.constant(missing))
+            )
+        out[at] = block
+    rest = [axis for axis in range(out.ndim) if axis not in d.offset_dims]
+    return np.moveaxis(out, range(out.ndim), (*rest, *d.offset_dims))
+
+
+@rule(
+    "scatter", "scatter-add", "scatter_add", "scatter-mul", "scatter_mul", "scatter_min", "scatter_max", "scatter-sub"
+)
+def _scatter(un: Unroller, eqn: Any, a: np.ndarray, indices: np.ndarray, updates: np.ndarray) -> np.ndarray:
+    g, d = un.g, eqn.params["dimension_numbers"]
+    combines = {"add": g.add, "sub": g.sub, "mul": g.mul, "min": g.minimum, "max": g.maximum}
+    combine = combines.get(eqn.primitive.name[8:], lambda _, b: b)
+    clips = eqn.params["mode"] == jax.lax.GatherScatterMode.CLIP
+    gone = (*d.inserted_window_dims, *d.operand_batching_dims)
+    rest = [axis for axis in range(updates.ndim) if axis not in d.update_window_dims]
+    updates = updates.transpose((*rest, *d.update_window_dims))
+    a = a.copy()
+    for at in np.ndindex(indices.shape[:-1]):
+        starts = [ZERO] * a.ndim
+        for axis, index in zip(d.scatter_dims_to_operand_dims, indices[at].tolist(), strict=True):
+            starts[axis] = index
+        for axis, place in zip(d.operand_batching_dims, d.scatter_indices_batching_dims, strict=True):
+            starts[axis] = g.constant(float(at[place]))
+        block = np.expand_dims(updates[at], gone)
+        un.write_block(a, _starts(un, starts, a.shape, block.shape) if clips else starts, block, combine)
+    return a
+
+
+# Along axes.
+
+
+@rule("reduce_sum", "reduce_prod", "reduce_max", "reduce_min", "reduce_and", "reduce_or")
+def _reduce(un: Unroller, eqn: Any, a: np.ndarray) -> np.ndarray:
+    g, infinite = un.g, un.g.constant(np.inf)
+    function, first = {
+        "sum": (g.add, ZERO),
+        "prod": (g.mul, ONE),
+        "max": (g.maximum, g.neg(infinite)),
+        "min": (g.minimum, infinite),
+        "and": (g.both, ONE),
+        "or": (g.either, ZERO),
+    }[eqn.primitive.name[7:]]
+    if eqn.primitive.name in ("reduce_and", "reduce_or") and eqn.outvars[0].aval.dtype != bool:
+        raise Unsupported(f"the primitive `{eqn.primitive.name}` of integers")
+    return un.fold(function, a, eqn.params["axes"], first)
+
+
+@rule("argmax", "argmin")
+def _argmax(un: Unroller, eqn: Any, a: np.ndarray) -> np.ndarray:
+    g, largest = un.g, eqn.primitive.name == "argmax"
+    (axis,) = eqn.params["axes"]
+
+    def better(x: int, best: int) -> int:
+        beats = g.binary("lt", best, x) if largest else g.binary("lt", x, best)
+        return g.either(beats, g.both(g.symmetric("ne", x, x), g.symmetric("eq", best, best)))
+
+    rows = np.moveaxis(a, axis, 0)
+    best, place = rows[0], np.full(rows.shape[1:], ZERO)
+    for k in range(1, len(rows)):
+        wins = un.map(better, rows[k], best)
+        best = un.map(g.select, wins, rows[k], best)
+        place = un.map(g.select, wins, np.intp(g.constant(float(k))), place)
+    return place
+
+
+@rule("cumsum", "cumprod", "cummax", "cummin")
+def _cumulative(un: Unroller, eqn: Any, a: np.ndarray) -> np.ndarray:
+    g = un.g
+    function = {"sum": g.add, "prod": g.mul, "max": g.maximum, "min": g.minimum}[eqn.primitive.name[3:]]
+    rows = np.moveaxis(a, eqn.params["axis"], 0)
+    if eqn.params["reverse"]:
+        rows = rows[::-1]
+    sums = list(itertools.accumulate(rows, functools.partial(un.map, function)))
+    result = np.stack(sums) if sums else rows
+    return np.moveaxis(result[::-1] if eqn.params["reverse"] else result, 0, eqn.params["axis"])
+
+
+@rule("dot_general")
+def _dot_general(un: Unroller, eqn: Any, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    (a_sum, b_sum), (a_batch, b_batch) = eqn.params["dimension_numbers"]
+    a_free = [axis for axis in range(a.ndim) if axis not in (*a_sum, *a_batch)]
+    b_free = [axis for axis in range(b.ndim) if axis not in (*b_sum, *b_batch)]
+    shape = eqn.outvars[0].aval.shape
+    inner = int(np.prod([a.shape[axis] for axis in a_sum]))
+    if int(np.prod(shape)) * inner > 4 * un.limit:
+        raise Unsupported("`dot_general` of large arrays")
+    batch = int(np.prod([a.shape[axis] for axis in a_batch]))
+    a_rows = a.transpose((*a_batch, *a_free, *a_sum)).reshape(batch, int(np.prod([a.shape[k] for k in a_free])), inner)
+    b_rows = b.transpose((*b_batch, *b_free, *b_sum)).reshape(batch, int(np.prod([b.shape[k] for k in b_free])), inner)
+    add, mul = un.g.add, un.g.mul
+    results = [
+        functools.reduce(add, map(mul, row, column), ZERO)
+        for rows, columns in zip(a_rows.tolist(), b_rows.tolist(), strict=True)
+        for row in rows
+        for column in columns
+    ]
+    return np.array(results, np.intp).reshape(shape)
+
+
+@rule("cholesky")
+def _cholesky(un: Unroller, eqn: Any, a: np.ndarray) -> np.ndarray:
+    g = un.g
+    out = np.full(a.shape, ZERO)
+    for at in np.ndindex(a.shape[:-2]):
+        A, L = a[at].tolist(), out[at]
+        for j in range(len(A)):
+            for i in range(j, len(A)):
+                rest = A[i][j]
+                for k in range(j):
+                    rest = g.sub(rest, g.mul(int(L[i, k]), int(L[j, k])))
+                L[i, j] = g.unary("sqrt", rest) if i == j else g.div(rest, int(L[j, j]))
+    return out
+
+
+@rule("triangular_solve")
+def _triangular_solve(un: Unroller, eqn: Any, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    g, p = un.g, eqn.params
+    out = np.empty_like(b)
+    for at in np.ndindex(b.shape[:-2]):
+        A, B, X = a[at], b[at], out[at]
+        lower = p["lower"]
+        if p["transpose_a"]:
+            A, lower = A.T, not lower
+        if not p["left_side"]:  # X A = B is A' X' = B'
+            A, B, X, lower = A.T, B.T, X.T, not lower
+        order = range(len(A)) if lower else range(len(A))[::-1]
+        for column in range(B.shape[1]):
+            done: list[int] = []
+            for i in order:
+                rest = int(B[i, column])
+                for k in done:
+                    rest = g.sub(rest, g.mul(int(A[i, k]), int(X[k, column])))
+                X[i, column] = rest if p["unit_diagonal"] else g.div(rest, int(A[i, i]))
+                done.append(i)
+    return out
+
+
+# Functions within the function.
+
+CALLS = {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
+CALLS |= {"remat", "remat2", "checkpoint", "scan", "while", "cond"}
+
+
+@rule(*(CALLS - {"scan", "while", "cond"}))
+def _call(un: Unroller, eqn: Any, *args: np.ndarray) -> list[np.ndarray]:
+    inner = next(eqn.params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in eqn.params)
+    return un.closed(inner, args) if hasattr(inner, "jaxpr") else un.run(inner, (), args)
+
+
+@rule("scan")
+def _scan(un: Unroller, eqn: Any, *args: np.ndarray) -> list[np.ndarray]:
+    p = eqn.params
+    consts, carry = list(args[: p["num_consts"]]), list(args[p["num_consts"] : p["num_consts"] + p["num_carry"]])
+    xs = args[p["num_consts"] + p["num_carry"] :]
+    steps = range(p["length"])[::-1] if p["reverse"] else range(p["length"])
+    rows = []
+    for i in steps:
+        results = un.closed(p["jaxpr"], consts + carry + [x[i] for x in xs])
+        carry = results[: p["num_carry"]]
+        rows.append(results[p["num_carry"] :])
+    if p["reverse"]:
+        rows.reverse()
+    if not rows:
+        return carry + [np.empty(v.aval.shape, np.intp) for v in eqn.outvars[p["num_carry"] :]]
+    return carry + [np.stack(column) for column in zip(*rows, strict=True)]
+
+
+@rule("while")
+def _while(un: Unroller, eqn: Any, *args: np.ndarray) -> list[np.ndarray]:
+    p = eqn.params
+    split = p["cond_nconsts"] + p["body_nconsts"]
+    cond_consts, body_consts, carry = args[: p["cond_nconsts"]], args[p["cond_nconsts"] : split], list(args[split:])
+    for _ in range(un.limit):
+        going = un.value(un.closed(p["cond_jaxpr"], [*cond_consts, *carry])[0])
+        if going is None:
+            raise Unsupported("the primitive `while` with a number of steps that depends on data")
+        if going == 0:
+            return carry
+        carry = un.closed(p["body_jaxpr"], [*body_consts, *carry])
+    raise Unsupported("the primitive `while` with many steps")
+
+
+@rule("cond")
+def _cond(un: Unroller, eqn: Any, index: np.ndarray, *args: np.ndarray) -> list[np.ndarray]:
+    g, branches, known = un.g, eqn.params["branches"], un.value(index)
+    if known is not None:
+        return un.closed(branches[min(max(int(known), 0), len(branches) - 1)], args)
+    cases = [un.closed(branch, args) for branch in branches]
+    chosen = cases[0]
+    for k in range(1, len(cases)):
+        here = g.binary("le", g.constant(float(k)), index.item())
+        chosen = [un.map(g.select, np.intp(here), a, b) for a, b in zip(cases[k], chosen, strict=True)]
+    return chosen
