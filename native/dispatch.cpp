@@ -3,31 +3,48 @@
 
 namespace optctl {
 
+#define OPTCTL_KERNELS_OF(isa)                                            \
+  namespace isa {                                                         \
+  extern const Finders lq_finders, gaussian_finders, square_root_finders; \
+  extern const TapeRunner tape_runner;                                    \
+  extern const SolverKernel interior_point;                               \
+  }
+
 #ifdef OPTCTL_X86
-namespace avx512 { extern const Finders lq_finders, gaussian_finders, square_root_finders; extern const TapeRunner tape_runner; }
-namespace avx2 { extern const Finders lq_finders, gaussian_finders, square_root_finders; extern const TapeRunner tape_runner; }
+OPTCTL_KERNELS_OF(avx512)
+OPTCTL_KERNELS_OF(avx2)
 #endif
-namespace portable { extern const Finders lq_finders, gaussian_finders, square_root_finders; extern const TapeRunner tape_runner; }
+OPTCTL_KERNELS_OF(portable)
 
 namespace {
 
-const Finders& choose(Name name, const Finders& lq, const Finders& gaussian, const Finders& square_root) {
-  if (name < Name::kalman_likelihood) return lq;
-  return name < Name::square_root_likelihood ? gaussian : square_root;
+struct Kernels {
+  const Finders &lq, &gaussian, &square_root;
+  const TapeRunner& tape_runner;
+  const SolverKernel& interior_point;
+};
+
+#define OPTCTL_CHOOSE(isa) \
+  {isa::lq_finders, isa::gaussian_finders, isa::square_root_finders, isa::tape_runner, isa::interior_point}
+
+const Kernels choose() {
+#ifdef OPTCTL_X86
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512bw"))
+    return OPTCTL_CHOOSE(avx512);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return OPTCTL_CHOOSE(avx2);
+#endif
+  return OPTCTL_CHOOSE(portable);
 }
 
-#ifdef OPTCTL_X86
-const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
-const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#endif
+const Kernels& kernels() {
+  static const Kernels chosen = choose();
+  return chosen;
+}
 
 const Finders& finders_for(Name name) {
-#ifdef OPTCTL_X86
-  if (has_avx512) return choose(name, avx512::lq_finders, avx512::gaussian_finders, avx512::square_root_finders);
-  if (has_avx2) return choose(name, avx2::lq_finders, avx2::gaussian_finders, avx2::square_root_finders);
-#endif
-  return choose(name, portable::lq_finders, portable::gaussian_finders, portable::square_root_finders);
+  if (name < Name::kalman_likelihood) return kernels().lq;
+  return name < Name::square_root_likelihood ? kernels().gaussian : kernels().square_root;
 }
 
 }  // namespace
@@ -38,12 +55,8 @@ Kernel<float> find_kernel<float>(Name name, const Sizes& sizes) { return finders
 template <>
 Kernel<double> find_kernel<double>(Name name, const Sizes& sizes) { return finders_for(name).in_double(name, sizes); }
 
-const TapeRunner& find_tape_runner() {
-#ifdef OPTCTL_X86
-  if (has_avx512) return avx512::tape_runner;
-  if (has_avx2) return avx2::tape_runner;
-#endif
-  return portable::tape_runner;
-}
+const TapeRunner& find_tape_runner() { return kernels().tape_runner; }
+
+SolverKernel find_interior_point() { return kernels().interior_point; }
 
 }  // namespace optctl

@@ -56,20 +56,23 @@ Operand operand(const ffi::AnyBuffer& buffer, char kind, size_t batch_rank) {
   return made;
 }
 
+// Where an operand's numbers of one problem of the batch begin.
+template <class T>
+T* numbers_of(const Operand& o, const Shape& shape, int64_t index) {
+  ptrdiff_t at = 0;
+  for (size_t axis = shape.batch.size(); axis-- > 0; index /= shape.batch[axis])
+    at += (index % shape.batch[axis]) * o.batch[axis];
+  return reinterpret_cast<T*>(o.data) + at;
+}
+
 template <class T>
 ffi::Error call(Kernel<T> kernel, const Sizes& sizes, const Shape& shape, const std::vector<Operand>& ins,
                 const std::vector<Operand>& outs, int32_t* status, ffi::ThreadPool& pool) {
-  auto offset = [&](const Operand& o, int64_t index) {
-    ptrdiff_t at = 0;
-    for (size_t axis = shape.batch.size(); axis-- > 0; index /= shape.batch[axis])
-      at += (index % shape.batch[axis]) * o.batch[axis];
-    return reinterpret_cast<T*>(o.data) + at;
-  };
   run_batch(pool, shape.count, [&](int64_t index) {
     constexpr size_t most = 32;
     Stages<T> in[most];
     T* out[most];
-    for (size_t i = 0; i < ins.size(); ++i) in[i] = {offset(ins[i], index), ins[i].step};
+    for (size_t i = 0; i < ins.size(); ++i) in[i] = {numbers_of<T>(ins[i], shape, index), ins[i].step};
     for (size_t i = 0; i < outs.size(); ++i) out[i] = reinterpret_cast<T*>(outs[i].data) + index * outs[i].core;
     status[index] = kernel(sizes, in, out);
   });
@@ -111,6 +114,38 @@ ffi::Error handle(const Signature& signature, ffi::ThreadPool pool, ffi::Remaini
   if (type == ffi::DataType::F64) return call(find_kernel<double>(signature.name, sizes), sizes, shape, ins, outs, codes, pool);
   if (type == ffi::DataType::F32) return call(find_kernel<float>(signature.name, sizes), sizes, shape, ins, outs, codes, pool);
   return ffi::Error(ffi::ErrorCode::kInvalidArgument, "optctl: operands are neither float32 nor float64");
+}
+
+// The interior point method: sizes with tapes and the kinds of rows, int32, then doubles; native/interior_point.cpp
+// names them all.
+ffi::Error solve(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets) {
+  const std::string in_kinds = "VVVVVVVVVMMMMMVVVV", out_kinds = "VMMMMMVVVVSMVVMMmmmmMMMmM";
+  constexpr size_t cost = 10;
+  if (args.size() != in_kinds.size() || rets.size() != out_kinds.size())
+    return ffi::Error(ffi::ErrorCode::kInvalidArgument, "optctl: wrong number of operands");
+  Shape shape;
+  for (auto n : (*rets.get<ffi::AnyBuffer>(cost))->dimensions()) {
+    shape.batch.push_back(n);
+    shape.count *= n;
+  }
+  std::vector<Operand> ins, outs;
+  for (size_t i = 0; i < in_kinds.size(); ++i) {
+    const auto buffer = *args.get<ffi::AnyBuffer>(i);
+    if (buffer.element_type() != (i < 2 ? ffi::DataType::S32 : ffi::DataType::F64))
+      return ffi::Error(ffi::ErrorCode::kInvalidArgument, "optctl: an operand has the wrong type");
+    ins.push_back(operand(buffer, in_kinds[i], shape.batch.size()));
+  }
+  for (size_t i = 0; i < out_kinds.size(); ++i)
+    outs.push_back(operand(**rets.get<ffi::AnyBuffer>(i), out_kinds[i], shape.batch.size()));
+  run_batch(pool, shape.count, [&](int64_t index) {
+    const double* in[32];
+    double* out[32];
+    for (size_t i = 2; i < ins.size(); ++i) in[i - 2] = numbers_of<const double>(ins[i], shape, index);
+    for (size_t i = 0; i < outs.size(); ++i) out[i] = numbers_of<double>(outs[i], shape, index);
+    find_interior_point()(numbers_of<const int32_t>(ins[0], shape, index), numbers_of<const int32_t>(ins[1], shape, index),
+                          in, out);
+  });
+  return ffi::Error::Success();
 }
 
 }  // namespace
@@ -176,6 +211,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(optctl_tape, tape_door,
                                   .Ret<ffi::Buffer<ffi::F64>>()
                                   .Attr<int64_t>("repeat"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(optctl_unset, unset_door, ffi::Ffi::Bind().RemainingRets());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(optctl_interior_point, optctl::solve,
+                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets());
 OPTCTL_DOOR(lq_factor, "mmmmmMMV", "mmmM");
 OPTCTL_DOOR(lq_sweep, "mmvvvVVmmmM", "Vvvvvv");
 OPTCTL_DOOR(kalman_likelihood, "mmmmVMvv", "S");

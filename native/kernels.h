@@ -47,6 +47,10 @@ struct TapeRunner {
 };
 const TapeRunner& find_tape_runner();
 
+// The interior point method: sizes and tapes, kinds of the rows, operands and results.
+using SolverKernel = void (*)(const int32_t* info, const int32_t* kind, const double* const* in, double* const* out);
+SolverKernel find_interior_point();
+
 // The kernel of the best instruction set this processor has.
 template <class T>
 Kernel<T> find_kernel(Name name, const Sizes& sizes);

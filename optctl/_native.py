@@ -27,6 +27,7 @@ KERNELS = (
     "square_root_filter",
     "square_root_smoother",
     "tape",
+    "interior_point",
 )
 
 
@@ -80,3 +81,9 @@ def call(
     kernel = jax.ffi.ffi_call(f"optctl_{name}", results, vmap_method="expand_dims")
     sizes = {"N": N, "nx": nx, "nu": nu, "ny": ny}
     return kernel(*(o.astype(dtype) for o in operands), **{key: np.int64(value) for key, value in sizes.items()})
+
+
+def solve(operands: tuple[Any, ...], shapes: tuple[tuple[int, ...], ...]) -> Any:
+    """Call the interior point kernel; operands and results as `native/interior_point.cpp` names them."""
+    results = [jax.ShapeDtypeStruct(shape, np.float64) for shape in shapes]
+    return jax.ffi.ffi_call("optctl_interior_point", results, vmap_method="expand_dims")(*operands)

@@ -31,9 +31,10 @@ from optctl._validate import is_concrete
 from optctl.lq.kkt import times
 from optctl.problem import Problem
 from optctl.solvers import filter as filters
+from optctl.solvers import native
 from optctl.solvers.barrier import OPTIMIZE, State, largest, optimize, residuals
 from optctl.solvers.certificate import certify_point
-from optctl.solvers.expansion import evaluate, expand, function_shapes, function_values
+from optctl.solvers.expansion import Expansion, Values, evaluate, expand, function_shapes, function_values
 from optctl.solvers.feasibility import restore
 from optctl.solvers.primal_dual import Program, Unknowns, factor, infeasibility, newton_rows
 from optctl.solvers.rows import PATH, TERMINAL, Rows, bound_arrays, flatten, make_rows
@@ -41,11 +42,12 @@ from optctl.solvers.sensitivity import settle
 from optctl.solvers.solution import History, Solution, Status
 
 FIRST_BARRIER = 0.1
+BACKENDS = ("auto", "native", "jax")
 FIRST_SECONDS, TURN, TURN_SECONDS = 0.5, 64, 0.2
 """Seconds that the first call from the host should take; iterations of the next one, seconds of later ones."""
 
 
-@record(static=("hessian",))
+@record(static=("hessian", "backend"))
 class InteriorPoint:
     """Options of the interior point method: `oc.solve(problem, method=oc.InteriorPoint(hessian="gauss_newton"))`.
 
@@ -55,9 +57,13 @@ class InteriorPoint:
         barrier: first barrier parameter; None chooses: 0.1 on the scale of the cost's slope, or from a warm start.
         failed_derivative: what the derivative of a solution that did not converge is multiplied by: NaN, or 0 for a
             derivative that vanishes there (`converged` tells).
+        backend: "native" iterates in compiled code; it takes functions made of scalar operations that XLA need not
+            compile (no linear solves, not too large), in float64 on a CPU. "jax" takes all. "auto" takes the former
+            where it can. Both give the same numbers to rounding.
 
     Raises:
-        ValueError: for another `hessian`, or a barrier that is not positive.
+        ValueError: for another `hessian` or `backend`, or a barrier that is not positive; from `solve` for "native"
+            where it cannot be, with the reason.
 
     Example:
         >>> import optctl as oc
@@ -69,15 +75,18 @@ class InteriorPoint:
     hessian: str = "exact"
     barrier: Any = None
     failed_derivative: Any = jnp.nan
+    backend: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise ValueError(f"`backend` is {self.backend!r}; expected one of {list(BACKENDS)}.")
         if self.hessian not in ("exact", "gauss_newton"):
             raise ValueError(f"`hessian` is {self.hessian!r}; expected 'exact' or 'gauss_newton'.")
         if self.barrier is not None and is_concrete(self.barrier) and not 0 < self.barrier < np.inf:
             raise ValueError(f"`barrier` is {self.barrier!r}; expected a positive number, or None.")
 
 
-@record(static=("exact", "max_iterations"))
+@record(static=("exact", "max_iterations", "backend"))
 class Settings:
     """How to run.
 
@@ -87,6 +96,7 @@ class Settings:
         exact: Hessians with the curvature of dynamics and constraints; else Gauss-Newton.
         max_iterations: limit.
         floor: smallest size of the cost that the tolerance refers to; a controller at rest has nothing else.
+        backend: one of BACKENDS.
     """
 
     tolerance: Any
@@ -94,6 +104,7 @@ class Settings:
     exact: bool
     max_iterations: int
     floor: Any = 0.0
+    backend: str = "auto"
 
 
 def start(
@@ -108,8 +119,13 @@ def start(
     mu = settings.barrier
     margin = 1e-2 if warm is None else jnp.minimum(1e-2, jnp.asarray(mu, xs.dtype))
     xs, us = _push_inside(rows, xs, us, jnp.asarray(x0_free), margin)
-    at = evaluate(problem, rows, xs, us, params)
-    slopes = jax.grad(lambda xs, us: problem.trajectory_cost(xs, us, params), (0, 1))(xs, us)
+    guess = blank(program, xs, us, settings)
+    if runs_natively(problem, xs, us, params, settings):
+        e = native.iterate(program, guess, settings, 0).e
+        at, slopes = e.at, (e.qs, e.rs)
+    else:
+        at = evaluate(problem, rows, xs, us, params)
+        slopes = jax.grad(lambda xs, us: problem.trajectory_cost(xs, us, params), (0, 1))(xs, us)
     scale = jnp.maximum(1.0, jnp.maximum(largest(slopes[0]), largest(slopes[1])) / 100)
     scale = jnp.where(jnp.isfinite(scale), scale, 1.0)
     if mu is None:
@@ -130,17 +146,37 @@ def start(
         costates = warm["costates"]
     z = Unknowns(xs, us, costates, s, y, e, v)
     theta = infeasibility(rows, at, z)
-    column = jnp.full(settings.max_iterations + 1, jnp.nan, xs.dtype)
-    number, none = jnp.zeros((), xs.dtype), jnp.asarray(0)
-    shapes = jax.eval_shape(lambda z: expand(problem, rows, z.xs, z.us, params, z.costates, z.y), z)
-    state = State(
-        z=z, e=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes), mu=mu, scale=scale,
-        floor=jnp.asarray(settings.floor, xs.dtype) * scale,
-        filter=filters.empty(xs.dtype), theta_first=theta, first_cost=at.cost, shift=number,
-        phase=jnp.asarray(OPTIMIZE), mark=theta, mu_restore=mu, short=none, iterations=none,
-        status=jnp.asarray(int(Status.ITERATION_LIMIT)), step=number, history=History(*(column,) * 6),
+    state = replace(
+        guess, z=z, mu=mu, scale=scale, floor=jnp.asarray(settings.floor, xs.dtype) * scale, theta_first=theta,
+        first_cost=at.cost, mark=theta, mu_restore=mu,
     )  # fmt: skip
     return program, state
+
+
+def blank(program: Program, xs: Any, us: Any, settings: Settings) -> State:
+    """Return a state at a trajectory, with nothing known about it."""
+    rows = program.rows
+    N, nx, nu = len(us), xs.shape[1], us.shape[1]
+    z, dtype = nx + nu, xs.dtype
+    m = int(np.sum([np.prod(shape, dtype=int) for _, shape in rows.shapes], dtype=int))
+    flat, number, none = jnp.zeros(m, dtype), jnp.zeros((), dtype), jnp.asarray(0)
+    J = {
+        name: jnp.zeros((*shape, z if name in PATH else nx), dtype)
+        for name, shape in rows.shapes
+        if name in (*PATH, *TERMINAL)
+    }
+    e = Expansion(
+        Values(number, jnp.zeros((N, nx), dtype), flat), xs[0], xs, us, jnp.zeros((N, nx, nx), dtype),
+        jnp.zeros((N, nx, nu), dtype), J, *(jnp.zeros(shape, dtype) for shape in ((nx, nx), (N, z, z), (nx, nx))),
+    )  # fmt: skip
+    column = jnp.full(settings.max_iterations + 1, jnp.nan, dtype)
+    one, soft = flat + 1, rows.soft is not None
+    return State(
+        z=Unknowns(xs, us, jnp.zeros_like(xs), one, flat, one if soft else None, one if soft else None), e=e, mu=number,
+        scale=number, floor=number, filter=filters.empty(dtype), theta_first=number, first_cost=number, shift=number,
+        phase=jnp.asarray(OPTIMIZE), mark=number, mu_restore=number, short=none, iterations=none,
+        status=jnp.asarray(int(Status.ITERATION_LIMIT)), step=number, history=History(*(column,) * 6),
+    )  # fmt: skip
 
 
 def _push_inside(rows: Rows, xs: Any, us: Any, x0_free: Any, margin: Any) -> tuple[Any, Any]:
@@ -158,9 +194,25 @@ def _push_inside(rows: Rows, xs: Any, us: Any, x0_free: Any, margin: Any) -> tup
     return jnp.concatenate([first[None], push(xs[1:], "x")]), push(us, "u")
 
 
+def runs_natively(problem: Problem, xs: Any, us: Any, params: Any, settings: Settings) -> bool:
+    """True if the compiled kernel is to iterate.
+
+    Raises:
+        ValueError: if it was asked for and cannot.
+    """
+    if settings.backend == "jax":
+        return False
+    why = native.reason_against(problem, xs, us, params, settings.exact)
+    if why is not None and settings.backend == "native":
+        raise ValueError(f"`backend` is 'native', but {why}; use 'auto' or 'jax'.")
+    return why is None
+
+
 def iterate(program: Program, state: State, settings: Settings, stop: Any) -> State:
     """Iterate until the tolerance, a failure, or `stop` iterations."""
     problem, rows, params = program.problem, program.rows, program.params
+    if runs_natively(problem, state.z.xs, state.z.us, params, settings):
+        return native.iterate(program, state, settings, stop)
     tolerance = settings.tolerance
 
     def body(carry: tuple[State, Any]) -> tuple[State, Any]:
@@ -358,9 +410,9 @@ def _solve(
     failed: Any, stop: Any,
 ) -> tuple[Solution, Any]:  # fmt: skip
     """Solve in one program; return the solution, and whether all functions were finite at the guess."""
-    state = one_by_one(partial(_run_through, x0_free))(
-        *jax.lax.stop_gradient((problem, xs, us, params, warm, settings, stop))
-    )
+    still = jax.lax.stop_gradient((problem, xs, us, params, warm, settings, stop))
+    through = partial(_run_through, x0_free)
+    state = (through if runs_natively(problem, xs, us, params, settings) else one_by_one(through))(*still)
     finite = jnp.isfinite(state.theta_first) & jnp.isfinite(state.first_cost)
     rows = make_rows(problem, xs, us, function_shapes(problem, xs, us, params), x0_free)
     return finish(Program(problem, params, x0_free, rows), xs[0], state, settings, failed), finite

@@ -143,7 +143,8 @@ def solve(
     limit = as_whole(2 * z.size + 10 if limit is None else limit, "max_iterations", least=0)
     if method == "interior_point":
         options = asked if isinstance(asked, InteriorPoint) else InteriorPoint()
-        settings = Settings(tolerance, options.barrier, options.hessian == "exact", int(limit))
+        exact = options.hessian == "exact"
+        settings = Settings(tolerance, options.barrier, exact, int(limit), backend=options.backend)
         solution = constrained(
             objective, settings, options, xs=xs, us=us, warm_start=warm_start, callback=callback, every=callback_every,
             time_limit=time_limit,

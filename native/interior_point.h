@@ -1,0 +1,529 @@
+// The iterations of the interior point method, with the functions on tapes and the linear algebra of lq.h.
+//
+// optctl/solvers/{barrier,feasibility,interior_point}.py are the definition and explain it; the names are theirs.
+#pragma once
+
+#include <memory>
+
+#include "kernels.h"
+#include "lq.h"
+#include "rows.h"
+
+namespace optctl::OPTCTL_ISA {
+
+// A linear-quadratic model with its factors and one right-hand side. Its B and weights may be wider than the problem's.
+class LinearQuadratic {
+ public:
+  LinearQuadratic(const Layout& p, int nu) : nu(nu), sizes_{p.N, p.nx, nu, 0}, space_(room(p, nu)) {
+    const int nx = p.nx;
+    const int64_t N = p.N;
+    weights = {space_.take(N * nx * nx), space_.take(N * nu * nu), space_.take(N * nx * nu), space_.take(nx * nx),
+               space_.take(nx * nx)};
+    K = space_.take(N * nu * nx), P = space_.take((N + 1) * nx * nx), S = space_.take(N * nu * nu);
+    S0 = space_.take(nx * nx);
+    start_row = space_.take(nx), xs_row = space_.take((N + 1) * nx), us_row = space_.take(N * nu);
+    costates_row = space_.take((N + 1) * nx);
+    start = space_.take(nx), xs = space_.take((N + 1) * nx), us = space_.take(N * nu);
+    costates = space_.take((N + 1) * nx), k = space_.take(N * nu), slope = space_.take((N + 1) * nx);
+    factor_ = find_kernel<double>(Name::lq_factor, sizes_);
+    sweep_ = find_kernel<double>(Name::lq_sweep, sizes_);
+  }
+
+  // False where the model is not convex.
+  bool factor(const Layout& p, const double* A, const double* B) {
+    const ptrdiff_t nx = p.nx;
+    const Stages<double> in[] = {{A, nx * nx}, {B, nx * nu}, {weights.Q, nx * nx}, {weights.R, nu * nu},
+                                 {weights.M, nx * nu}, {weights.Qf, 0}, {weights.Q0, 0}, {p.x0_free, 0}};
+    double* const out[] = {K, P, S, S0};
+    return factor_(sizes_, in, out) < 0;
+  }
+
+  // Solve for the rows at hand.
+  void solve(const Layout& p, const double* A, const double* B) {
+    const ptrdiff_t nx = p.nx;
+    const Stages<double> in[] = {{A, nx * nx}, {B, nx * nu}, {costates_row, nx}, {xs_row, nx}, {us_row, nu},
+                                 {start_row, 0}, {p.x0_free, 0}, {K, nu * nx}, {P, nx * nx}, {S, nu * nu}, {S0, 0}};
+    double* const out[] = {start, xs, us, costates, k, slope};
+    sweep_(sizes_, in, out);
+  }
+
+  const int nu;
+  Weights weights;
+  double *start_row, *xs_row, *us_row, *costates_row, *xs, *us, *costates;
+
+ private:
+  static size_t room(const Layout& p, size_t nu) {
+    const size_t N = p.N, nx = p.nx;
+    return N * (2 * nx * nx + 2 * nu * nu + 2 * nx * nu + 3 * nu) + (N + 1) * 5 * nx + 4 * nx * nx + 2 * nx + 20 * 8;
+  }
+
+  Sizes sizes_;
+  Workspace<double> space_;
+  Kernel<double> factor_, sweep_;
+  double *K, *P, *S, *S0, *start, *k, *slope;
+};
+
+enum Status { solved = 0, iteration_limit = 1, stalled = 2, non_finite = 3, unbounded = 5, infeasible = 6 };
+
+enum Phase { optimizing = 0, restoring = 1 };
+
+// What the loop carries besides the unknowns, as it lies in memory.
+struct Numbers {
+  double mu, scale, floor, theta_first, first_cost, shift, phase, mark, mu_restore, short_steps, iterations, status, step,
+      filter_count;
+};
+
+constexpr int filter_size = 32;
+constexpr double kappa_eps = 10, kappa_mu = 0.2, theta_mu = 1.5, s_theta = 1.1, s_phi = 2.3, eta = 1e-4;
+constexpr double gamma_theta = 1e-5, gamma_phi = 1e-8, first_shift = 1e-4, largest_shift = 1e12;
+constexpr double shortest_step = 1e-10, short_step = 0.05, enough = 0.1, least_damping = 1e-6;
+constexpr int halvings = 40, patience = 3;
+
+class InteriorPoint {
+ public:
+  // z, numbers, filter (2, filter_size) and history (6, columns) are worked on in place; e is filled.
+  InteriorPoint(const Layout& layout, const int32_t* program, const double* memory, const Unknowns& z, Numbers& numbers,
+                double* filter, double* history, const Expansion& e)
+      : p_(layout), z_(z), n_(numbers), filter_(filter), history_(history), e_(e),
+        functions_(layout, program, memory, e), model_(layout, layout.nu), space_(room(layout)) {
+    for (Unknowns* u : {&d_, &corrected_, &trial_}) *u = unknowns();
+    trial_values_ = {space_.take(p_.N * p_.nx), space_.take(p_.rows)};
+    r_ = space_.take(p_.rows), weight_ = space_.take(p_.rows), v_ = space_.take(p_.rows), dy_ = space_.take(p_.rows);
+    c_ = space_.take(p_.rows), gaps_ = space_.take(p_.N * p_.nx);
+    g0_ = space_.take(p_.nx), gx_ = space_.take((p_.N + 1) * p_.nx), gu_ = space_.take(p_.N * p_.nu);
+    for (int64_t i = 0; i < p_.rows; ++i) inequalities_ += p_.kind[i] & inequality;
+  }
+
+  // Iterate until the tolerance, a failure, or `stop` iterations.
+  void iterate(double tolerance, double stop) {
+    while (true) {
+      functions_.expand(z_);
+      cost_ = functions_.cost();
+      measure();
+      remember();
+      const bool done = stationarity_ <= tolerance && infeasibility_ <= tolerance &&
+                        most_product_ <= tolerance * size_ && n_.phase == optimizing;
+      const bool falls = cost_ < -1e10 * (1 + std::fabs(n_.first_cost)) && infeasibility_ <= 1e-2;
+      if (falls) n_.status = unbounded;
+      if (done) n_.status = solved;
+      if (!std::isfinite(theta_) || !std::isfinite(cost_) || !std::isfinite(stationarity_)) n_.status = non_finite;
+      if (n_.status != iteration_limit || !(n_.iterations < stop)) return;
+      n_.iterations += 1;
+      if (n_.phase == optimizing) optimize(1e-2 * tolerance * std::min(size_, n_.scale));
+      else restore(tolerance);
+    }
+  }
+
+  double cost() const { return cost_; }
+
+ private:
+  static size_t room(const Layout& p) {
+    const size_t N = p.N, nx = p.nx, nu = p.nu, m = p.rows;
+    const size_t point = (N + 1) * 2 * nx + N * nu + 4 * m + 7 * 8;
+    return 3 * point + N * nx * 2 + 6 * m + nx + (N + 1) * nx + N * nu + 11 * 8;
+  }
+
+  Unknowns unknowns() {
+    const int64_t N = p_.N, misses = p_.has_soft ? p_.rows : 0;
+    return {space_.take((N + 1) * p_.nx), space_.take(N * p_.nu), space_.take((N + 1) * p_.nx), space_.take(p_.rows),
+            space_.take(p_.rows), space_.take(misses), space_.take(misses)};
+  }
+
+  void copy(const Unknowns& from, const Unknowns& to) {
+    const int64_t N = p_.N, misses = p_.has_soft ? p_.rows : 0;
+    std::copy_n(from.xs, (N + 1) * p_.nx, to.xs);
+    std::copy_n(from.us, N * p_.nu, to.us);
+    std::copy_n(from.costates, (N + 1) * p_.nx, to.costates);
+    std::copy_n(from.s, p_.rows, to.s);
+    std::copy_n(from.y, p_.rows, to.y);
+    std::copy_n(from.e, misses, to.e);
+    std::copy_n(from.v, misses, to.v);
+  }
+
+  void clear_slopes() {
+    std::fill_n(g0_, p_.nx, 0.0);
+    std::fill_n(gx_, (p_.N + 1) * p_.nx, 0.0);
+    std::fill_n(gu_, p_.N * p_.nu, 0.0);
+  }
+
+  // How far the point is from optimality.
+  void measure() {
+    const int nx = p_.nx, nu = p_.nu;
+    clear_slopes();
+    add_transposed_rows(p_, e_, z_.y, g0_, gx_, gu_);
+    double worst = 0;
+    for (int64_t t = 0; t <= p_.N; ++t) {
+      double* g = gx_ + t * nx;
+      for (int i = 0; i < nx; ++i) g[i] += e_.qs[t * nx + i] - z_.costates[t * nx + i];
+      if (t < p_.N) {
+        const double* later = z_.costates + (t + 1) * nx;
+        add_transposed_product(nx, nx, e_.A + t * nx * nx, later, g);
+        double* h = gu_ + t * nu;
+        for (int i = 0; i < nu; ++i) h[i] += e_.rs[t * nu + i];
+        add_transposed_product(nx, nu, e_.B + t * nx * nu, later, h);
+        for (int i = 0; i < nu; ++i) worst = largest(worst, std::fabs(h[i]) * std::max(1.0, std::fabs(z_.us[t * nu + i])));
+      }
+      for (int i = 0; i < nx; ++i) worst = largest(worst, std::fabs(g[i]) * std::max(1.0, std::fabs(z_.xs[t * nx + i])));
+    }
+    for (int i = 0; i < nx; ++i)
+      if (p_.x0_free[i] != 0)
+        worst = largest(worst, std::fabs(e_.q0[i] + g0_[i] + z_.costates[i]) * std::max(1.0, std::fabs(z_.xs[i])));
+    theta_ = infeasibility_ = 0;
+    for (int64_t i = 0; i < p_.N * nx; ++i) {
+      const double gap = std::fabs(e_.at.gaps[i]);
+      theta_ += gap;
+      infeasibility_ = largest(infeasibility_, gap / std::max(1.0, std::fabs(z_.xs[nx + i])));
+    }
+    least_product_ = INFINITY, most_product_ = 0;
+    auto product = [&](double value) {
+      least_product_ = -largest(-least_product_, -value), most_product_ = largest(most_product_, value);
+    };
+    for (int64_t i = 0; i < p_.rows; ++i) {
+      const double miss = std::fabs(missed(p_, z_, i, e_.at.c[i]));
+      theta_ += miss;
+      infeasibility_ = largest(infeasibility_, miss);
+      if (p_.kind[i] & inequality) product(z_.s[i] * z_.y[i]);
+      if (p_.kind[i] & soft) {
+        product(z_.e[i] * z_.v[i]);
+        worst = largest(worst, std::fabs(p_.l1[i] + p_.l2[i] * z_.e[i] - z_.y[i] - z_.v[i]));
+      }
+    }
+    size_ = std::max(cost_size(cost_ + price_of_misses(p_, z_), n_.first_cost), n_.floor);
+    stationarity_ = worst / size_;
+  }
+
+  static double cost_size(double cost, double first) {
+    if (cost == 0 && first == 0) return 1;
+    const double changed = std::min(std::fabs(cost), std::fabs(first - cost));
+    const double least = std::max(1e-3 * std::fabs(cost), 1e-6 * std::fabs(first));
+    return std::max(std::max(changed, least), std::sqrt(std::numeric_limits<double>::min()));
+  }
+
+  void remember() {
+    const double row[] = {cost_, stationarity_, n_.step, infeasibility_, n_.mu, n_.shift};
+    for (int i = 0; i < 6; ++i) history_[i * p_.history + static_cast<int64_t>(n_.iterations)] = row[i];
+  }
+
+  double next_barrier(double least) const {
+    double mu = n_.mu;
+    while (mu > least) {
+      const double below = least_product_ < INFINITY ? mu - least_product_ : 0;
+      const double spread = std::max(most_product_ - mu, below);
+      const double off = std::max(std::max(stationarity_ * size_, infeasibility_ * n_.scale), spread);
+      if (!(off <= kappa_eps * mu)) break;
+      const double relative = mu / n_.scale;
+      mu = std::max(least, n_.scale * std::min(kappa_mu * relative, std::pow(relative, theta_mu)));
+    }
+    return mu;
+  }
+
+  bool filter_accepts(double theta, double phi) const {
+    for (int i = 0; i < filter_size; ++i) {
+      const double entry = filter_[i], cost = filter_[filter_size + i];
+      if (entry != INFINITY && !(theta < (1 - gamma_theta) * entry) && !(phi < cost - gamma_phi * entry)) return false;
+    }
+    return true;
+  }
+
+  // Newton's direction for these gaps and rows, with the factors at hand.
+  void direction(const double* gaps, const double* c, const Unknowns& d) {
+    const int nx = p_.nx, nu = p_.nu;
+    newton_rows(p_, c, z_, n_.mu, r_, dy_);  // the weights are those of the factors already
+    for (int64_t i = 0; i < p_.rows; ++i) v_[i] = z_.y[i] + r_[i] * weight_[i];
+    clear_slopes();
+    add_transposed_rows(p_, e_, v_, g0_, gx_, gu_);
+    LinearQuadratic& m = model_;
+    for (int i = 0; i < nx; ++i) m.start_row[i] = p_.x0_free[i] != 0 ? -(e_.q0[i] + g0_[i]) : 0, m.costates_row[i] = 0;
+    for (int64_t i = 0; i < (p_.N + 1) * nx; ++i) m.xs_row[i] = -(e_.qs[i] + gx_[i]);
+    for (int64_t i = 0; i < p_.N * nu; ++i) m.us_row[i] = -(e_.rs[i] + gu_[i]);
+    for (int64_t i = 0; i < p_.N * nx; ++i) m.costates_row[nx + i] = -gaps[i];
+    m.solve(p_, e_.A, e_.B);
+    std::copy_n(m.xs, (p_.N + 1) * nx, d.xs);
+    std::copy_n(m.us, p_.N * nu, d.us);
+    for (int64_t i = 0; i < (p_.N + 1) * nx; ++i) d.costates[i] = m.costates[i] - z_.costates[i];
+    along(p_, e_, d, d.y);
+    for (int64_t i = 0; i < p_.rows; ++i) {
+      d.y[i] = weight_[i] * (d.y[i] + r_[i]);
+      d.s[i] = p_.kind[i] & inequality ? n_.mu / z_.y[i] - z_.s[i] - z_.s[i] / z_.y[i] * d.y[i] : 0;
+      if (!p_.has_soft) continue;
+      d.e[i] = d.v[i] = 0;
+      if (p_.kind[i] & soft) {
+        const double e = z_.e[i], v = z_.v[i];
+        d.e[i] = (d.y[i] + z_.y[i] + n_.mu / e - p_.l1[i] - p_.l2[i] * e) / (p_.l2[i] + v / e);
+        d.v[i] = n_.mu / e - v - v / e * d.e[i];
+      }
+    }
+  }
+
+  // z + alpha d; multipliers of inequalities go their own longest way, and stay near mu / s.
+  void move(const Unknowns& d, double alpha, double share, const Unknowns& to) const {
+    double alpha_y = longest(p_, z_.y, d.y, share, inequality);
+    if (p_.has_soft) alpha_y = std::min(alpha_y, longest(p_, z_.v, d.v, share, soft));
+    for (int64_t i = 0; i < (p_.N + 1) * p_.nx; ++i) {
+      to.xs[i] = z_.xs[i] + alpha * d.xs[i];
+      to.costates[i] = z_.costates[i] + alpha * d.costates[i];
+    }
+    for (int64_t i = 0; i < p_.N * p_.nu; ++i) to.us[i] = z_.us[i] + alpha * d.us[i];
+    for (int64_t i = 0; i < p_.rows; ++i) {
+      to.s[i] = z_.s[i] + alpha * d.s[i];
+      if (p_.kind[i] & inequality) to.y[i] = near(z_.y[i] + alpha_y * d.y[i], to.s[i], n_.mu, 1e10);
+      else to.y[i] = z_.y[i] + alpha * d.y[i];
+      if (!p_.has_soft) continue;
+      to.e[i] = z_.e[i] + alpha * d.e[i];
+      to.v[i] = p_.kind[i] & soft ? near(z_.v[i] + alpha_y * d.v[i], to.e[i], n_.mu, 1e10) : 1;
+    }
+  }
+
+  // Factor the model of Newton's step with the smallest shift tried that makes it convex.
+  bool factor(double* used) {
+    const double last = n_.shift;
+    double shift = 0;
+    while (true) {
+      *used = shift;
+      quadratic_weights(p_, e_, true, weight_, model_.weights);
+      add_shift(p_, shift, model_.weights);
+      if (model_.factor(p_, e_.A, e_.B)) return true;
+      shift = shift == 0 ? (last == 0 ? first_shift : std::max(1e-20, last / 3)) : shift * (last == 0 ? 100 : 8);
+      if (!(shift <= largest_shift)) return false;
+    }
+  }
+
+  // One Newton step on the barrier problem.
+  void optimize(double least) {
+    const double mu = next_barrier(least);
+    if (mu < n_.mu) {
+      std::fill_n(filter_, 2 * filter_size, INFINITY);
+      n_.filter_count = 0;
+    }
+    n_.mu = mu;
+    newton_rows(p_, e_.at.c, z_, mu, r_, weight_);
+    double shift, alpha = 0;
+    bool falls = false;
+    bool found = factor(&shift);
+    const double phi = barrier_cost(p_, cost_, z_, mu);
+    if (found) {
+      direction(e_.at.gaps, e_.at.c, d_);
+      found = search(phi, &falls, &alpha);
+    }
+    if (!(falls && found)) {  // a step along which the barrier cost must fall makes no entry; any other one does
+      const int at = static_cast<int64_t>(n_.filter_count) % filter_size;
+      filter_[at] = theta_, filter_[filter_size + at] = phi;
+      n_.filter_count += 1;
+    }
+    n_.short_steps = found && alpha < short_step ? n_.short_steps + 1 : 0;
+    const bool leave = !found || (n_.short_steps >= patience && infeasibility_ > 1e-3);
+    if (leave) {
+      n_.mark = theta_;
+      n_.mu_restore = 0.1 * half_violation(p_, e_.at, z_) / std::max<int64_t>(1, inequalities_);
+      n_.short_steps = 0;
+    }
+    if (found) copy(trial_, z_);
+    n_.shift = leave ? 0 : shift;
+    n_.step = found ? alpha : 0;
+    n_.phase = leave ? restoring : optimizing;
+  }
+
+  // Backtrack until the filter accepts; the point is then in `trial_`.
+  bool search(double phi, bool* phi_falls, double* step) {
+    const double mu = n_.mu, share = std::max(0.99, 1 - mu / n_.scale);
+    const double theta_least = 1e-4 * std::max(1.0, n_.theta_first), theta_most = 1e4 * std::max(1.0, n_.theta_first);
+    const double slope = barrier_slope(p_, e_, z_, d_, mu);
+    const double rounding = 10 * std::numeric_limits<double>::epsilon() * std::fabs(phi);
+    const double shortest = shortest_length(slope, theta_least);
+    const double alpha_first = longest_primal(p_, z_, d_, share);
+    double alpha = alpha_first;
+    const Unknowns* d = &d_;
+    for (int k = 0; k < halvings && (k == 0 || d == &corrected_ || alpha >= shortest); ++k) {
+      move(*d, alpha, share, trial_);
+      functions_.evaluate(trial_, trial_values_);
+      const double theta = infeasibility(p_, trial_values_, trial_);
+      const double phi_new = barrier_cost(p_, functions_.cost(), trial_, mu) - rounding;
+      const bool must_fall = slope < 0 && alpha * std::pow(-slope, s_phi) > std::pow(theta_, s_theta) && theta_ <= theta_least;
+      const bool falls = phi_new - phi <= eta * alpha * slope;
+      const bool better = theta <= (1 - gamma_theta) * theta_ || phi_new <= phi - gamma_phi * theta_;
+      *phi_falls = must_fall && falls;
+      *step = alpha;
+      if ((must_fall ? falls : better) && theta <= theta_most && std::isfinite(theta) && std::isfinite(phi_new) &&
+          filter_accepts(theta, phi_new))
+        return true;
+      if (k == 0 && theta >= theta_) {  // a second-order correction
+        for (int64_t i = 0; i < p_.rows; ++i)
+          c_[i] = e_.at.c[i] + missed(p_, trial_, i, trial_values_.c[i]) - (1 - alpha) * missed(p_, z_, i, e_.at.c[i]);
+        for (int64_t i = 0; i < p_.N * p_.nx; ++i) gaps_[i] = alpha * e_.at.gaps[i] + trial_values_.gaps[i];
+        direction(gaps_, c_, corrected_);
+        alpha = longest_primal(p_, z_, corrected_, share);
+        d = &corrected_;
+      } else {
+        alpha = (d == &corrected_ ? alpha_first : alpha) / 2;
+        d = &d_;
+      }
+    }
+    return false;
+  }
+
+  // The step length below which the filter cannot be satisfied.
+  double shortest_length(double slope, double theta_least) const {
+    const double fall = slope < 0 ? -slope : 1;
+    const double bound = std::min(gamma_theta, slope < 0 ? gamma_phi * theta_ / fall : INFINITY);
+    const double change = slope < 0 && theta_ <= theta_least ? std::pow(theta_, s_theta) / std::pow(fall, s_phi) : INFINITY;
+    return std::max(0.05 * std::min(bound, change), shortest_step);
+  }
+
+  // One damped Gauss-Newton step on the violation.
+  void restore(double tolerance) {
+    const int nx = p_.nx, nu = p_.nu;
+    const double mu = n_.mu_restore, *gaps = e_.at.gaps;
+    double worst = largest_of(p_.N * nx, gaps);
+    const double half = half_violation(p_, e_.at, z_);
+    double product = 0;
+    double* y = c_;  // multipliers of the violation
+    for (int64_t i = 0; i < p_.rows; ++i) {
+      const double miss = missed(p_, z_, i, e_.at.c[i]);
+      worst = largest(worst, std::fabs(miss));
+      y[i] = p_.kind[i] & inequality ? near(z_.y[i], z_.s[i], mu, 100) : 0;
+      if (p_.kind[i] & inequality) product = largest(product, z_.s[i] * y[i]);
+      v_[i] = p_.kind[i] & elastic ? miss : y[i];
+    }
+    clear_slopes();
+    add_transposed_rows(p_, e_, v_, g0_, gx_, gu_);
+    double slope = 0;
+    for (int64_t t = 0; t <= p_.N; ++t) {
+      double* g = gx_ + t * nx;
+      if (t < p_.N) {
+        add_transposed_product(nx, nx, e_.A + t * nx * nx, gaps + t * nx, g);
+        add_transposed_product(nx, nu, e_.B + t * nx * nu, gaps + t * nx, gu_ + t * nu);
+      }
+      for (int i = 0; i < nx; ++i) {
+        if (t) g[i] -= gaps[(t - 1) * nx + i];
+        else g[i] = p_.x0_free[i] != 0 ? g[i] + g0_[i] : 0;
+      }
+    }
+    slope = largest(largest_of((p_.N + 1) * nx, gx_), largest_of(p_.N * nu, gu_));
+    const bool stationary = slope <= 1e-6 * worst && product <= 1e-5 * half && worst > tolerance;
+
+    violation_step(y, mu);
+    double fall = 0;
+    for (int64_t t = 0; t < p_.N; ++t) {
+      std::fill_n(gx_, nx, 0.0);
+      add_product(nx, nx, e_.A + t * nx * nx, d_.xs + t * nx, gx_);
+      add_product(nx, nu, e_.B + t * nx * nu, d_.us + t * nu, gx_);
+      for (int i = 0; i < nx; ++i) fall += gaps[t * nx + i] * (gx_[i] - d_.xs[(t + 1) * nx + i]);
+    }
+    along(p_, e_, d_, v_);
+    for (int64_t i = 0; i < p_.rows; ++i) {
+      fall += missed(p_, z_, i, e_.at.c[i]) * (v_[i] + d_.s[i]);
+      if (p_.kind[i] & inequality) fall -= mu * d_.s[i] / z_.s[i];
+    }
+    const double now = half - mu * sum_of_logarithms(p_, z_.s);
+    double alpha = longest(p_, z_.s, d_.s, 0.99, inequality);
+    copy(z_, trial_);
+    bool fine = false;
+    int trials = 0;
+    while (!fine && trials < halvings) {
+      for (int64_t i = 0; i < (p_.N + 1) * nx; ++i) trial_.xs[i] = z_.xs[i] + alpha * d_.xs[i];
+      for (int64_t i = 0; i < p_.N * nu; ++i) trial_.us[i] = z_.us[i] + alpha * d_.us[i];
+      for (int64_t i = 0; i < p_.rows; ++i) trial_.s[i] = z_.s[i] + alpha * d_.s[i];
+      functions_.evaluate(trial_, trial_values_);
+      const double value = half_violation(p_, trial_values_, trial_) - mu * sum_of_logarithms(p_, trial_.s);
+      fine = std::isfinite(value) && value <= now + 1e-4 * alpha * fall;
+      if (!fine) alpha /= 2;
+      ++trials;
+    }
+    const double theta = infeasibility(p_, trial_values_, trial_);
+    const double phi = barrier_cost(p_, functions_.cost(), trial_, n_.mu);
+    const bool back = fine && theta <= enough * n_.mark && filter_accepts(theta, phi);
+    const double alpha_y = longest(p_, y, d_.y, 0.99, inequality);
+    const double damping = std::max(n_.shift, least_damping);
+    if (stationary || !fine) {
+      n_.status = stationary ? infeasible : stalled;
+    } else {
+      for (int64_t i = 0; i < p_.rows; ++i)
+        trial_.y[i] = !(p_.kind[i] & inequality) ? 0 : back ? n_.mu / trial_.s[i] : y[i] + alpha_y * d_.y[i];
+      std::fill_n(trial_.costates, (p_.N + 1) * nx, 0.0);
+      copy(trial_, z_);
+    }
+    n_.phase = back ? optimizing : restoring;
+    n_.shift = back ? 0 : trials == 1 ? damping / 4 : damping * (trials == 2 ? 2 : 8);
+    if (slope <= 10 * mu) n_.mu_restore = 0.2 * mu;
+    n_.step = alpha;
+  }
+
+  // The step of the feasibility phase, in `d_`: each stage's dynamics may be missed by inputs of their own.
+  void violation_step(const double* y, double mu) {
+    const int nx = p_.nx, nu = p_.nu, wide = nu + nx;
+    if (!missing_) {
+      missing_ = std::make_unique<LinearQuadratic>(p_, wide);
+      wide_B_.assign(p_.N * nx * wide, 0.0);
+    }
+    LinearQuadratic &m = *missing_, &narrow = model_;
+    for (int64_t i = 0; i < p_.rows; ++i) {
+      const int kind = p_.kind[i];
+      const double c = e_.at.c[i] - (kind & soft ? z_.e[i] : 0);
+      double d = kind & elastic ? 0 : proximal;
+      r_[i] = kind & (inequality | equality) ? c : 0;
+      if (kind & inequality) {
+        r_[i] = c + mu / y[i] - (kind & elastic ? y[i] : 0);
+        d = z_.s[i] / y[i];
+      }
+      if (kind & elastic) d += 1;
+      weight_[i] = kind & (inequality | equality) ? 1 / d : 0;
+      v_[i] = y[i] + r_[i] * weight_[i];
+    }
+    quadratic_weights(p_, e_, false, weight_, narrow.weights);
+    add_shift(p_, std::max(n_.shift, least_damping), narrow.weights);
+    std::copy_n(narrow.weights.Q, p_.N * nx * nx, m.weights.Q);
+    std::copy_n(narrow.weights.Qf, nx * nx, m.weights.Qf);
+    std::copy_n(narrow.weights.Q0, nx * nx, m.weights.Q0);
+    std::fill_n(m.weights.R, p_.N * wide * wide, 0.0);
+    std::fill_n(m.weights.M, p_.N * nx * wide, 0.0);
+    for (int64_t t = 0; t < p_.N; ++t) {
+      double *R = m.weights.R + t * wide * wide, *M = m.weights.M + t * nx * wide, *B = wide_B_.data() + t * nx * wide;
+      for (int i = 0; i < nu; ++i) std::copy_n(narrow.weights.R + (t * nu + i) * nu, nu, R + i * wide);
+      for (int i = nu; i < wide; ++i) R[i * wide + i] = 1;
+      for (int i = 0; i < nx; ++i) {
+        std::copy_n(narrow.weights.M + (t * nx + i) * nu, nu, M + i * wide);
+        std::copy_n(e_.B + (t * nx + i) * nu, nu, B + i * wide);
+        B[i * wide + nu + i] = 1;
+      }
+    }
+    clear_slopes();
+    add_transposed_rows(p_, e_, v_, g0_, gx_, gu_);
+    for (int i = 0; i < nx; ++i) m.start_row[i] = p_.x0_free[i] != 0 ? -g0_[i] : 0, m.costates_row[i] = 0;
+    for (int64_t i = 0; i < (p_.N + 1) * nx; ++i) m.xs_row[i] = -gx_[i];
+    std::fill_n(m.us_row, p_.N * wide, 0.0);
+    for (int64_t t = 0; t < p_.N; ++t)
+      for (int i = 0; i < nu; ++i) m.us_row[t * wide + i] = -gu_[t * nu + i];
+    for (int64_t i = 0; i < p_.N * nx; ++i) m.costates_row[nx + i] = -e_.at.gaps[i];
+    m.factor(p_, e_.A, wide_B_.data());
+    m.solve(p_, e_.A, wide_B_.data());
+    std::copy_n(m.xs, (p_.N + 1) * nx, d_.xs);
+    for (int64_t t = 0; t < p_.N; ++t) std::copy_n(m.us + t * wide, nu, d_.us + t * nu);
+    along(p_, e_, d_, v_);
+    for (int64_t i = 0; i < p_.rows; ++i) {
+      const int kind = p_.kind[i];
+      const double c = e_.at.c[i] - (kind & soft ? z_.e[i] : 0);
+      d_.y[i] = weight_[i] * (v_[i] + r_[i]);
+      d_.s[i] = 0;
+      if (kind & inequality)
+        d_.s[i] = kind & elastic ? mu / y[i] - z_.s[i] - z_.s[i] / y[i] * d_.y[i] : -(c + z_.s[i]) - v_[i];
+    }
+  }
+
+  const Layout p_;
+  const Unknowns z_;
+  Numbers& n_;
+  double *filter_, *history_;
+  const Expansion e_;
+  Functions functions_;
+  LinearQuadratic model_;
+  std::unique_ptr<LinearQuadratic> missing_;
+  std::vector<double> wide_B_;
+  Workspace<double> space_;
+  Unknowns d_, corrected_, trial_;
+  Values trial_values_;
+  double *r_, *weight_, *v_, *dy_, *c_, *gaps_, *g0_, *gx_, *gu_;
+  int64_t inequalities_ = 0;
+  double cost_ = 0, size_ = 1, stationarity_ = 0, infeasibility_ = 0, theta_ = 0, least_product_ = 0, most_product_ = 0;
+};
+
+}  // namespace optctl::OPTCTL_ISA

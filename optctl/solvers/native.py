@@ -1,0 +1,229 @@
+"""The iterations by the compiled kernel, which runs the problem's functions from tapes; no XLA program is made of them.
+
+`interior_point.iterate` is the definition. The kernel does the same for functions whose scalar operations fit on a tape
+(`optctl._tape`): such a solve starts at once and runs several times faster than compiled row algebra.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optctl import _native
+from optctl._tape import Tape, Unsupported, compile_tape, memory
+from optctl.problem import STAGE_FUNCTIONS, STATE_FUNCTIONS, Problem
+from optctl.solvers.expansion import Expansion, Values
+from optctl.solvers.filter import SIZE, Filter
+from optctl.solvers.primal_dual import Program, Unknowns
+from optctl.solvers.rows import BLOCKS, PATH, TERMINAL, flatten
+from optctl.solvers.solution import History
+
+LONGEST = 60_000
+"""Most instructions of a tape; beyond, matrices are large and XLA is the better choice."""
+NUMBERS = (
+    *("mu", "scale", "floor", "theta_first", "first_cost", "shift", "phase", "mark", "mu_restore", "short"),
+    *("iterations", "status", "step"),
+)
+REMEMBERED = 64
+_TAPES: dict[Any, Any] = {}
+
+
+def reason_against(problem: Problem, xs: Any, us: Any, params: Any, exact: bool) -> str | None:
+    """Return why the kernel cannot run this problem, or None."""
+    if not _native.available():
+        return "the compiled kernels are not available, or arrays do not live on a CPU"
+    if xs.dtype != jnp.float64:
+        return f"it computes in float64, and the data are {xs.dtype}"
+    try:
+        tapes(problem, xs, us, params, exact)
+    except Unsupported as why:
+        return str(why)
+    return None
+
+
+def tapes(problem: Problem, xs: Any, us: Any, params: Any, exact: bool) -> tuple[Tape, ...]:
+    """Return the tapes of a problem's functions: of a stage, of the end and of the start, values and expansion of each.
+
+    Raises:
+        Unsupported: if a function holds something that no tape can.
+    """
+    uniform = _parts(problem, params)
+    leaves, structure = jax.tree.flatten(uniform)
+    key = structure, tuple((jnp.shape(v), jnp.result_type(v)) for v in leaves), xs.shape[1], us.shape[1], exact
+    found = _TAPES.get(key)
+    if found is None:
+        try:
+            found = _make_tapes(uniform, xs, us, exact)
+        except Unsupported as why:
+            found = why
+        if isinstance(found, Unsupported) or not any(tape.captured for tape in found):
+            if len(_TAPES) >= REMEMBERED:
+                _TAPES.clear()
+            _TAPES[key] = found
+    if isinstance(found, Unsupported):
+        raise found
+    return found
+
+
+def _parts(problem: Problem, params: Any) -> dict[str, Any]:
+    """Return what the functions need: all but bounds and x_0."""
+    functions = {name: getattr(problem, name) for name in (*STAGE_FUNCTIONS, *STATE_FUNCTIONS)}
+    return {"dynamics": problem.dynamics, "params": params} | functions
+
+
+def _make_tapes(uniform: Any, xs: Any, us: Any, exact: bool) -> tuple[Tape, ...]:
+    nx, nu = xs.shape[1], us.shape[1]
+    upper = np.triu_indices(nx + nu)
+
+    def cost(z: Any, t: Any, parts: Any) -> Any:
+        f = parts["stage_cost"]
+        return jnp.zeros((), z.dtype) if f is None else f(z[:nx], z[nx:], t, parts["params"])
+
+    def rows(name: str, z: Any, t: Any, parts: Any) -> Any:
+        f = parts[name]
+        return jnp.zeros(0, z.dtype) if f is None else f(z[:nx], z[nx:], t, parts["params"])
+
+    def step(z: Any, t: Any, parts: Any) -> Any:
+        return parts["dynamics"].step(z[:nx], z[nx:], t, parts["params"])
+
+    def stage_values(x: Any, u: Any, t: Any, parts: Any) -> tuple[Any, ...]:
+        z = jnp.concatenate([x, u])
+        return cost(z, t, parts), *(rows(name, z, t, parts) for name in PATH), step(z, t, parts)
+
+    def stage_expansion(x: Any, u: Any, t: Any, costate: Any, g: Any, h: Any, parts: Any) -> tuple[Any, ...]:
+        z = jnp.concatenate([x, u])
+
+        def lagrangian(z: Any) -> Any:
+            value = cost(z, t, parts)
+            if not exact:
+                return value
+            value = value + g @ rows(PATH[0], z, t, parts) + h @ rows(PATH[1], z, t, parts)
+            return value if parts["dynamics"].is_linear else value + costate @ step(z, t, parts)
+
+        F = jax.jacfwd(lambda z: step(z, t, parts))(z)
+        J = [jax.jacfwd(lambda z, name=name: rows(name, z, t, parts))(z) for name in PATH]
+        W = jax.hessian(lagrangian)(z)[upper]
+        slope = jax.grad(lambda z: cost(z, t, parts))(z)
+        return *stage_values(x, u, t, parts), slope, F[:, :nx], F[:, nx:], *J, W
+
+    def of_state(name: str, x: Any, parts: Any) -> Any:
+        f = parts[name]
+        if f is None:
+            return jnp.zeros(() if name.endswith("cost") else 0, x.dtype)
+        return f(x, parts["params"])
+
+    def end_values(x: Any, parts: Any) -> tuple[Any, ...]:
+        return of_state("terminal_cost", x, parts), *(of_state(name, x, parts) for name in TERMINAL)
+
+    def end_expansion(x: Any, g: Any, h: Any, parts: Any) -> tuple[Any, ...]:
+        def lagrangian(x: Any) -> Any:
+            value = of_state("terminal_cost", x, parts)
+            rows = g @ of_state(TERMINAL[0], x, parts) + h @ of_state(TERMINAL[1], x, parts)
+            return value + rows if exact else value
+
+        J = [jax.jacfwd(lambda x, name=name: of_state(name, x, parts))(x) for name in TERMINAL]
+        slope = jax.grad(lambda x: of_state("terminal_cost", x, parts))(x)
+        return *end_values(x, parts), slope, *J, jax.hessian(lagrangian)(x)
+
+    def start_values(x: Any, parts: Any) -> tuple[Any, ...]:
+        return (of_state("initial_cost", x, parts),)
+
+    def start_expansion(x: Any, parts: Any) -> tuple[Any, ...]:
+        def of(x: Any) -> Any:
+            return of_state("initial_cost", x, parts)
+
+        return of(x), jax.grad(of)(x), jax.hessian(of)(x)
+
+    x, u = jax.ShapeDtypeStruct((nx,), xs.dtype), jax.ShapeDtypeStruct((nu,), us.dtype)
+    t = jax.ShapeDtypeStruct((), jnp.zeros((), int).dtype)
+    path = jax.eval_shape(lambda x, u, t, parts: stage_values(x, u, t, parts)[1:3], x, u, t, uniform)
+    end = jax.eval_shape(lambda x, parts: end_values(x, parts)[1:], x, uniform)
+    arguments: dict[Callable, tuple] = {
+        stage_values: (x, u, t),
+        stage_expansion: (x, u, t, x, *path),
+        end_values: (x,),
+        end_expansion: (x, *end),
+        start_values: (x,),
+        start_expansion: (x,),
+    }
+    return tuple(
+        compile_tape(f, inputs, uniform, fixed=(2,) if len(inputs) > 2 and inputs[2] is t else (), limit=LONGEST)
+        for f, inputs in arguments.items()
+    )
+
+
+def iterate(program: Program, state: Any, settings: Any, stop: Any) -> Any:
+    """Iterate until the tolerance, a failure, or `stop` iterations."""
+    problem, rows, z = program.problem, program.rows, state.z
+    N, nx, nu = problem.steps, z.xs.shape[1], z.us.shape[1]
+    made = tapes(problem, z.xs, z.us, program.params, settings.exact)
+    uniform = _parts(problem, program.params)
+    memories = [memory(tape, uniform) for tape in made]
+    sizes = dict(rows.shapes)
+    widths = [sizes[name][-1] if name in sizes else 0 for name in (*PATH, *TERMINAL)]
+    R, K = z.s.size, state.history.cost.size
+    info = np.concatenate([
+        [N, nx, nu, *widths, R, rows.soft is not None, K, *_offsets(rows.shapes)],
+        *_programs(made, [m.size for m in memories]),
+    ]).astype(np.int32)  # fmt: skip
+    kinds = (rows.inequality, rows.equality, rows.elastic, rows.soft)
+    kind = sum(jnp.where(on, 2**k, 0) for k, on in enumerate(kinds) if on is not None)
+    nothing = jnp.zeros(0, z.xs.dtype)
+
+    def given(value: Any) -> Any:
+        return nothing if value is None else value
+
+    numbers = jnp.stack([
+        *(getattr(state, name).astype(z.xs.dtype) for name in NUMBERS), state.filter.count.astype(z.xs.dtype),
+    ])  # fmt: skip
+    operands = (
+        jnp.asarray(info), jnp.asarray(kind, jnp.int32),
+        jnp.concatenate(memories), flatten(rows.bounds, z.xs.dtype), given(rows.l1), given(rows.l2),
+        jnp.asarray(program.x0_free, z.xs.dtype),
+        jnp.stack([jnp.asarray(settings.tolerance, z.xs.dtype), jnp.asarray(stop, z.xs.dtype)]),
+        numbers, jnp.stack([state.filter.theta, state.filter.phi]), jnp.stack(list(vars(state.history).values())),
+        z.xs, z.us, z.costates, z.s, z.y, given(z.e), given(z.v),
+    )  # fmt: skip
+    of_rows = ((N, widths[0], nx + nu), (N, widths[1], nx + nu), (widths[2], nx), (widths[3], nx))
+    shapes = (
+        numbers.shape, (2, SIZE), (6, K), z.xs.shape, z.us.shape, z.costates.shape, z.s.shape, z.y.shape,
+        given(z.e).shape, given(z.v).shape,
+        (), (N, nx), (R,), (nx,), (N + 1, nx), (N, nu), (N, nx, nx), (N, nx, nu), *of_rows,
+        (nx, nx), (N, nx + nu, nx + nu), (nx, nx),
+    )  # fmt: skip
+    out = _native.solve(operands, shapes)
+    numbers, filters, history, xs, us, costates, s, y, e, v, cost, gaps, c, q0, qs, rs, A, B, *rest = out
+    *J, W0, W, Wf = rest
+    soft = rows.soft is not None
+    values = {name: numbers[k].astype(getattr(state, name).dtype) for k, name in enumerate(NUMBERS)}
+    return type(state)(
+        z=Unknowns(xs, us, costates, s, y, e if soft else None, v if soft else None),
+        e=Expansion(
+            Values(cost, gaps, c), q0, qs, rs, A, B,
+            {name: value for name, value in zip((*PATH, *TERMINAL), J, strict=True) if name in sizes}, W0, W, Wf,
+        ),
+        filter=Filter(filters[0], filters[1], numbers[-1].astype(state.filter.count.dtype)),
+        history=History(*history),
+        **values,
+    )  # fmt: skip
+
+
+def _offsets(shapes: Any) -> list[int]:
+    """Return where each block of rows begins; -1 for bounds that are not there, 0 for such functions."""
+    starts, at = {}, 0
+    for name, shape in shapes:
+        starts[name] = at
+        at += int(np.prod(shape, dtype=int))
+    return [starts.get(name, 0 if name in (*PATH, *TERMINAL) else -1) for name in BLOCKS]
+
+
+def _programs(made: tuple[Tape, ...], sizes: list[int]) -> list[np.ndarray]:
+    """Return the tapes as the kernel reads them."""
+    programs, offset = [], 0
+    for tape, size in zip(made, sizes, strict=True):
+        head = [len(tape.code), tape.prologue, tape.slots, len(tape.inputs), len(tape.outputs), offset]
+        programs += [np.asarray(head), tape.code.ravel(), tape.inputs, tape.outputs, tape.once]
+        offset += size
+    return programs
