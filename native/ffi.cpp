@@ -119,7 +119,7 @@ ffi::Error handle(const Signature& signature, ffi::ThreadPool pool, ffi::Remaini
 // The interior point method: sizes with tapes and the kinds of rows, int32, then doubles; native/interior_point.cpp
 // names them all.
 ffi::Error solve(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets) {
-  const std::string in_kinds = "VVVVVVVVVMMMMMVVVV", out_kinds = "VMMMMMVVVVSMVVMMmmmmMMMmM";
+  const std::string in_kinds = "VVVVVVVVVMMMMMVVVV", out_kinds = "VMMMMMVVVVSMVVMMmmmmMMMmMm";
   constexpr size_t cost = 10;
   if (args.size() != in_kinds.size() || rets.size() != out_kinds.size())
     return ffi::Error(ffi::ErrorCode::kInvalidArgument, "optctl: wrong number of operands");

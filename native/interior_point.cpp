@@ -8,7 +8,7 @@ namespace {
 enum In { memory, bounds, l1, l2, x0_free, options, numbers, filter, history, xs, us, costates, s, y, e, v };
 enum Out {
   numbers_out, filter_out, history_out, xs_out, us_out, costates_out, s_out, y_out, e_out, v_out,
-  cost, gaps, c, q0, qs, rs, A, B, J0, J1, Jf0, Jf1, W0, W, Wf
+  cost, gaps, c, q0, qs, rs, A, B, J0, J1, Jf0, Jf1, W0, W, Wf, K
 };
 }  // namespace
 
@@ -40,6 +40,7 @@ extern const SolverKernel interior_point = [](const int32_t* info, const int32_t
   std::memcpy(&current, out[numbers_out], sizeof current);
   InteriorPoint method(p, program, in[memory], z, current, out[filter_out], out[history_out], expansion);
   method.iterate(in[options][0], in[options][1]);
+  method.gains(out[K]);
   std::memcpy(out[numbers_out], &current, sizeof current);
   *out[cost] = method.cost();
 };

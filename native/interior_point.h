@@ -49,7 +49,7 @@ class LinearQuadratic {
 
   const int nu;
   Weights weights;
-  double *start_row, *xs_row, *us_row, *costates_row, *xs, *us, *costates;
+  double *start_row, *xs_row, *us_row, *costates_row, *xs, *us, *costates, *K;
 
  private:
   static size_t room(const Layout& p, size_t nu) {
@@ -60,7 +60,7 @@ class LinearQuadratic {
   Sizes sizes_;
   Workspace<double> space_;
   Kernel<double> factor_, sweep_;
-  double *K, *P, *S, *S0, *start, *k, *slope;
+  double *P, *S, *S0, *start, *k, *slope;
 };
 
 enum Status { solved = 0, iteration_limit = 1, stalled = 2, non_finite = 3, unbounded = 5, infeasible = 6 };
@@ -112,6 +112,14 @@ class InteriorPoint {
       if (n_.phase == optimizing) optimize(1e-2 * tolerance * std::min(size_, n_.scale));
       else restore(tolerance);
     }
+  }
+
+  // The feedback gains of Newton's step at the point; NaN where its model is not convex.
+  void gains(double* K) {
+    newton_rows(p_, e_.at.c, z_, n_.mu, r_, weight_);
+    double shift;
+    factor(&shift);
+    std::copy_n(model_.K, p_.N * p_.nu * p_.nx, K);
   }
 
   double cost() const { return cost_; }

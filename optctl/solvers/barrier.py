@@ -60,6 +60,7 @@ class State:
         status: a `Status`; ITERATION_LIMIT while running.
         step: length of the last step.
         history: a `History` with room for all iterations.
+        K: (N, nu, nx) feedback gains of Newton's step at the point where the iterations stopped.
     """
 
     z: Unknowns
@@ -79,6 +80,7 @@ class State:
     status: Any
     step: Any
     history: History
+    K: Any
 
 
 @record()

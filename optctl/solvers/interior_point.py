@@ -38,13 +38,20 @@ from optctl.solvers.expansion import Expansion, Values, evaluate, expand, functi
 from optctl.solvers.feasibility import restore
 from optctl.solvers.primal_dual import Program, Unknowns, factor, infeasibility, newton_rows
 from optctl.solvers.rows import PATH, TERMINAL, Rows, bound_arrays, flatten, make_rows
-from optctl.solvers.sensitivity import settle
+from optctl.solvers.sensitivity import settle, unknown
 from optctl.solvers.solution import History, Solution, Status
 
 FIRST_BARRIER = 0.1
 BACKENDS = ("auto", "native", "jax")
 FIRST_SECONDS, TURN, TURN_SECONDS = 0.5, 64, 0.2
 """Seconds that the first call from the host should take; iterations of the next one, seconds of later ones."""
+
+QUICKLY = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
+"""How XLA is to compile what goes before and after the native iterations: five times faster, and nothing to gain."""
 
 
 @record(static=("hessian", "backend"))
@@ -176,6 +183,7 @@ def blank(program: Program, xs: Any, us: Any, settings: Settings) -> State:
         scale=number, floor=number, filter=filters.empty(dtype), theta_first=number, first_cost=number, shift=number,
         phase=jnp.asarray(OPTIMIZE), mark=number, mu_restore=number, short=none, iterations=none,
         status=jnp.asarray(int(Status.ITERATION_LIMIT)), step=number, history=History(*(column,) * 6),
+        K=jnp.zeros((N, nu, nx), dtype),
     )  # fmt: skip
 
 
@@ -241,7 +249,9 @@ def iterate(program: Program, state: State, settings: Settings, stop: Any) -> St
         going = (state.status == int(Status.ITERATION_LIMIT)) & (state.iterations < stop)
         return jax.lax.cond(going, step, lambda state: state, state), going
 
-    return jax.lax.while_loop(lambda carry: carry[1], body, (state, jnp.asarray(True)))[0]
+    state, _ = jax.lax.while_loop(lambda carry: carry[1], body, (state, jnp.asarray(True)))
+    _, weight = newton_rows(rows, state.e.at.c, state.z, state.mu)
+    return replace(state, K=factor(program, state.e, weight, state.shift)[1].K)
 
 
 def _remember(state: State, r: Any) -> State:
@@ -291,12 +301,12 @@ def finish(program: Program, x0: Any, state: State, settings: Settings, failed: 
     certificate = certify_point(still, e, z, state.first_cost, state.floor, settings.tolerance)
     converged = certificate.holds & (state.status == int(Status.SOLVED))
     status = jnp.where(~converged & (state.status == int(Status.SOLVED)), int(Status.STALLED), state.status)
-    _, weight = newton_rows(rows, e.at.c, z, state.mu)
-    _, factors, _ = factor(still, e, weight, state.shift)
+    K = unknown(state.K, (program, x0))
+    k = unknown(z.us - times(state.K, z.xs[:-1]), (program, x0))
     best = settle(program, x0, z, e, state.mu, jnp.where(converged, 1.0, failed))
     return Solution(
         xs=best.xs, us=best.us, x0=best.xs[0], params=program.params, costates=best.costates,
-        multipliers=_by_name(still, best.y), K=factors.K, k=z.us - times(factors.K, z.xs[:-1]), cost=best.cost,
+        multipliers=_by_name(still, best.y), K=K, k=k, cost=best.cost,
         status=status, converged=converged, iterations=state.iterations, certificate=certificate,
         history=state.history, method="interior_point",
     )  # fmt: skip
@@ -384,7 +394,9 @@ def interior_point(
     in_turns = concrete and (callback is not None or time_limit is not None)
     first = last if not concrete else min(last, int(FIRST_SECONDS / _guess_seconds(problem, xs, us)) + 1)
     if not in_turns:
-        solution, finite = _solve(problem, us, xs, params, x0_free, warm, settings, failed, first)
+        natively = concrete and runs_natively(problem, xs, us, params, settings)
+        solve = _solve_natively if natively else _solve_compiled
+        solution, finite = solve(problem, us, xs, params, x0_free, warm, settings, failed, first)
         if not concrete or (bool(finite) and (int(solution.status) != Status.ITERATION_LIMIT or first == last)):
             return solution
     program, state = begin(problem, xs, us, params, x0_free, warm, settings)
@@ -404,7 +416,6 @@ def _guess_seconds(problem: Problem, xs: Any, us: Any) -> float:
     return 1e-7 * problem.steps * (xs.shape[1] + us.shape[1]) ** 2
 
 
-@partial(jax.jit, static_argnames=("x0_free",))
 def _solve(
     problem: Problem, us: Any, xs: Any, params: Any, x0_free: tuple[bool, ...], warm: dict | None, settings: Settings,
     failed: Any, stop: Any,
@@ -416,6 +427,10 @@ def _solve(
     finite = jnp.isfinite(state.theta_first) & jnp.isfinite(state.first_cost)
     rows = make_rows(problem, xs, us, function_shapes(problem, xs, us, params), x0_free)
     return finish(Program(problem, params, x0_free, rows), xs[0], state, settings, failed), finite
+
+
+_solve_compiled = partial(jax.jit, static_argnames=("x0_free",))(_solve)
+_solve_natively = partial(jax.jit, static_argnames=("x0_free",), compiler_options=QUICKLY)(_solve)
 
 
 def _run_through(

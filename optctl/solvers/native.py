@@ -191,11 +191,11 @@ def iterate(program: Program, state: Any, settings: Any, stop: Any) -> Any:
         numbers.shape, (2, SIZE), (6, K), z.xs.shape, z.us.shape, z.costates.shape, z.s.shape, z.y.shape,
         given(z.e).shape, given(z.v).shape,
         (), (N, nx), (R,), (nx,), (N + 1, nx), (N, nu), (N, nx, nx), (N, nx, nu), *of_rows,
-        (nx, nx), (N, nx + nu, nx + nu), (nx, nx),
+        (nx, nx), (N, nx + nu, nx + nu), (nx, nx), (N, nu, nx),
     )  # fmt: skip
     out = _native.solve(operands, shapes)
     numbers, filters, history, xs, us, costates, s, y, e, v, cost, gaps, c, q0, qs, rs, A, B, *rest = out
-    *J, W0, W, Wf = rest
+    *J, W0, W, Wf, K = rest
     soft = rows.soft is not None
     values = {name: numbers[k].astype(getattr(state, name).dtype) for k, name in enumerate(NUMBERS)}
     return type(state)(
@@ -206,6 +206,7 @@ def iterate(program: Program, state: Any, settings: Any, stop: Any) -> Any:
         ),
         filter=Filter(filters[0], filters[1], numbers[-1].astype(state.filter.count.dtype)),
         history=History(*history),
+        K=K,
         **values,
     )  # fmt: skip
 

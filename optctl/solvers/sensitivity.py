@@ -112,14 +112,12 @@ def _twice(primals: tuple, tangents: tuple) -> tuple:
 
 
 @jax.custom_jvp
-def unknown(value: Any) -> Any:
-    """Return a value whose derivative is not known: NaN, where one asks for it."""
+def unknown(value: Any, of: Any) -> Any:
+    """Return a value whose derivative in `of` is not known: NaN, where one asks for it."""
     return value
 
 
 @unknown.defjvp
 def _unknown_tangent(primals: tuple, tangents: tuple) -> tuple:
-    def nan(leaf: Any, tangent: Any) -> Any:
-        return tangent if tangent.dtype == jax.dtypes.float0 else tangent * jnp.nan
-
-    return primals[0], jax.tree.map(nan, primals[0], tangents[0])
+    moved = [jnp.sum(t) for t in jax.tree.leaves(tangents) if t.dtype != jax.dtypes.float0]
+    return primals[0], jnp.full_like(primals[0], jnp.nan) * sum(moved)
