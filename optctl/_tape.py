@@ -3,12 +3,13 @@
     jaxpr -> scalar expressions, simplified -> fused, ordered, with slots for their results
 
 An instruction (operation, d, a, b, c) writes slot d and reads slots a, b, c, of which each holds one number per stage.
-An operand of the operations `*_m` (a) and `*_c` (c) is an address in memory, whose numbers are the same for all stages;
-`load` reads address a, and `lookup` reads address b + c * slot a. The first instructions, the prologue, do not depend on
-what changes between calls; the others, the body, can be run again and again without them.
+An operand of the operations `*_m` (a) and `*_c` (c) is an address in memory, the same numbers for all stages;
+`load` reads address a, and `lookup` reads address b + c * slot a. The first instructions, the prologue, do not depend
+on what changes between calls; the others, the body, can be run again and again without them.
 """
 
 import dataclasses
+import heapq
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,6 +39,7 @@ def _slots_read(name: str) -> tuple[int, ...]:
     return (0, 1, 2) if name in _TERNARY else (0, 1) if name in _BINARY else (0,)
 
 
+_WINDOW = 1024  # instructions; found by timing
 READS = [_slots_read(name) for name in OPERATIONS]  # which of the operands a, b, c are slots
 _WITH_FACTOR = {CODE[name]: CODE[name + "_m"] for name in ("add", "mul", "muladd", "negmuladd", "mulsub")}
 _WITH_TERM = {CODE[name]: CODE[name + "_c"] for name in ("muladd", "negmuladd")}
@@ -153,7 +155,7 @@ def _assemble(
     for i in before + body:
         operation, *operands = instructions[i]
         reads = READS[operation]
-        if operation == LOAD or reads and reads[0] == 1:
+        if operation == LOAD or reads[0] == 1:
             operands[0] = address(operands[0])
         elif reads == (0, 1) and operation in _WITH_TERM.values():
             operands[2] = address(operands[2])
@@ -225,7 +227,7 @@ def _use_memory(g: Expressions, instructions: dict[int, tuple[int, int, int, int
     nodes = g.nodes
     loads = set(outputs)
     for i, (operation, a, b, c) in instructions.items():
-        in_memory = [nodes[k][0] in (LOAD, CONSTANT) for k in (a, b)]
+        in_memory = [k in READS[operation] and nodes[(a, b)[k]][0] in (LOAD, CONSTANT) for k in (0, 1)]
         if operation in _WITH_FACTOR and (in_memory[0] or in_memory[1]):
             if not in_memory[0]:
                 a, b = b, a
@@ -247,8 +249,44 @@ def _order(instructions: dict, varies: list[bool], outputs: list[int]) -> tuple[
     """Return the body and the prologue, each depth-first from the outputs: results are used soon."""
     coefficients: dict[int, None] = {}
     body = _depth_first(instructions, [i for i in outputs if varies[i]], varies, coefficients)
+    body = _group(instructions, body)
     roots = [*coefficients, *(i for i in outputs if not varies[i])]
     return body, _depth_first(instructions, roots, None, {})
+
+
+def _group(instructions: dict, order: list[int]) -> list[int]:
+    """Return an order in which equal operations follow each other, which processors predict, within a window."""
+    place = {i: at for at, i in enumerate(order)}
+    users: list[list[int]] = [[] for _ in order]
+    waiting = [0] * len(order)
+    ready: dict[int, list[int]] = {}
+    for at, i in enumerate(order):
+        node = instructions[i]
+        for operand in {node[k + 1] for k in READS[node[0]]}:
+            if operand in place:
+                users[place[operand]].append(at)
+                waiting[at] += 1
+        if not waiting[at]:
+            ready.setdefault(node[0], []).append(at)
+    done = [False] * (len(order) + 1)
+    grouped: list[int] = []
+    first, current = 0, -1
+    while len(grouped) < len(order):
+        end = first + _WINDOW
+        queue = ready.get(current)
+        if not queue or queue[0] >= end:
+            current = max((op for op, q in ready.items() if q and q[0] < end), key=lambda op: len(ready[op]))
+            queue = ready[current]
+        at = heapq.heappop(queue)
+        grouped.append(order[at])
+        done[at] = True
+        while done[first]:
+            first += 1
+        for user in users[at]:
+            waiting[user] -= 1
+            if not waiting[user]:
+                heapq.heappush(ready.setdefault(instructions[order[user]][0], []), user)
+    return grouped
 
 
 def _depth_first(instructions: dict, roots: list[int], varies: list[bool] | None, skipped: dict) -> list[int]:
@@ -288,9 +326,9 @@ def _slots(
     free: list[int] = []
     for at, i in enumerate(order):
         node = instructions[i]
-        for operand in {node[k + 1] for k in READS[node[0]]}:
-            if last[operand] == at and operand not in kept and (at >= len(before) or operand not in used):
-                free.append(slot_of[operand])
+        operands = {node[k + 1] for k in READS[node[0]]}
+        over = [j for j in operands if last[j] == at and j not in kept and (at >= len(before) or j not in used)]
+        free.extend(slot_of[j] for j in over)
         if free:
             slot_of[i] = free.pop()
         else:

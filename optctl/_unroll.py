@@ -18,6 +18,8 @@ from optctl._expressions import CAPTURED, LOAD, ONE, ZERO, Expressions
 RULES: dict[str, Callable] = {}
 _TYPES = {np.dtype(name) for name in ("float64", "int64", "int32", "bool")}
 
+_WRAPS = {"neg", "mul", "integer_pow", "and", "or", "xor", "not"}  # where numbers are unsigned
+
 
 class Unsupported(Exception):  # noqa: N818
     """The function has no tape; the message says why."""
@@ -82,12 +84,11 @@ class Unroller:
         if sum(v.aval.size for v in eqn.outvars) > 4 * self.limit:
             raise Unsupported(f"`{name}` of large arrays")
         narrow = [str(aval.dtype) for aval in avals if aval.dtype not in _TYPES]
-        if rule and (name in CALLS or not narrow):
+        if name not in CALLS and (narrow or not rule) and not eqn.effects and self.is_constant(*args):
+            return self.evaluate(eqn, args)
+        if rule and (name in CALLS or not narrow or (name not in _WRAPS and set(narrow) == {"uint32"})):
             results = rule(self, eqn, *args)
             return results if isinstance(results, list) else [results]
-        values = self.g.values
-        if not eqn.effects and all(i in values for arg in args for i in arg.flat):
-            return self.evaluate(eqn, args)
         raise Unsupported(f"the primitive `{name}`" + (f" of {narrow[0]}" if narrow else ""))
 
     def evaluate(self, eqn: Any, args: list[np.ndarray]) -> list[np.ndarray]:
@@ -109,7 +110,7 @@ class Unroller:
         """Return the number that a scalar is, None if it is not known."""
         return self.g.values.get(scalar.item())
 
-    def map(self, function: Callable, *arrays: np.ndarray) -> np.ndarray:
+    def map(self, function: Callable, *arrays: Any) -> np.ndarray:
         """Return the function of scalars, for each element."""
         if len(arrays) > 1 and any(array.shape != arrays[0].shape for array in arrays):
             arrays = tuple(np.broadcast_arrays(*arrays))
@@ -228,8 +229,18 @@ _elementwise("gt", lambda g, a, b: g.binary("lt", b, a))
 _elementwise("ge", lambda g, a, b: g.binary("le", b, a))
 
 
+def _before(g: Expressions, a: int, b: int) -> int:
+    """Return whether a comes before b in the order in which NaN is last."""
+    is_number = g.both(g.symmetric("eq", a, a), g.symmetric("ne", b, b))
+    return g.either(g.binary("lt", a, b), is_number)
+
+
+_elementwise("lt_to", _before)
+_elementwise("le_to", lambda g, a, b: g.negation(_before(g, b, a)))
+
+
 def _is_integer(v: Any) -> bool:
-    return v.aval.dtype.kind == "i"
+    return v.aval.dtype.kind in "iu"
 
 
 @rule("div")
@@ -263,7 +274,12 @@ def _logic(un: Unroller, eqn: Any, *args: np.ndarray) -> np.ndarray:
         if un.is_constant(*args):
             return un.evaluate(eqn, list(args))  # type: ignore[return-value]
         raise Unsupported(f"the primitive `{name}` of integers")
-    functions = {"and": g.both, "or": g.either, "xor": functools.partial(g.symmetric, "ne"), "not": g.negation}
+    functions: dict[str, Callable] = {
+        "and": g.both,
+        "or": g.either,
+        "xor": functools.partial(g.symmetric, "ne"),
+        "not": g.negation,
+    }
     return un.map(functions[name], *args)
 
 
@@ -272,7 +288,7 @@ def _convert(un: Unroller, eqn: Any, a: np.ndarray) -> np.ndarray:
     old, new = eqn.invars[0].aval.dtype.kind, eqn.outvars[0].aval.dtype.kind
     if new == "b" and old != "b":
         return un.map(lambda x: un.g.symmetric("ne", x, ZERO), a)
-    return un.map(lambda x: un.g.unary("trunc", x), a) if new == "i" and old == "f" else a
+    return un.map(lambda x: un.g.unary("trunc", x), a) if new in "iu" and old == "f" else a
 
 
 @rule("select_n")
@@ -304,7 +320,7 @@ def _reshape(un: Unroller, eqn: Any, a: np.ndarray) -> np.ndarray:
     return a.reshape(eqn.outvars[0].aval.shape)
 
 
-@rule("squeeze", "expand_dims")
+@rule("squeeze")
 def _squeeze(un: Unroller, eqn: Any, a: np.ndarray) -> np.ndarray:
     return a.reshape(eqn.outvars[0].aval.shape)
 
@@ -326,6 +342,21 @@ def _broadcast(un: Unroller, eqn: Any, a: np.ndarray) -> np.ndarray:
 @rule("concatenate")
 def _concatenate(un: Unroller, eqn: Any, *args: np.ndarray) -> np.ndarray:
     return np.concatenate(args, eqn.params["dimension"])
+
+
+@rule("stack")
+def _stack(un: Unroller, eqn: Any, *args: np.ndarray) -> np.ndarray:
+    return np.stack(args, eqn.params["axis"])
+
+
+@rule("unstack")
+def _unstack(un: Unroller, eqn: Any, a: np.ndarray) -> list[np.ndarray]:
+    return list(np.moveaxis(a, eqn.params["axis"], 0))
+
+
+@rule("tile")
+def _tile(un: Unroller, eqn: Any, a: np.ndarray) -> np.ndarray:
+    return np.tile(a, eqn.params["reps"])
 
 
 @rule("slice")
@@ -394,9 +425,9 @@ def _gather(un: Unroller, eqn: Any, a: np.ndarray, indices: np.ndarray) -> np.nd
     fills = eqn.params["mode"] == jax.lax.GatherScatterMode.FILL_OR_DROP
     if fills:
         kind, fill = eqn.outvars[0].aval.dtype.kind, eqn.params["fill_value"]
-        missing = {"f": np.nan, "b": 1.0}.get(kind) if fill is None else float(fill)
-        if missing is None:
-            missing = float(np.iinfo(eqn.outvars[0].aval.dtype).min)
+        if fill is None:
+            fill = np.iinfo(eqn.outvars[0].aval.dtype).min if kind == "i" else {"f": np.nan, "b": 1.0}[kind]
+        missing = g.constant(float(fill))
     gone = (*d.collapsed_slice_dims, *d.operand_batching_dims)
     window = tuple(size for axis, size in enumerate(sizes) if axis not in gone)
     batch = indices.shape[:-1]
@@ -411,17 +442,13 @@ def _gather(un: Unroller, eqn: Any, a: np.ndarray, indices: np.ndarray) -> np.nd
         block = un.read_block(a, starts, sizes).reshape(window)
         if fills:
             inside = [g.symmetric("eq", x, y) for x, y in zip(wanted, starts, strict=True) if x != y]
-            block = un.map(
-                g.select, np.intp(functools.reduce(g.both, inside, ONE)), block, np.intp(g.constant(missing))
-            )
+            block = un.map(g.select, np.intp(functools.reduce(g.both, inside, ONE)), block, np.intp(missing))
         out[at] = block
     rest = [axis for axis in range(out.ndim) if axis not in d.offset_dims]
     return np.moveaxis(out, range(out.ndim), (*rest, *d.offset_dims))
 
 
-@rule(
-    "scatter", "scatter-add", "scatter_add", "scatter-mul", "scatter_mul", "scatter_min", "scatter_max", "scatter-sub"
-)
+@rule("scatter", "scatter-add", "scatter-sub", "scatter-mul", "scatter-min", "scatter-max")
 def _scatter(un: Unroller, eqn: Any, a: np.ndarray, indices: np.ndarray, updates: np.ndarray) -> np.ndarray:
     g, d = un.g, eqn.params["dimension_numbers"]
     combines = {"add": g.add, "sub": g.sub, "mul": g.mul, "min": g.minimum, "max": g.maximum}
@@ -553,7 +580,17 @@ def _triangular_solve(un: Unroller, eqn: Any, a: np.ndarray, b: np.ndarray) -> n
 
 # Functions within the function.
 
-CALLS = {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
+CALLS = {
+    "jit",
+    "pjit",
+    "closed_call",
+    "core_call",
+    "call",
+    "composite",
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "custom_vjp_call_jaxpr",
+}
 CALLS |= {"remat", "remat2", "checkpoint", "scan", "while", "cond"}
 
 

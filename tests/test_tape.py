@@ -1,0 +1,327 @@
+"""Tapes against JAX: every operation, structure, loops, memory, and the prologue run once."""
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import optctl as oc
+from optctl import _expressions, _native, _tape
+from optctl._tape import Unsupported, compile_tape, memory
+
+pytestmark = pytest.mark.skipif(not _native.available(), reason="tapes are run by the compiled kernels")
+
+SPECIAL = np.array(
+    [0.0, 0.5, -0.7, 1.0, -1.0, 2.0, -2.5, 3.5, 40.0, -40.0, 1e3, np.inf, -np.inf, np.nan, 1e-9, 0.25, -3.0]
+)
+
+
+def flatten(tree, N):
+    return jnp.concatenate([jnp.reshape(leaf, (N, -1)).astype(float) for leaf in jax.tree.leaves(tree)], axis=1)
+
+
+def shapes(tree):
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), tree)
+
+
+def check(function, *varying, uniform=None, fixed=(), rtol=1e-12, atol=1e-12):
+    """Compare for a batch of varying inputs, whose first axis counts stages."""
+    varying, uniform = jax.tree.map(jnp.asarray, (varying, uniform))
+    N = jax.tree.leaves(varying)[0].shape[0]
+    tape = compile_tape(function, shapes(varying), uniform, fixed=fixed)
+    got = np.asarray(_tape.run(tape, flatten(varying, N), uniform))
+    want = jax.jit(jax.vmap(function, in_axes=(*[0] * len(varying), None)))(*varying, uniform)
+    at = 0
+    for path, leaf in jax.tree.leaves_with_path(want):
+        columns = got[:, at : at + leaf[0].size].reshape(leaf.shape)
+        np.testing.assert_allclose(columns, leaf, rtol=rtol, atol=atol, err_msg=jax.tree_util.keystr(path))
+        at += leaf[0].size
+    return tape
+
+
+def test_codes_are_those_of_the_header():
+    header = (Path(_tape.__file__).parents[1] / "native" / "tape.h").read_text()
+    listed = header.split("#define OPTCTL_OPERATIONS(X)")[1].split("\n\n")[0]
+    assert tuple(re.findall(r"X\((\w+)\)", listed)) == _expressions.OPERATIONS
+
+
+UNARY = {
+    name: getattr(lax, name)
+    for name in (
+        *("neg", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "exp"),
+        *("exp2", "expm1", "log", "log1p", "logistic", "sqrt", "rsqrt", "cbrt", "square", "abs", "sign", "floor"),
+        *("ceil", "is_finite", "erf", "erfc"),
+    )
+}
+UNARY |= {f"power {n}": lambda x, n=n: lax.integer_pow(x, n) for n in (-3, -2, -1, 0, 1, 2, 3, 4, 7)}
+UNARY |= {f"pow {y}": lambda x, y=y: x**y for y in (1.5, 3.0, 2.3)}
+UNARY |= {
+    "round": lambda x: lax.round(x, lax.RoundingMethod.AWAY_FROM_ZERO),
+    "rint": lambda x: lax.round(x, lax.RoundingMethod.TO_NEAREST_EVEN),
+    "whole": lambda x: jnp.where(jnp.abs(x) < 1e6, x, 0.0).astype(int) // 2,
+    "not": lambda x: ~(x > 1.0),
+}
+
+
+def is_smooth(f, *args):
+    return jnp.issubdtype(jnp.result_type(f(*args)), jnp.floating)
+
+
+def test_functions_of_one_number():
+    check(lambda x, p: {name: f(x) for name, f in UNARY.items() if name != "pow 1.5"}, SPECIAL, rtol=1e-13, atol=0)
+    smooth = {name: f for name, f in UNARY.items() if is_smooth(f, jnp.float64(1.0))}
+    x = np.linspace(0.1, 0.9, 17)
+    check(lambda x, p: {name: jax.grad(f)(x) for name, f in smooth.items()}, x, rtol=1e-12)
+    check(lambda x, p: {name: jax.grad(jax.grad(f))(x) for name, f in smooth.items()}, x, rtol=1e-11)
+    tape = check(lambda x, p: {name: f(jnp.float64(0.3)) + 0 * x for name, f in UNARY.items()}, x, rtol=1e-14)
+    assert {_tape.OPERATIONS[code] for code in tape.code[:, 0]} == {"load"}  # all folded
+
+
+BINARY = {name: getattr(lax, name) for name in ("add", "sub", "mul", "div", "pow", "atan2", "rem", "max", "min")}
+BINARY |= {name: getattr(lax, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")}
+BINARY |= {
+    "and": lambda a, b: (a > 0) & (b > 0),
+    "or": lambda a, b: (a > 0) | (b > 0),
+    "xor": lambda a, b: (a > 0) ^ (b > 0),
+    "where": lambda a, b: jnp.where(a > 0, jnp.where(b == 0, a, b), 1.0),
+    "clamp": lambda a, b: lax.clamp(-1.0, a, 2.0) + lax.clamp(0.0, b, jnp.abs(b)),
+}
+
+
+def test_functions_of_two_numbers():
+    a, b = (g.ravel() for g in np.meshgrid(SPECIAL, SPECIAL))
+    check(lambda a, b, p: {name: f(a, b) for name, f in BINARY.items()}, a, b, rtol=1e-13, atol=0)
+    both = lambda a, p: {name: (f(a, p), f(p, a)) for name, f in BINARY.items()}
+    check(both, SPECIAL, uniform=0.5, rtol=1e-13, atol=0)
+    smooth = {
+        name: f for name, f in BINARY.items() if is_smooth(f, jnp.float64(1.0), jnp.float64(1.0)) and name != "rem"
+    }
+    a, b = (g.ravel() for g in np.meshgrid(np.linspace(0.1, 0.9, 5), np.linspace(1.2, 2.0, 4)))
+    hessians = lambda a, b, p: {n: jax.hessian(lambda z: f(z[0], z[1]))(jnp.array([a, b])) for n, f in smooth.items()}  # noqa: B023
+    check(hessians, a, b, rtol=1e-11)
+
+
+def test_integers():
+    n = np.arange(-9, 10)
+    check(
+        lambda n, p: (
+            n // 3,
+            n % 4,
+            lax.div(n, 4),
+            lax.rem(n, 4),
+            n**2,
+            abs(n),
+            jnp.sign(n),
+            n / 7,
+            lax.clamp(-2, n, 3),
+        ),
+        n,
+    )
+    check(lambda n, p: jnp.floor(n / 3.0), n)
+    check(lambda n, p: lax.select_n(jnp.abs(n) % 3, n, 2 * n, n - 5), n)
+
+
+MOVES = {
+    "reshape": lambda A: A.reshape(3, 4).T[::-1, 1:3],
+    "stack": lambda A: jnp.stack([A[0], A[1] ** 2, jnp.concatenate([A[0, :1], A[1, 1:]])]),
+    "at": lambda A: A.at[1].set(3.0).at[:, 2].add(A[0, 0]).at[jnp.array([0, 1, 0]), jnp.array([1, 1, 1])].multiply(2.0),
+    "at min": lambda A: A.at[0, 1].min(0.0).at[1].max(A[0]),
+    "pad": lambda A: lax.pad(A, 7.0, ((1, -1, 0), (-1, 2, 1))),
+    "diag": lambda A: jnp.diag(A[0]) + jnp.tri(6) * jnp.triu(A[0][None, :] * A[0][:, None]),
+    "split": lambda A: jnp.split(A, 2, axis=1)[1] + jnp.tile(jnp.roll(A, 1, axis=1)[:, :1], (1, 3)),
+    "take": lambda A: A[:, jnp.array([2, 0, -1])] + jnp.take(A, jnp.array([5, 9, 1]), axis=1, mode="clip"),
+    "fill": lambda A: jnp.take(A, jnp.array([5, 9, 1]), axis=1, mode="fill", fill_value=2.0),
+    "reduce": lambda A: (A.sum(), A.sum(0), A.max(1), A.min(), A.prod(0), jnp.any(A > 2, axis=0), jnp.all(A > -1)),
+    "arg": lambda A: (A.argmax(), A.argmin(0), A.argmax(1)),
+    "cumulative": lambda A: (jnp.cumsum(A, 1), jnp.cumprod(A, 0), lax.cummax(A, 1), lax.cumsum(A, 1, reverse=True)),
+    "matmul": lambda A: (A @ A.T, A.T @ A, jnp.einsum("ij,ik,jl->kl", A, A, jnp.ones((6, 2)))),
+    "products": lambda A: (jnp.cross(A[0, :3], A[1, 3:]), jnp.outer(A[0], A[1]), jnp.linalg.norm(A), jnp.vdot(A, A)),
+    "batched": lambda A: jax.vmap(jnp.dot)(A.reshape(3, 2, 2), A.reshape(3, 2, 2)),
+    "cholesky": lambda A: jnp.linalg.cholesky(A @ A.T + jnp.eye(2)),
+    "triangular": lambda A: jax.scipy.linalg.solve_triangular(jnp.tril(A[:, :2] ** 2) + jnp.eye(2), A, lower=True, trans=1),
+    "cho_solve": lambda A: jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(A @ A.T + jnp.eye(2)), True), A),
+    "empty": lambda A: jnp.concatenate([A[:, :0], A], axis=1) + jnp.sum(A[:0]),
+    "constants": lambda A: A @ jnp.linalg.inv(jnp.arange(36.0).reshape(6, 6) + 40 * jnp.eye(6)),
+    "interp": lambda A: jnp.where(A > 0, jnp.exp(-A), jnp.log1p(A**2)),
+}  # fmt: skip
+
+
+def test_arrays(rng):
+    A, p = jnp.asarray(rng.normal(size=(5, 2, 6))), rng.normal(size=(2, 6))
+    check(lambda A, p: {name: (f(A), f(A * p)) for name, f in MOVES.items()}, A, uniform=p)
+    smooth = {name: f for name, f in MOVES.items() if all(leaf.dtype == float for leaf in jax.tree.leaves(f(A[0])))}
+
+    def gradient(f, A):
+        return jax.grad(lambda A: sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(f(A))))(A)
+
+    check(lambda A, p: {name: gradient(f, A) for name, f in smooth.items()}, A, uniform=p)
+
+
+def loop(x):
+    y = lax.fori_loop(0, 4, lambda i, c: jnp.sin(c) + i * x[0], x[1])
+    carry, ys = lax.scan(lambda c, a: (c * a + 1.0, c), y, x, reverse=True)
+    return carry + ys @ x
+
+
+CONTROL = {
+    "loop": loop,
+    "while": lambda x: lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1] * x[0]), (0, x[1]))[1],
+    "cond": lambda x: lax.cond(x[0] > 0, lambda y: jnp.sin(y[1]), lambda y: y[2] ** 2, x),
+    "switch": lambda x: lax.switch((10 * x[0]).astype(int), [lambda y: y[0], lambda y: y[1], lambda y: y[2]], x),
+    "checkpoint": lambda x: jax.checkpoint(lambda y: jnp.tanh(y) @ y)(x),
+    "custom": lambda x: jnp.sum(jax.nn.softplus(x) + jax.nn.relu(x) + jax.nn.gelu(x)) + jax.nn.logsumexp(x),
+    "safe": lambda x: jnp.where(x[0] > 0, jnp.sqrt(jnp.where(x[0] > 0, x[0], 1.0)), 0.0) + jnp.hypot(x[1], x[2]),
+}
+
+
+def test_control_flow_and_derivatives(rng):
+    x = rng.normal(size=(20, 3))
+    forward = lambda f: lambda z: (f(z), jax.jacfwd(f)(z))
+    both = lambda f: lambda z: (f(z), jax.grad(f)(z), jax.hessian(f)(z))
+    check(
+        lambda x, p: {name: (forward if name == "while" else both)(f)(x) for name, f in CONTROL.items()}, x, rtol=1e-10
+    )
+
+
+def expansion(step, nx):
+    def expand(x, u, costate, t, params):
+        z = jnp.concatenate([x, u])
+        f = lambda z: step(z[:nx], z[nx:], t, params)
+        return f(z), jax.jacfwd(f)(z), jax.hessian(lambda z: costate @ f(z) + jnp.sum(jnp.cos(z)))(z)
+
+    return expand
+
+
+@pytest.mark.parametrize("model", [oc.models.CartPole(), oc.models.Quadrotor()], ids=lambda m: type(m).__name__)
+def test_models(model, rng):
+    dynamics = oc.discretize(model, 0.05)
+    nx, nu = dynamics.nx, dynamics.nu
+    step = (lambda x, u, t, p: model(x, u)) if nx > 10 else dynamics.step
+    draw = lambda n: 0.5 * rng.normal(size=(9, n))
+    check(expansion(step, nx), draw(nx), draw(nu), draw(nx), np.arange(9), fixed=(3,), rtol=1e-10)
+
+
+def test_linear_dynamics_with_uniform_matrices(rng):
+    p = {"A": rng.normal(size=(3, 3)), "B": rng.normal(size=(3, 2))}
+    step = lambda x, u, t, p: p["A"] @ x + p["B"] @ u
+    args = (rng.normal(size=(7, 3)), rng.normal(size=(7, 2)), rng.normal(size=(7, 3)), np.arange(7))
+    tape = check(expansion(step, 3), *args, uniform=p, fixed=(3,))
+    assert tape.once[3:18].all()  # the Jacobian
+    assert not tape.once[:3].any()
+
+
+REFERENCES = {
+    "element": lambda t, p: p["ref"][t],
+    "negative": lambda t, p: p["ref"][-1 - t, 1] + p["ref"][t, -2],
+    "window": lambda t, p: lax.dynamic_slice(p["ref"], (t, 1), (2, 1)),
+    "both": lambda t, p: p["ref"][t, t % 2],
+    "take": lambda t, p: jnp.take(p["ref"], t + 1, axis=0, mode="fill", fill_value=5.0),
+    "clip": lambda t, p: jnp.take(p["ref"].T, 2 * t, axis=1, mode="clip"),
+    "reversed": lambda t, p: p["ref"][::-1, ::2][t],
+    "computed": lambda t, p: (p["ref"] ** 2)[t],
+    "constant": lambda t, p: jnp.arange(18.0).reshape(6, 3)[t] * p["ref"][0],
+    "matrix": lambda t, p: p["A"][t] @ p["ref"][t],
+    "write": lambda t, p: p["ref"][:, 0].at[t].set(1.0).at[t + 2].add(2.0),
+    "update": lambda t, p: lax.dynamic_update_slice(p["ref"], jnp.ones((2, 1)) * t, (t, 1)),
+    "interp": lambda t, p: jnp.interp(t * 0.7, jnp.arange(6.0), p["ref"][:, 0]),
+}
+
+
+def test_time_varying_data(rng):
+    p = {"A": jnp.asarray(rng.normal(size=(6, 3, 3))), "ref": jnp.asarray(rng.normal(size=(6, 3)))}
+    every = lambda t, p: {name: f(t, p) for name, f in REFERENCES.items()}
+    check(
+        lambda x, t, p: (every(t, p), jax.tree.map(lambda y: y * x, every(t, p))),
+        rng.normal(size=6),
+        np.arange(6),
+        uniform=p,
+    )
+    tape = compile_tape(every, [jax.ShapeDtypeStruct((), int)], p, fixed=(0,))
+    assert tape.prologue == len(tape.code)
+
+
+def test_index_from_a_state(rng):
+    x = np.array([0.3, 2.7, -4.0, np.nan, np.inf, 1.0])
+    check(lambda x, p: p[jnp.nan_to_num(x, posinf=4.0).astype(int)] * x, x, uniform=rng.normal(size=5))
+    check(lambda z, p: z[jnp.clip(z[0], 0, 2).astype(int)], rng.normal(size=(9, 3)))
+
+
+def test_under_an_outer_jit_with_captured_tracers(rng):
+    x, A = rng.normal(size=(5, 3)), rng.normal(size=(4, 3, 3))
+
+    @jax.jit
+    def outer(x, A, scale):
+        half = A / 2
+        f = lambda x, t, p: (
+            jnp.sin(half[t] @ x) * p,
+            jax.jit(lambda y: y * half[0, 0, 0])(x) + jnp.array([1.0, 2.0, 3.0]),
+        )
+        tape = compile_tape(f, shapes((x, jnp.arange(5))), scale, fixed=(1,))
+        assert len(tape.captured) == 1
+        values = jnp.concatenate([x, jnp.arange(5.0)[:, None] % 4], axis=1)
+        return _tape.run(tape, values, scale), jax.vmap(f, (0, 0, None))(x, jnp.arange(5) % 4, scale)
+
+    got, want = outer(x, A, 1.5)
+    np.testing.assert_allclose(got, flatten(want, 5), rtol=1e-13)
+
+
+def test_prologue_runs_once(rng):
+    """The body twice after one prologue, with other inputs, which it may overwrite."""
+    p = {"ref": jnp.asarray(rng.normal(size=(8, 2))), "h": 0.1}
+
+    def f(x, t, p):
+        goal = jnp.sin(p["ref"][t])
+        error = x - goal
+        return p["h"] * t * error, goal, x, t, jnp.exp(error) @ (error * jnp.cos(t)), p["h"], 3.0
+
+    x, t = rng.normal(size=(8, 2)), np.arange(8)
+    tape = check(f, x, t, uniform=p, fixed=(1,))
+    assert 0 < tape.prologue < len(tape.code)
+    assert tape.once.tolist() == [False, False, True, True, False, False, True, False, True, True]
+    once = _tape.run(tape, flatten((x, t), 8), p)
+    np.testing.assert_array_equal(_tape.run(tape, flatten((x, t), 8), p, repeat=3), once)
+
+
+def test_slots_are_reused_but_nothing_that_is_needed_is_overwritten(rng):
+    dynamics = oc.discretize(oc.models.CartPole(), 0.05)
+    S = jax.ShapeDtypeStruct
+    tape = compile_tape(expansion(dynamics.step, 4), [S((4,), float), S((1,), float), S((4,), float), S((), int)], None)
+    assert tape.slots < len(tape.code) / 3
+    assert tape.inputs[-1] == -1  # t is not used
+    kept = set(tape.code[: tape.prologue, 1].tolist())
+    assert kept.isdisjoint(tape.code[tape.prologue :, 1].tolist())
+
+
+def test_zeros_cost_nothing():
+    x = jax.ShapeDtypeStruct((50,), float)
+    tape = compile_tape(lambda x, p: jnp.diag(x) @ jnp.ones(50) + 0.0 * jnp.sin(x), [x], None)
+    assert len(tape.code) == 0
+    assert jax.jit(lambda: memory(tape, None))().shape == tape.constants.shape
+
+
+FAIL = {
+    "while": lambda x, p: lax.while_loop(lambda c: c < 10.0, lambda c: 2 * c, x[0]),
+    "sort": lambda x, p: jnp.sort(x),
+    "lu": lambda x, p: jnp.linalg.solve(jnp.outer(x, x) + jnp.eye(3), x),
+    "pure_callback": lambda x, p: jax.pure_callback(np.sin, jax.ShapeDtypeStruct((3,), float), x),
+    "float32": lambda x, p: jnp.sin(x.astype(jnp.float32)).astype(float),
+    "random": lambda x, p: x * jax.random.normal(jax.random.key(0), (3,)),
+    "shift": lambda x, p: x.astype(jnp.uint32) << 3,
+    "debug": lambda x, p: (jax.debug.print("{}", x), x)[1],
+    "instructions": lambda x, p: jnp.sin(jnp.outer(x, jnp.arange(1000.0))),
+}
+
+
+@pytest.mark.parametrize("name", FAIL)
+def test_unsupported(name):
+    with pytest.raises(Unsupported, match=name):
+        compile_tape(FAIL[name], [jax.ShapeDtypeStruct((3,), float)], None, limit=1000)
+
+
+def test_unsupported_arguments():
+    with pytest.raises(Unsupported, match="float32"):
+        compile_tape(lambda x, p: x, [jax.ShapeDtypeStruct((3,), jnp.float32)], None)
