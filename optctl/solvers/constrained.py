@@ -44,15 +44,15 @@ def constrained(
         us = warm_start.us if us is None else objective.us
         xs = warm_start.xs if xs is None else xs
         params = warm_start.params if "params" in objective.free else params
-    us = objective.us if us is None else jnp.asarray(us, dtype)
+    us = objective.us if us is None else _cast(us, dtype)
     x0 = objective.x0
     _check_constraints(objective)
     if xs is None:
         xs = _first_states(problem, x0, us, params)
     else:
-        xs = jnp.asarray(as_float(xs, "xs", (N + 1, nx))).astype(dtype)
+        xs = _cast(as_float(xs, "xs", (N + 1, nx)), dtype)
         if problem.x0 is not None:
-            xs = xs.at[0].set(x0)
+            xs = _with_first(xs, x0)
     x0_free = (problem.x0 is None,) * nx
     lifted = "params" in objective.free
     if lifted:
@@ -74,6 +74,19 @@ def constrained(
         callback=None if callback is None else lambda solution: callback(lower(solution)),
     )  # fmt: skip
     return lower(solution)
+
+
+def _cast(value: Any, dtype: Any) -> Any:
+    return value if value.dtype == dtype else value.astype(dtype)
+
+
+def _with_first(xs: Any, x0: Any) -> Any:
+    """Return the states with x_0 in the first row; NumPy does it without a call of compiled code."""
+    if not is_concrete((xs, x0)):
+        return jnp.asarray(xs).at[0].set(x0)
+    xs = np.array(xs)
+    xs[0] = x0
+    return xs
 
 
 @jax.jit
@@ -101,7 +114,7 @@ def _check_constraints(objective: Objective) -> None:
             lower, upper = (np.asarray(b)[0] if np.ndim(b) == 2 else np.asarray(b) for b in (lower, upper))
             if (lower > upper).any():
                 raise ValueError(f"`{low}` exceeds `{high}` at stage 0; no point is feasible.")
-    if is_concrete(objective):
+    if any(getattr(problem, name) is not None for name in (*PATH, *TERMINAL)) and is_concrete(objective):
         once(("constraints", objective), lambda: _check_dependence(objective))
 
 

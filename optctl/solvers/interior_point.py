@@ -16,10 +16,11 @@ large-scale nonlinear programming; Rao, Wright and Rawlings (1998), Application 
 predictive control.
 """
 
+import inspect
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -273,6 +274,7 @@ def run(
 ) -> State:
     """Iterate to the end, in turns."""
     last = settings.max_iterations
+    natively = runs_natively(program.problem, state.z.xs, state.z.us, program.params, settings)
     began, turn, done = time.perf_counter(), TURN, 0
     if callback is not None:
         turn = every
@@ -280,7 +282,7 @@ def run(
         turn = 1
     while True:
         before = time.perf_counter()
-        state = iterate_compiled(program, state, settings, min(last, done + turn))
+        state = compiled(iterate, natively)(program, state, settings, min(last, done + turn))
         status, done = int(state.status), int(state.iterations)
         now = time.perf_counter()
         if callback is not None:
@@ -388,27 +390,26 @@ def interior_point(
         callback: called with a `Solution` every `every` iterations.
         every: iterations between calls.
     """
-    failed = jnp.asarray(failed_derivative)
+    failed = failed_derivative
     concrete = is_concrete((problem, us, xs, params, settings))
+    natively = concrete and runs_natively(problem, xs, us, params, settings)
     last = settings.max_iterations
     in_turns = concrete and (callback is not None or time_limit is not None)
     first = last if not concrete else min(last, int(FIRST_SECONDS / _guess_seconds(problem, xs, us)) + 1)
     if not in_turns:
-        natively = concrete and runs_natively(problem, xs, us, params, settings)
-        solve = _solve_natively if natively else _solve_compiled
-        solution, finite = solve(problem, us, xs, params, x0_free, warm, settings, failed, first)
+        solution, finite = compiled(_solve, natively)(problem, us, xs, params, x0_free, warm, settings, failed, first)
         if not concrete or (bool(finite) and (int(solution.status) != Status.ITERATION_LIMIT or first == last)):
             return solution
-    program, state = begin(problem, xs, us, params, x0_free, warm, settings)
+    program, state = compiled(start, natively)(problem, xs, us, params, x0_free, warm, settings)
     check_guess(program, state)
 
     def report(state: State) -> None:
         assert callback is not None
-        callback(_finish(program, xs[0], state, settings, failed))
+        callback(compiled(finish, natively)(program, xs[0], state, settings, failed))
 
     report_or_none = None if callback is None else report
     state = run(program, state, settings, time_limit=time_limit, callback=report_or_none, every=every)
-    return _finish(program, xs[0], state, settings, failed)
+    return compiled(finish, natively)(program, xs[0], state, settings, failed)
 
 
 def _guess_seconds(problem: Problem, xs: Any, us: Any) -> float:
@@ -427,10 +428,6 @@ def _solve(
     finite = jnp.isfinite(state.theta_first) & jnp.isfinite(state.first_cost)
     rows = make_rows(problem, xs, us, function_shapes(problem, xs, us, params), x0_free)
     return finish(Program(problem, params, x0_free, rows), xs[0], state, settings, failed), finite
-
-
-_solve_compiled = partial(jax.jit, static_argnames=("x0_free",))(_solve)
-_solve_natively = partial(jax.jit, static_argnames=("x0_free",), compiler_options=QUICKLY)(_solve)
 
 
 def _run_through(
@@ -465,9 +462,11 @@ def one_by_one(function: Callable) -> Callable:
     return batched
 
 
-begin = partial(jax.jit, static_argnames=("x0_free",))(start)
-iterate_compiled = jax.jit(iterate)
-_finish = jax.jit(finish)
+@cache
+def compiled(function: Callable, natively: bool) -> Callable:
+    """Return a function compiled for calls from the host; quickly, where the kernel does the work."""
+    static = [name for name in ("x0_free",) if name in inspect.signature(function).parameters]
+    return jax.jit(function, static_argnames=static, compiler_options=QUICKLY if natively else None)
 
 
 def check_guess(program: Program, state: State) -> None:

@@ -20,18 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, as_whole, check_tree
+from optctl._validate import as_float, as_whole, check_tree, is_concrete
 from optctl.problem import Problem
-from optctl.solvers.barrier import State, residuals
 from optctl.solvers.expansion import expand, function_values
 from optctl.solvers.interior_point import (
     InteriorPoint,
     Settings,
-    begin,
     check_guess,
+    compiled,
     iterate,
-    iterate_compiled,
     run,
+    runs_natively,
     start,
 )
 from optctl.solvers.mpc_model import controlled
@@ -215,7 +214,8 @@ class MPC:
             xs = jnp.concatenate([xs, jnp.concatenate([u[None], us])], axis=1)
         free = (False,) * xs.shape[1]
         settings = replace(self.settings, barrier=None, max_iterations=1000)
-        program, state = begin(self.problem, xs, us, full, free, None, settings)
+        natively = runs_natively(self.problem, xs, us, full, settings)
+        program, state = compiled(start, natively)(self.problem, xs, us, full, free, None, settings)
         check_guess(program, state)
         state = run(program, state, settings)
         i, z = int(state.iterations), state.z
@@ -224,6 +224,9 @@ class MPC:
             z.xs[:, : self.nx], z.us, u, full[1], state.status, state.iterations, state.e.at.cost, violation, z
         )  # fmt: skip
         return self.prepare(plan, params, shift=False) if self.real_time else plan
+
+    def _runs_natively(self, z: Unknowns, params: Any) -> bool:
+        return runs_natively(self.problem, z.xs, z.us, params, self.settings)
 
     def _params(self, params: Any) -> Any:
         if params is None:
@@ -264,7 +267,8 @@ class MPC:
                 plan = self.prepare(plan, params)
             out = _feedback(self.problem, full, plan.ready, x, last, self.settings)
         elif self.time_limit is None:
-            out = _resolve(self.problem, full, plan.z, x, last, self.settings)
+            natively = is_concrete((plan.z, full, x)) and self._runs_natively(plan.z, full)
+            out = compiled(_resolve, natively)(self.problem, full, plan.z, x, last, self.settings)
         else:
             out = self._in_time(full, plan.z, x, last)
         z, status, iterations, cost, violation = out
@@ -276,11 +280,12 @@ class MPC:
         began = time.perf_counter()
         assert self.time_limit is not None
         xs, us, warm = _guess(self.problem, params, z, x, last)
-        program, state = begin(self.problem, xs, us, params, (False,) * xs.shape[1], warm, self.settings)
+        natively, free = self._runs_natively(z, params), (False,) * xs.shape[1]
+        program, state = compiled(start, natively)(self.problem, xs, us, params, free, warm, self.settings)
         best, rank, k, longest = None, (True, np.inf), 0, 0.0
         while True:
             before = time.perf_counter()
-            state = iterate_compiled(program, state, self.settings, k)
+            state = compiled(iterate, natively)(program, state, self.settings, k)
             i = int(state.iterations)
             violation, cost = float(state.history.infeasibility[i]), float(state.e.at.cost)
             mine = (violation > FEASIBLE, violation if violation > FEASIBLE else cost)
@@ -387,16 +392,12 @@ def _guess(problem: Problem, params: Any, z: Unknowns, x: Any, last: Any) -> tup
     return xs, z.us, {"costates": z.costates, "y": z.y}
 
 
-@jax.jit
 def _resolve(problem: Problem, params: Any, z: Unknowns, x: Any, last: Any, settings: Settings) -> tuple[Any, ...]:
     xs, us, warm = _guess(problem, params, z, x, last)
     program, state = start(problem, xs, us, params, (False,) * xs.shape[1], warm, settings)
     state = iterate(program, state, settings, settings.max_iterations)
-    return state.z, state.status, state.iterations, state.e.at.cost, _violation(program, state)
-
-
-def _violation(program: Program, state: State) -> Any:
-    return residuals(program, state, state.e).infeasibility
+    violation = state.history.infeasibility[state.iterations]
+    return state.z, state.status, state.iterations, state.e.at.cost, violation
 
 
 @partial(jax.jit, static_argnames="shift")

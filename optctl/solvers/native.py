@@ -51,7 +51,8 @@ def tapes(problem: Problem, xs: Any, us: Any, params: Any, exact: bool) -> tuple
     """
     uniform = _parts(problem, params)
     leaves, structure = jax.tree.flatten(uniform)
-    key = structure, tuple((jnp.shape(v), jnp.result_type(v)) for v in leaves), xs.shape[1], us.shape[1], exact
+    kinds = tuple([(v.shape, v.dtype) if hasattr(v, "dtype") else type(v) for v in leaves])
+    key = structure, kinds, xs.shape[1], us.shape[1], exact
     found = _TAPES.get(key)
     if found is None:
         try:

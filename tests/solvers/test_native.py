@@ -1,0 +1,120 @@
+"""The compiled iterations of the interior point method against their definition in JAX."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import optctl as oc
+
+NATIVE, DEFINITION = oc.InteriorPoint(backend="native"), oc.InteriorPoint(backend="jax")
+
+
+def everything():
+    """Every kind of row, one of them in force at least somewhere, and what makes each function differ between stages."""
+    mesh = jnp.linspace(0.05, 0.15, 12)
+    pendulum = oc.discretize(
+        lambda x, u, t, p: [x[1], u[0] - p["g"] * jnp.sin(x[0]) + 0.1 * u[1] * t], mesh, nx=2, nu=2
+    )
+    return oc.Problem(
+        pendulum,
+        lambda x, u, t, p: 0.1 * (x - p["ref"][t]) @ (x - p["ref"][t]) + 0.02 * u @ u,
+        lambda x: 2.0 * jnp.sum(jnp.cosh(x - 0.5)),
+        lambda x: 5.0 * (x[0] - 1.0) ** 2,
+        params={"g": jnp.asarray(9.0), "ref": jnp.stack([jnp.linspace(0, 1, 12), jnp.zeros(12)], 1)},
+        x0_min=[-0.5, 0.2],
+        x0_max=[0.9, 0.2],
+        x_min=[-np.inf, -1.5],
+        x_max=jnp.full((13, 2), 2.0).at[5, 0].set(0.7),
+        u_min=-4.0,
+        u_max=[4.0, np.inf],
+        path_inequality=oc.Soft(
+            lambda x, u: jnp.stack([u[0] * u[1] - 1.0, 0.1 - x[0]]), l1=[0.3, np.inf], l2=[0.1, 0.0]
+        ),
+        path_equality=lambda x, u, t: jnp.array([jnp.where(t < 6, u[1] - 0.3 * x[0], u[1] ** 3 + u[1] - 0.2)]),
+        terminal_inequality=lambda x: x[1:] - 0.3,
+        terminal_equality=lambda x: x[:1] ** 2 - 0.25,
+    )
+
+
+def detour():
+    """A guess from which the feasibility phase has to help: the disk hides the goal."""
+    return oc.Problem(
+        oc.discretize(lambda x, u: jnp.array([u[0] * jnp.cos(x[2]), u[0] * jnp.sin(x[2]), u[1]]), 0.1, nx=3, nu=2),
+        lambda x, u: 0.01 * u @ u,
+        horizon=20,
+        x0=[0.0, 0.0, 0.0],
+        path_inequality=lambda x, u: jnp.array([0.5 - (x[0] - 1.0) ** 2 - x[1] ** 2]),
+        terminal_equality=lambda x: x - jnp.array([2.0, 0.2, 0.0]),
+        u_min=-2.0,
+        u_max=2.0,
+    )
+
+
+@pytest.mark.parametrize("make", [everything, detour])
+def test_iterates_are_those_of_the_definition(make):
+    ours, definition = (oc.solve(make(), method=method) for method in (NATIVE, DEFINITION))
+    assert ours.converged
+    assert ours.iterations == definition.iterations
+    for column in ("cost", "infeasibility", "barrier", "regularization", "step"):
+        a, b = getattr(ours.history, column), getattr(definition.history, column)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-9, err_msg=column)
+    for name in ("xs", "us", "costates", "K", "k"):
+        tolerance = 1e-5 if name in "Kk" else 1e-7  # gains see the weights of active rows, near 1e8
+        a, b = getattr(ours, name), getattr(definition, name)
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance, err_msg=name)
+    assert ours.multipliers.keys() == definition.multipliers.keys()
+    for name, value in definition.multipliers.items():
+        np.testing.assert_allclose(ours.multipliers[name], value, rtol=1e-6, atol=1e-8, err_msg=name)
+
+
+def test_a_batch_is_its_problems_one_by_one():
+    problem = oc.problems.ZOO["cartpole_push"]()
+    x0s = 0.3 * np.random.default_rng(1).normal(size=(5, 4))
+
+    def solve(x0):
+        return oc.solve(problem.problem.replace(x0=x0), problem.us, NATIVE, xs=problem.xs)
+
+    sols = jax.vmap(solve)(jnp.asarray(x0s))
+    for k, x0 in enumerate(x0s):
+        alone = solve(x0)
+        assert sols.iterations[k] == alone.iterations
+        np.testing.assert_allclose(sols.us[k], alone.us, rtol=1e-9, atol=1e-9)
+    assert len(set(np.asarray(sols.iterations).tolist())) > 1
+
+
+def test_what_no_tape_holds_is_solved_by_the_definition():
+    M = jnp.array([[2.0, 0.3], [0.1, 1.0]])
+    problem = oc.Problem(
+        oc.Dynamics(lambda x, u: x + jnp.linalg.solve(M + jnp.diag(x**2), u), nx=2, nu=2),
+        lambda x, u: x @ x + u @ u,
+        horizon=3,
+        x0=[1.0, -1.0],
+        u_max=0.2,
+    )
+    with pytest.raises(ValueError, match=r"`backend` is 'native', but .*lu.*'jax'"):
+        oc.solve(problem, method=NATIVE)
+    assert oc.solve(problem, method=oc.InteriorPoint()).converged
+    with pytest.raises(ValueError, match="`backend` is 'fast'"):
+        oc.InteriorPoint(backend="fast")
+    single = oc.Problem(
+        oc.Dynamics(lambda x, u: x + u, nx=1, nu=1), lambda x, u: x @ x, horizon=3, x0=np.ones(1, np.float32)
+    )
+    with pytest.raises(ValueError, match="float64, and the data are float32"):
+        oc.solve(single, method=NATIVE)
+
+
+def test_values_that_a_function_captures_under_jit_are_not_frozen():
+    @jax.jit
+    def first_input(target):
+        problem = oc.Problem(
+            oc.LinearDynamics([[1.0]], [[1.0]]),
+            lambda x, u: (x[0] - target) ** 2 + 0.1 * u[0] ** 2,
+            horizon=4,
+            x0=[0.0],
+            u_max=0.5,
+        )
+        return oc.solve(problem, method=NATIVE).us[0, 0]
+
+    assert abs(first_input(jnp.asarray(10.0)) - 0.5) < 1e-6
+    assert first_input(jnp.asarray(-1.0)) < -0.5
