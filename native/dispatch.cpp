@@ -17,15 +17,22 @@ const Finders& choose(Name name, const Finders& lq, const Finders& gaussian, con
 }
 
 #ifdef OPTCTL_X86
-const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
-const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+bool has_avx512() {
+  static const bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+  return has;
+}
+
+bool has_avx2() {
+  static const bool has = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  return has;
+}
 #endif
 
 const Finders& finders_for(Name name) {
 #ifdef OPTCTL_X86
-  if (has_avx512) return choose(name, avx512::lq_finders, avx512::gaussian_finders, avx512::square_root_finders);
-  if (has_avx2) return choose(name, avx2::lq_finders, avx2::gaussian_finders, avx2::square_root_finders);
+  if (has_avx512()) return choose(name, avx512::lq_finders, avx512::gaussian_finders, avx512::square_root_finders);
+  if (has_avx2()) return choose(name, avx2::lq_finders, avx2::gaussian_finders, avx2::square_root_finders);
 #endif
   return choose(name, portable::lq_finders, portable::gaussian_finders, portable::square_root_finders);
 }
@@ -40,8 +47,8 @@ Kernel<double> find_kernel<double>(Name name, const Sizes& sizes) { return finde
 
 const TapeRunner& find_tape_runner() {
 #ifdef OPTCTL_X86
-  if (has_avx512) return avx512::tape_runner;
-  if (has_avx2) return avx2::tape_runner;
+  if (has_avx512()) return avx512::tape_runner;
+  if (has_avx2()) return avx2::tape_runner;
 #endif
   return portable::tape_runner;
 }

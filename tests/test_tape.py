@@ -152,7 +152,7 @@ MOVES = {
 
 def test_arrays(rng):
     A, p = jnp.asarray(rng.normal(size=(5, 2, 6))), rng.normal(size=(2, 6))
-    check(lambda A, p: {name: (f(A), f(A * p)) for name, f in MOVES.items()}, A, uniform=p)
+    check(lambda A, p: {name: f(A * p) for name, f in MOVES.items()}, A, uniform=p)
     smooth = {name: f for name, f in MOVES.items() if all(leaf.dtype == float for leaf in jax.tree.leaves(f(A[0])))}
 
     def gradient(f, A):
