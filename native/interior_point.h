@@ -522,7 +522,7 @@ class InteriorPoint {
   Numbers& n_;
   double *filter_, *history_;
   const Expansion e_;
-  Functions functions_;
+  ProblemFunctions functions_;
   LinearQuadratic model_;
   std::unique_ptr<LinearQuadratic> missing_;
   std::vector<double> wide_B_;

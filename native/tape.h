@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "functions.h"
 #include "simd.h"
 
 namespace optctl::OPTCTL_ISA {
@@ -16,11 +17,7 @@ namespace optctl::OPTCTL_ISA {
   X(sin) X(cos) X(exp) X(log) X(pow) X(tan) X(asin) X(acos) X(atan) X(atan2) X(sinh) X(cosh) X(tanh) X(asinh) \
   X(acosh) X(atanh) X(exp2) X(expm1) X(log1p) X(cbrt) X(erf) X(erfc) X(rem)
 
-
-#ifndef OPTCTL_TAPE_LANES
-#define OPTCTL_TAPE_LANES 16
-#endif
-constexpr int tape_lanes = OPTCTL_TAPE_LANES;
+constexpr int tape_lanes = 16;  // fewer cost more jumps, more do not fit into the first cache
 
 // Run instructions [from, to); slots is (slots, W), aligned to 64 bytes.
 template <int W>
@@ -28,6 +25,7 @@ __attribute__((noinline)) void run_tape(const int32_t* code, int64_t from, int64
                                         double* slots) {
   constexpr int L = std::min(W, machine_lanes<double>);
   using V = typename Vec<double, L>::Register;
+  using F = Functions<L>;
   auto get = [](const double* p) { return Vec<double, L>::load(p).v; };
 
 // One vector after another, and one lane after another; each case jumps to the next one's by itself.
@@ -108,9 +106,9 @@ __attribute__((noinline)) void run_tape(const int32_t* code, int64_t from, int64
   OPTCTL_LANES(round, std::round(x))
   OPTCTL_LANES(rint, std::nearbyint(x))
   OPTCTL_LANES(trunc, x == x ? std::trunc(x) : 0.0)
-  OPTCTL_LANES(sqrt, std::sqrt(x))
-  OPTCTL_LANES(sin, std::sin(x))
-  OPTCTL_LANES(cos, std::cos(x))
+  OPTCTL_EACH(sqrt, F::sqrt(A()))
+  OPTCTL_EACH(sin, F::sin(A()))
+  OPTCTL_EACH(cos, F::cos(A()))
   OPTCTL_LANES(tan, std::tan(x))
   OPTCTL_LANES(asin, std::asin(x))
   OPTCTL_LANES(acos, std::acos(x))
@@ -118,14 +116,14 @@ __attribute__((noinline)) void run_tape(const int32_t* code, int64_t from, int64
   OPTCTL_LANES(atan2, std::atan2(x, y))
   OPTCTL_LANES(sinh, std::sinh(x))
   OPTCTL_LANES(cosh, std::cosh(x))
-  OPTCTL_LANES(tanh, std::tanh(x))
+  OPTCTL_EACH(tanh, F::tanh(A()))
   OPTCTL_LANES(asinh, std::asinh(x))
   OPTCTL_LANES(acosh, std::acosh(x))
   OPTCTL_LANES(atanh, std::atanh(x))
-  OPTCTL_LANES(exp, std::exp(x))
+  OPTCTL_EACH(exp, F::exp(A()))
   OPTCTL_LANES(exp2, std::exp2(x))
   OPTCTL_LANES(expm1, std::expm1(x))
-  OPTCTL_LANES(log, std::log(x))
+  OPTCTL_EACH(log, F::log(A()))
   OPTCTL_LANES(log1p, std::log1p(x))
   OPTCTL_LANES(cbrt, std::cbrt(x))
   OPTCTL_LANES(erf, std::erf(x))

@@ -127,9 +127,9 @@ inline void append(std::vector<Field>& fields, double* p, int columns) {
 //   stage (x, u, t[, costate, y]):  l, g, h, f;   slope, A, B, J, upper triangle of W
 //   end   (x[, y]):                 l, g, h;      slope, J, W
 //   start (x):                      l;            slope, W
-class Functions {
+class ProblemFunctions {
  public:
-  Functions(const Layout& layout, const int32_t* program, const double* memory, const Expansion& e)
+  ProblemFunctions(const Layout& layout, const int32_t* program, const double* memory, const Expansion& e)
       : p_(layout), e_(e), times_(layout.N), costs_(layout.N), reached_(layout.N * layout.nx) {
     for (int64_t t = 0; t < p_.N; ++t) times_[t] = static_cast<double>(t);
     for (StageTape* tape : {&stage_values_, &stage_expansion_}) program = tape->read(program, memory, p_.N);

@@ -1,0 +1,133 @@
+// Elementary functions of vectors of doubles, to about one unit in the last place; lanes with arguments that are very
+// large, not finite or subnormal are left to the standard library.
+//
+// Moshier (1989), Methods and Programs for Mathematical Functions: the reductions and polynomials of Cephes.
+#pragma once
+
+#include <cmath>
+
+#include "simd.h"
+
+namespace optctl::OPTCTL_ISA {
+
+template <int L>
+struct Functions {
+  using V = typename Vec<double, L>::Register;
+  using I = typename Vec<long long, L>::Register;
+
+  static OPTCTL_INLINE V all(double x) { return V{} + x; }
+  static OPTCTL_INLINE I bits(V x) { return (I)x; }
+  static OPTCTL_INLINE V number(I x) { return (V)x; }
+
+  // Whether some lane is true (all ones).
+  static OPTCTL_INLINE bool any(I lanes) {
+    long long found = 0;
+    OPTCTL_UNROLL
+    for (int i = 0; i < L; ++i) found |= lanes[i];
+    return found != 0;
+  }
+
+  template <class F>
+  static __attribute__((noinline)) V by_lane(V x, F f) {
+    for (int i = 0; i < L; ++i) x[i] = f(x[i]);
+    return x;
+  }
+
+  static OPTCTL_INLINE V horner(V, double c) { return all(c); }
+  template <class... Rest>
+  static OPTCTL_INLINE V horner(V x, double c, Rest... lower) {
+    V value = all(c);
+    ((value = value * x + lower), ...);
+    return value;
+  }
+
+  // The whole number nearest to x, as a double and in the low bits of an integer; |x| < 2^51.
+  static OPTCTL_INLINE V nearest(V x, I& whole) {
+    const V shifted = x + 0x1.8p52;
+    whole = bits(shifted);
+    return shifted - 0x1.8p52;
+  }
+
+  // sin(x + quarter pi/2)
+  static OPTCTL_INLINE V sine(V x, int quarter) {
+    I n;
+    const V k = nearest(x * 0.63661977236758134308, n);
+    const V r = ((x - k * 1.57079625129699707031) - k * 7.54978941586159635335e-8) - k * 5.39030285815811905290e-15;
+    const V z = r * r;
+    const V sin = r + r * z * horner(z, 1.58962301576546568060e-10, -2.50507477628578072866e-8, 2.75573136213857245213e-6,
+                                     -1.98412698295895385996e-4, 8.33333333332211858878e-3, -1.66666666666666307295e-1);
+    const V cos = 1.0 - (0.5 * z - z * z * horner(z, -1.13585365213876817300e-11, 2.08757008419747316778e-9,
+                                                  -2.75573141792967388112e-7, 2.48015872888517045348e-5,
+                                                  -1.38888888888730564116e-3, 4.16666666666665929218e-2));
+    n += quarter;
+    const V value = (n & 1) != 0 ? cos : sin;
+    return number(bits(value) ^ ((n & 2) << 62));
+  }
+
+  static OPTCTL_INLINE bool beyond(V x, double bound) {
+    const V size = number(bits(x) & 0x7fffffffffffffffLL);
+    return any(~(size < bound));  // NaN is beyond
+  }
+
+  static OPTCTL_INLINE V sin(V x) {
+    if (beyond(x, 1e5)) return by_lane(x, [](double t) { return std::sin(t); });
+    return sine(x, 0);
+  }
+
+  static OPTCTL_INLINE V cos(V x) {
+    if (beyond(x, 1e5)) return by_lane(x, [](double t) { return std::cos(t); });
+    return sine(x, 1);
+  }
+
+  static OPTCTL_INLINE V exponential(V x) {
+    I n;
+    const V k = nearest(x * 1.44269504088896340736, n);
+    const V r = (x - k * 6.93145751953125e-1) - k * 1.42860682030941723212e-6;
+    const V z = r * r;
+    const V p = r * horner(z, 1.26177193074810590878e-4, 3.02994407707441961300e-2, 9.99999999999999999910e-1);
+    const V q = horner(z, 3.00198505138664455042e-6, 2.52448340349684104192e-3, 2.27265548208155028766e-1, 2.0);
+    return (1.0 + 2.0 * (p / (q - p))) * number((n + 1023) << 52);
+  }
+
+  static OPTCTL_INLINE V exp(V x) {
+    if (beyond(x, 700.0)) return by_lane(x, [](double t) { return std::exp(t); });
+    return exponential(x);
+  }
+
+  static OPTCTL_INLINE V tanh(V x) {
+    if (beyond(x, 300.0)) return by_lane(x, [](double t) { return std::tanh(t); });
+    const V z = x * x;
+    const V small = x + x * z * (horner(z, -9.64399179425052238628e-1, -9.92877231001918586564e1, -1.61468768441708447952e3) /
+                                 horner(z, 1.0, 1.12811678491632931402e2, 2.23548839060100448583e3, 4.84406305325125486048e3));
+    return z < 0.390625 ? small : 1.0 - 2.0 / (exponential(2.0 * x) + 1.0);
+  }
+
+  static OPTCTL_INLINE V log(V x) {
+    if (any(~((x > 1e-300) & (x < 1e300)))) return by_lane(x, [](double t) { return std::log(t); });
+    // x = 2^e (1 + f) with 1 + f between 1/sqrt(2) and sqrt(2)
+    const I shifted = bits(x) - 0x3fe6a09e667f3bcdLL;
+    const V e = number(((shifted >> 52) + 0x1000) | 0x4330000000000000LL) - (0x1p52 + 0x1000);
+    const V f = number(bits(x) - (shifted & ~0xfffffffffffffLL)) - 1.0;
+    const V z = f * f;
+    const V p = horner(f, 1.01875663804580931796e-4, 4.97494994976747001425e-1, 4.70579119878881725854, 14.4989225341610930846,
+                       17.9368678507819816313, 7.70838733755885391666);
+    const V q = horner(f, 1.0, 11.2873587189167450590, 45.2279145837532221105, 82.9875266912776603211,
+                       71.1544750618563894466, 23.1251620126765340583);
+    const V y = f * (z * p / q) - e * 2.121944400546905827679e-4 - 0.5 * z;
+    return (f + y) + e * 0.693359375;
+  }
+
+  static OPTCTL_INLINE V sqrt(V x) {
+#if defined(__AVX512F__)
+    if constexpr (L == 8) return (V)_mm512_maskz_sqrt_pd((__mmask8)0xff, (__m512d)x);
+#endif
+#if defined(__AVX2__)
+    if constexpr (L == 4) return (V)_mm256_sqrt_pd((__m256d)x);
+#endif
+    OPTCTL_UNROLL
+    for (int i = 0; i < L; ++i) x[i] = std::sqrt(x[i]);
+    return x;
+  }
+};
+
+}  // namespace optctl::OPTCTL_ISA
