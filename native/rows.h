@@ -18,8 +18,6 @@ inline double largest_of(int64_t count, const double* v) {
   return most;
 }
 
-using Wide = Vec<double, machine_lanes<double>>;
-
 // y (m) += A x for packed stages; x and y need no padding.
 inline void add_product(int m, int n, const double* A, const double* x, double* y) {
   for (int i = 0; i < m; ++i) {
@@ -31,8 +29,20 @@ inline void add_product(int m, int n, const double* A, const double* x, double* 
 
 // y (n) += A' x.
 inline void add_transposed_product(int m, int n, const double* A, const double* x, double* y) {
-  for (int i = 0; i < m; ++i)
-    for (int j = 0; j < n; ++j) y[j] += x[i] * A[i * n + j];
+  int j = 0;
+  auto strip = [&](auto one) {
+    using V = decltype(one);
+    for (; j + V::lanes <= n; j += V::lanes) {
+      V sum = V::load(y + j);
+      for (int i = 0; i < m; ++i) sum = sum + x[i] * V::load(A + i * n + j);
+      sum.store(y + j);
+    }
+  };
+  strip(Vec<double, machine_lanes<double>>{});
+  if constexpr (machine_lanes<double> > 4) strip(Vec<double, 4>{});
+  if constexpr (machine_lanes<double> > 2) strip(Vec<double, 2>{});
+  for (; j < n; ++j)
+    for (int i = 0; i < m; ++i) y[j] += x[i] * A[i * n + j];
 }
 
 // J dz, flat.
