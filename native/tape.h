@@ -1,4 +1,4 @@
-// A tape: a flat program of scalar instructions, run for W stages at a time (optctl/_tape.py writes it).
+// A tape: a flat program of scalar instructions, run for W stages at a time (optctl/tape/ writes it).
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,7 @@
 
 namespace optctl::OPTCTL_ISA {
 
-// In the order of OPERATIONS in optctl/_expressions.py.
+// In the order of OPERATIONS in optctl/tape/expressions.py.
 #define OPTCTL_OPERATIONS(X) \
   X(load) X(lookup) X(add) X(sub) X(mul) X(div) X(muladd) X(negmuladd) X(mulsub) X(add_m) X(sub_m) X(rsub_m) \
   X(mul_m) X(div_m) X(muladd_m) X(negmuladd_m) X(mulsub_m) X(muladd_c) X(negmuladd_c) X(neg) X(abs) X(sign) \

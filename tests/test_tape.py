@@ -10,8 +10,9 @@ import pytest
 from jax import lax
 
 import optctl as oc
-from optctl import _expressions, _native, _tape
-from optctl._tape import Unsupported, compile_tape, memory
+from optctl import _native
+from optctl import tape as tapes
+from optctl.tape import Unsupported, compile_tape, expressions, memory
 
 pytestmark = pytest.mark.skipif(not _native.available(), reason="tapes are run by the compiled kernels")
 
@@ -33,7 +34,7 @@ def check(function, *varying, uniform=None, fixed=(), rtol=1e-12, atol=1e-12):
     varying, uniform = jax.tree.map(jnp.asarray, (varying, uniform))
     N = jax.tree.leaves(varying)[0].shape[0]
     tape = compile_tape(function, shapes(varying), uniform, fixed=fixed)
-    got = np.asarray(_tape.run(tape, flatten(varying, N), uniform))
+    got = np.asarray(tapes.run(tape, flatten(varying, N), uniform))
     want = jax.jit(jax.vmap(function, in_axes=(*[0] * len(varying), None)))(*varying, uniform)
     at = 0
     for path, leaf in jax.tree.leaves_with_path(want):
@@ -44,9 +45,9 @@ def check(function, *varying, uniform=None, fixed=(), rtol=1e-12, atol=1e-12):
 
 
 def test_codes_are_those_of_the_header():
-    header = (Path(_tape.__file__).parents[1] / "native" / "tape.h").read_text()
+    header = (Path(tapes.__file__).parents[2] / "native" / "tape.h").read_text()
     listed = header.split("#define OPTCTL_OPERATIONS(X)")[1].split("\n\n")[0]
-    assert tuple(re.findall(r"X\((\w+)\)", listed)) == _expressions.OPERATIONS
+    assert tuple(re.findall(r"X\((\w+)\)", listed)) == expressions.OPERATIONS
 
 
 UNARY = {
@@ -78,7 +79,7 @@ def test_functions_of_one_number():
     check(lambda x, p: {name: jax.grad(f)(x) for name, f in smooth.items()}, x, rtol=1e-12)
     check(lambda x, p: {name: jax.grad(jax.grad(f))(x) for name, f in smooth.items()}, x, rtol=1e-11)
     tape = check(lambda x, p: {name: f(jnp.float64(0.3)) + 0 * x for name, f in UNARY.items()}, x, rtol=1e-14)
-    assert {_tape.OPERATIONS[code] for code in tape.code[:, 0]} == {"load"}  # all folded
+    assert {expressions.OPERATIONS[code] for code in tape.code[:, 0]} == {"load"}  # all folded
 
 
 BINARY = {name: getattr(lax, name) for name in ("add", "sub", "mul", "div", "pow", "atan2", "rem", "max", "min")}
@@ -263,7 +264,7 @@ def test_under_an_outer_jit_with_captured_tracers(rng):
         tape = compile_tape(f, shapes((x, jnp.arange(5))), scale, fixed=(1,))
         assert len(tape.captured) == 1
         values = jnp.concatenate([x, jnp.arange(5.0)[:, None] % 4], axis=1)
-        return _tape.run(tape, values, scale), jax.vmap(f, (0, 0, None))(x, jnp.arange(5) % 4, scale)
+        return tapes.run(tape, values, scale), jax.vmap(f, (0, 0, None))(x, jnp.arange(5) % 4, scale)
 
     got, want = outer(x, A, 1.5)
     np.testing.assert_allclose(got, flatten(want, 5), rtol=1e-13)
@@ -282,8 +283,8 @@ def test_prologue_runs_once(rng):
     tape = check(f, x, t, uniform=p, fixed=(1,))
     assert 0 < tape.prologue < len(tape.code)
     assert tape.once.tolist() == [False, False, True, True, False, False, True, False, True, True]
-    once = _tape.run(tape, flatten((x, t), 8), p)
-    np.testing.assert_array_equal(_tape.run(tape, flatten((x, t), 8), p, repeat=3), once)
+    once = tapes.run(tape, flatten((x, t), 8), p)
+    np.testing.assert_array_equal(tapes.run(tape, flatten((x, t), 8), p, repeat=3), once)
 
 
 def test_slots_are_reused_but_nothing_that_is_needed_is_overwritten(rng):

@@ -1,7 +1,7 @@
 """The iterations by the compiled kernel, which runs the problem's functions from tapes; no XLA program is made of them.
 
 `interior_point.iterate` is the definition. The kernel does the same for functions whose scalar operations fit on a tape
-(`optctl._tape`): such a solve starts at once and runs several times faster than compiled row algebra.
+(`optctl.tape`): such a solve starts at once and runs several times faster than compiled row algebra.
 """
 
 from collections.abc import Callable
@@ -12,15 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl import _native
-from optctl._tape import Tape, Unsupported, compile_tape, memory
 from optctl.problem import STAGE_FUNCTIONS, STATE_FUNCTIONS, Problem
 from optctl.solvers.expansion import Expansion, Values
 from optctl.solvers.filter import SIZE, Filter
 from optctl.solvers.primal_dual import Program, Unknowns
 from optctl.solvers.rows import BLOCKS, PATH, TERMINAL, flatten
 from optctl.solvers.solution import History
+from optctl.tape import Tape, Unsupported, compile_tape, memory
 
-LONGEST = 60_000
+LONGEST = 30_000
 """Most instructions of a tape; beyond, matrices are large and XLA is the better choice."""
 NUMBERS = (
     *("mu", "scale", "floor", "theta_first", "first_cost", "shift", "phase", "mark", "mu_restore", "short"),
@@ -150,7 +150,7 @@ def _make_tapes(uniform: Any, xs: Any, us: Any, exact: bool) -> tuple[Tape, ...]
         start_expansion: (x,),
     }
     return tuple(
-        compile_tape(f, inputs, uniform, fixed=(2,) if len(inputs) > 2 and inputs[2] is t else (), limit=LONGEST)
+        compile_tape(f, inputs, uniform, fixed=(2,) if t in inputs else (), limit=LONGEST)
         for f, inputs in arguments.items()
     )
 

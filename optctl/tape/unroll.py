@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.extend.core import Literal
 
-from optctl._expressions import CAPTURED, LOAD, ONE, ZERO, Expressions
+from optctl.tape.expressions import CAPTURED, LOAD, ONE, ZERO, Expressions
 
 RULES: dict[str, Callable] = {}
 _TYPES = {np.dtype(name) for name in ("float64", "int64", "int32", "bool")}

@@ -18,10 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl import _native
-from optctl._expressions import CAPTURED, CODE, CONSTANT, INPUT, LOAD, ONE, OPERATIONS, TABLES, Expressions
-from optctl._unroll import Unroller, Unsupported
-
-__all__ = ["Tape", "Unsupported", "compile_tape", "memory", "run"]
+from optctl.tape.expressions import CAPTURED, CODE, CONSTANT, INPUT, LOAD, ONE, OPERATIONS, TABLES, Expressions
+from optctl.tape.unroll import Unroller, Unsupported
 
 _ADD, _SUB, _MUL, _DIV = (CODE[name] for name in ("add", "sub", "mul", "div"))
 _MULADD, _NEGMULADD, _MULSUB = (CODE[name] for name in ("muladd", "negmuladd", "mulsub"))

@@ -1,0 +1,11 @@
+"""Functions as tapes: flat programs of scalar instructions that compiled code runs for many stages at once.
+
+expressions     scalar expressions, each made once, and simplified
+unroll          from a jaxpr to expressions, a rule for each primitive
+program         from expressions to instructions, with slots for their results
+"""
+
+from optctl.tape.program import Tape, compile_tape, memory, run
+from optctl.tape.unroll import Unsupported
+
+__all__ = ["Tape", "Unsupported", "compile_tape", "memory", "run"]
