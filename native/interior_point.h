@@ -65,7 +65,7 @@ class LinearQuadratic {
 
 enum Status { solved = 0, iteration_limit = 1, stalled = 2, non_finite = 3, unbounded = 5, infeasible = 6 };
 
-enum Phase { optimizing = 0, restoring = 1 };
+enum Phase { optimizing = 0, restoring = 1, predicting = 2 };
 
 // What the loop carries besides the unknowns, as it lies in memory.
 struct Numbers {
@@ -77,7 +77,7 @@ constexpr int filter_size = 32;
 constexpr double kappa_eps = 10, kappa_mu = 0.2, theta_mu = 1.5, s_theta = 1.1, s_phi = 2.3, eta = 1e-4;
 constexpr double gamma_theta = 1e-5, gamma_phi = 1e-8, first_shift = 1e-4, largest_shift = 1e12;
 constexpr double shortest_step = 1e-10, short_step = 0.05, enough = 0.1, least_damping = 1e-6;
-constexpr int halvings = 40, patience = 3;
+constexpr int halvings = 40, patience = 3, predictions = 60;
 
 class InteriorPoint {
  public:
@@ -89,9 +89,12 @@ class InteriorPoint {
     for (Unknowns* u : {&d_, &corrected_, &trial_}) *u = unknowns();
     trial_values_ = {space_.take(p_.N * p_.nx), space_.take(p_.rows)};
     r_ = space_.take(p_.rows), weight_ = space_.take(p_.rows), v_ = space_.take(p_.rows), dy_ = space_.take(p_.rows);
-    c_ = space_.take(p_.rows), gaps_ = space_.take(p_.N * p_.nx);
+    mu_ = space_.take(p_.rows), nu_ = space_.take(p_.rows), c_ = space_.take(p_.rows), gaps_ = space_.take(p_.N * p_.nx);
     g0_ = space_.take(p_.nx), gx_ = space_.take((p_.N + 1) * p_.nx), gu_ = space_.take(p_.N * p_.nu);
-    for (int64_t i = 0; i < p_.rows; ++i) inequalities_ += p_.kind[i] & inequality;
+    for (int64_t i = 0; i < p_.rows; ++i) {
+      inequalities_ += p_.kind[i] & inequality ? 1 : 0;
+      softs_ += p_.kind[i] & soft ? 1 : 0;
+    }
   }
 
   // Iterate until the tolerance, a failure, or `stop` iterations.
@@ -102,21 +105,24 @@ class InteriorPoint {
       measure();
       remember();
       const bool done = stationarity_ <= tolerance && infeasibility_ <= tolerance &&
-                        most_product_ <= tolerance * size_ && n_.phase == optimizing;
+                        most_product_ <= tolerance * size_ && n_.phase != restoring;
       const bool falls = cost_ < -1e10 * (1 + std::fabs(n_.first_cost)) && infeasibility_ <= 1e-2;
       if (falls) n_.status = unbounded;
       if (done) n_.status = solved;
       if (!std::isfinite(theta_) || !std::isfinite(cost_) || !std::isfinite(stationarity_)) n_.status = non_finite;
       if (n_.status != iteration_limit || !(n_.iterations < stop)) return;
       n_.iterations += 1;
-      if (n_.phase == optimizing) optimize(1e-2 * tolerance * std::min(size_, n_.scale));
-      else restore(tolerance);
+      const double least = 1e-2 * tolerance * std::min(size_, n_.scale);
+      if (n_.phase == optimizing) optimize(least);
+      else if (n_.phase == restoring) restore(tolerance);
+      else predict(least);
     }
   }
 
   // The feedback gains of Newton's step at the point; NaN where its model is not convex.
   void gains(double* K) {
-    newton_rows(p_, e_.at.c, z_, n_.mu, r_, weight_);
+    aim(n_.mu);
+    newton_rows(p_, e_.at.c, z_, mu_, nu_, r_, weight_);
     double shift;
     factor(&shift);
     std::copy_n(model_.K, p_.N * p_.nu * p_.nx, K);
@@ -128,7 +134,7 @@ class InteriorPoint {
   static size_t room(const Layout& p) {
     const size_t N = p.N, nx = p.nx, nu = p.nu, m = p.rows;
     const size_t point = (N + 1) * 2 * nx + N * nu + 4 * m + 7 * 8;
-    return 3 * point + N * nx * 2 + 6 * m + nx + (N + 1) * nx + N * nu + 11 * 8;
+    return 3 * point + N * nx * 2 + 8 * m + nx + (N + 1) * nx + N * nu + 13 * 8;
   }
 
   Unknowns unknowns() {
@@ -233,10 +239,16 @@ class InteriorPoint {
     return true;
   }
 
-  // Newton's direction for these gaps and rows, with the factors at hand.
+  // Let all products s y and e v become mu.
+  void aim(double mu) {
+    std::fill_n(mu_, p_.rows, mu);
+    std::fill_n(nu_, p_.rows, mu);
+  }
+
+  // Newton's direction for these gaps and rows and the products aimed at, with the factors at hand.
   void direction(const double* gaps, const double* c, const Unknowns& d) {
     const int nx = p_.nx, nu = p_.nu;
-    newton_rows(p_, c, z_, n_.mu, r_, dy_);  // the weights are those of the factors already
+    newton_rows(p_, c, z_, mu_, nu_, r_, dy_);  // the weights are those of the factors already
     for (int64_t i = 0; i < p_.rows; ++i) v_[i] = z_.y[i] + r_[i] * weight_[i];
     clear_slopes();
     add_transposed_rows(p_, e_, v_, g0_, gx_, gu_);
@@ -252,21 +264,20 @@ class InteriorPoint {
     along(p_, e_, d, d.y);
     for (int64_t i = 0; i < p_.rows; ++i) {
       d.y[i] = weight_[i] * (d.y[i] + r_[i]);
-      d.s[i] = p_.kind[i] & inequality ? n_.mu / z_.y[i] - z_.s[i] - z_.s[i] / z_.y[i] * d.y[i] : 0;
+      d.s[i] = p_.kind[i] & inequality ? mu_[i] / z_.y[i] - z_.s[i] - z_.s[i] / z_.y[i] * d.y[i] : 0;
       if (!p_.has_soft) continue;
       d.e[i] = d.v[i] = 0;
       if (p_.kind[i] & soft) {
         const double e = z_.e[i], v = z_.v[i];
-        d.e[i] = (d.y[i] + z_.y[i] + n_.mu / e - p_.l1[i] - p_.l2[i] * e) / (p_.l2[i] + v / e);
-        d.v[i] = n_.mu / e - v - v / e * d.e[i];
+        d.e[i] = (d.y[i] + z_.y[i] + nu_[i] / e - p_.l1[i] - p_.l2[i] * e) / (p_.l2[i] + v / e);
+        d.v[i] = nu_[i] / e - v - v / e * d.e[i];
       }
     }
   }
 
   // z + alpha d; multipliers of inequalities go their own longest way, and stay near mu / s.
   void move(const Unknowns& d, double alpha, double share, const Unknowns& to) const {
-    double alpha_y = longest(p_, z_.y, d.y, share, inequality);
-    if (p_.has_soft) alpha_y = std::min(alpha_y, longest(p_, z_.v, d.v, share, soft));
+    const double alpha_y = longest_dual(p_, z_, d, share);
     for (int64_t i = 0; i < (p_.N + 1) * p_.nx; ++i) {
       to.xs[i] = z_.xs[i] + alpha * d.xs[i];
       to.costates[i] = z_.costates[i] + alpha * d.costates[i];
@@ -304,7 +315,8 @@ class InteriorPoint {
       n_.filter_count = 0;
     }
     n_.mu = mu;
-    newton_rows(p_, e_.at.c, z_, mu, r_, weight_);
+    aim(mu);
+    newton_rows(p_, e_.at.c, z_, mu_, nu_, r_, weight_);
     double shift, alpha = 0;
     bool falls = false;
     bool found = factor(&shift);
@@ -329,6 +341,62 @@ class InteriorPoint {
     n_.shift = leave ? 0 : shift;
     n_.step = found ? alpha : 0;
     n_.phase = leave ? restoring : optimizing;
+  }
+
+  // One predictor-corrector step on a convex quadratic program; where it fails, the other steps take over.
+  void predict(double least) {
+    aim(0);
+    newton_rows(p_, e_.at.c, z_, mu_, nu_, r_, weight_);
+    quadratic_weights(p_, e_, true, weight_, model_.weights);
+    bool found = model_.factor(p_, e_.A, e_.B) && n_.iterations <= predictions;
+    const double count = std::max<int64_t>(1, inequalities_ + softs_);
+    auto mean_product = [&](double alpha, double alpha_y) {
+      double total = 0;
+      for (int64_t i = 0; i < p_.rows; ++i) {
+        if (p_.kind[i] & inequality) total += (z_.s[i] + alpha * d_.s[i]) * (z_.y[i] + alpha_y * d_.y[i]);
+        if (p_.kind[i] & soft) total += (z_.e[i] + alpha * d_.e[i]) * (z_.v[i] + alpha_y * d_.v[i]);
+      }
+      return total / count;
+    };
+    std::fill_n(d_.s, p_.rows, 0.0), std::fill_n(d_.y, p_.rows, 0.0);
+    const double mean = mean_product(0, 0);
+    double mu = mean, alpha = 0;
+    if (found) {
+      direction(e_.at.gaps, e_.at.c, d_);
+      const double after = mean_product(longest_primal(p_, z_, d_, 1), longest_dual(p_, z_, d_, 1));
+      mu = std::max(least, mean * std::pow(after / (mean > 0 ? mean : 1), 3));
+      for (int64_t i = 0; i < p_.rows; ++i) {
+        mu_[i] = p_.kind[i] & inequality ? mu - d_.s[i] * d_.y[i] : mu;
+        if (p_.has_soft) nu_[i] = mu - d_.e[i] * d_.v[i];
+      }
+      direction(e_.at.gaps, e_.at.c, d_);
+      const double share = std::max(0.99, 1 - mu / n_.scale);
+      alpha = std::min(longest_primal(p_, z_, d_, share), longest_dual(p_, z_, d_, share));
+      found = alpha > short_step && std::isfinite(mu) && std::isfinite(largest_of(p_.N * p_.nu, d_.us));
+    }
+    n_.mu = found ? mu : std::max(n_.mu, std::isfinite(mean) ? mean : 0);
+    if (found) add(alpha, d_, z_);
+    else centralize();
+    n_.phase = found ? predicting : optimizing;
+    n_.step = found ? alpha : 0;
+  }
+
+  // Let all products be mu.
+  void centralize() {
+    for (int64_t i = 0; i < p_.rows; ++i) {
+      if (p_.kind[i] & inequality) z_.y[i] = n_.mu / z_.s[i];
+      if (p_.kind[i] & soft) z_.v[i] = n_.mu / z_.e[i];
+    }
+  }
+
+  // z += alpha d.
+  void add(double alpha, const Unknowns& d, const Unknowns& z) const {
+    auto plus = [&](int64_t count, const double* step, double* value) {
+      for (int64_t i = 0; i < count; ++i) value[i] += alpha * step[i];
+    };
+    plus((p_.N + 1) * p_.nx, d.xs, z.xs), plus(p_.N * p_.nu, d.us, z.us);
+    plus((p_.N + 1) * p_.nx, d.costates, z.costates), plus(p_.rows, d.s, z.s), plus(p_.rows, d.y, z.y);
+    if (p_.has_soft) plus(p_.rows, d.e, z.e), plus(p_.rows, d.v, z.v);
   }
 
   // Backtrack until the filter accepts; the point is then in `trial_`.
@@ -529,8 +597,8 @@ class InteriorPoint {
   Workspace<double> space_;
   Unknowns d_, corrected_, trial_;
   Values trial_values_;
-  double *r_, *weight_, *v_, *dy_, *c_, *gaps_, *g0_, *gx_, *gu_;
-  int64_t inequalities_ = 0;
+  double *r_, *weight_, *v_, *dy_, *mu_, *nu_, *c_, *gaps_, *g0_, *gx_, *gu_;
+  int64_t inequalities_ = 0, softs_ = 0;
   double cost_ = 0, size_ = 1, stationarity_ = 0, infeasibility_ = 0, theta_ = 0, least_product_ = 0, most_product_ = 0;
 };
 

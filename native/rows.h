@@ -233,15 +233,16 @@ inline double barrier_slope(const Layout& p, const Expansion& e, const Unknowns&
 
 constexpr double proximal = 1e-8;  // weight of equalities
 
-// r and 1/d of each row, J dz - d dy = -r; zeros where it is off.
-inline void newton_rows(const Layout& p, const double* c, const Unknowns& z, double mu, double* r, double* weight) {
+// r and 1/d of each row, J dz - d dy = -r; zeros where it is off. The products s y are to become mu, e v nu.
+inline void newton_rows(const Layout& p, const double* c, const Unknowns& z, const double* mu, const double* nu, double* r,
+                        double* weight) {
   for (int64_t i = 0; i < p.rows; ++i) {
     if (p.kind[i] & inequality) {
       double d = z.s[i] / z.y[i];
-      r[i] = c[i] + mu / z.y[i];
+      r[i] = c[i] + mu[i] / z.y[i];
       if (p.kind[i] & soft) {
         const double give = 1 / (p.l2[i] + z.v[i] / z.e[i]);
-        r[i] -= z.e[i] + give * (z.y[i] + mu / z.e[i] - p.l1[i] - p.l2[i] * z.e[i]);
+        r[i] -= z.e[i] + give * (z.y[i] + nu[i] / z.e[i] - p.l1[i] - p.l2[i] * z.e[i]);
         d += give;
       }
       weight[i] = 1 / d;
@@ -263,6 +264,11 @@ inline double longest(const Layout& p, const double* value, const double* step, 
 inline double longest_primal(const Layout& p, const Unknowns& z, const Unknowns& d, double share) {
   const double alpha = longest(p, z.s, d.s, share, inequality);
   return p.has_soft ? std::min(alpha, longest(p, z.e, d.e, share, soft)) : alpha;
+}
+
+inline double longest_dual(const Layout& p, const Unknowns& z, const Unknowns& d, double share) {
+  const double alpha = longest(p, z.y, d.y, share, inequality);
+  return p.has_soft ? std::min(alpha, longest(p, z.v, d.v, share, soft)) : alpha;
 }
 
 // Clip y so that s y is within a factor of mu.

@@ -1,4 +1,7 @@
-r"""One iteration of the interior point method: measure, lower the barrier, Newton's step, filter line search."""
+r"""One iteration of the interior point method: measure, lower the barrier, Newton's step, filter line search.
+
+Quadratic programs take predictor-corrector steps, which need no line search and fewer iterations.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -7,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from optctl._record import record
+from optctl.lq import sweeps
 from optctl.solvers import filter as filters
 from optctl.solvers.expansion import Expansion, Values, evaluate
 from optctl.solvers.filter import Filter
@@ -19,20 +23,24 @@ from optctl.solvers.primal_dual import (
     factor,
     infeasibility,
     lagrangian_slopes,
+    longest_dual,
     longest_primal,
     missed,
     moved,
     newton_rows,
     price_of_misses,
     products,
+    quadratic_model,
     solve_step,
 )
 from optctl.solvers.solution import History
 
-OPTIMIZE, RESTORE = 0, 1
+OPTIMIZE, RESTORE, PREDICT = 0, 1, 2
 KAPPA_EPS, KAPPA_MU, THETA_MU = 10.0, 0.2, 1.5
 S_THETA, S_PHI, ETA = 1.1, 2.3, 1e-4
 SHORTEST_STEP, HALVINGS = 1e-10, 40
+PREDICTIONS = 60
+"""Most predictor-corrector steps; a quadratic program that has a solution takes ten to twenty."""
 SHORT_STEP, PATIENCE = 0.05, 3
 """After PATIENCE steps shorter than SHORT_STEP the feasibility phase takes over from a point that is far from
 feasible: bounds hem the iterates in, and Newton's method crawls along them."""
@@ -52,7 +60,7 @@ class State:
         theta_first: infeasibility of the guess.
         first_cost: its cost.
         shift: last shift of the weights that was needed (in the feasibility phase: damping).
-        phase: OPTIMIZE or RESTORE.
+        phase: OPTIMIZE, RESTORE or PREDICT.
         mark: infeasibility when the feasibility phase began.
         mu_restore: its barrier parameter.
         short: number of short steps in a row.
@@ -162,6 +170,54 @@ def optimize(program: Program, state: State, r: Residuals, least: Any) -> State:
         mark=jnp.where(leave, r.theta, state.mark),
         mu_restore=jnp.where(leave, 0.1 * half_violation(program, e, z), state.mu_restore),
         short=jnp.where(leave, 0, short),
+    )
+
+
+def predict(program: Program, state: State, r: Residuals, least: Any) -> State:
+    """One predictor-corrector step on a convex quadratic program; where it fails, the other steps take over.
+
+    The predictor aims at products s y = 0. How far it gets tells what to aim at, mu = (mean after / mean before)^3 mean,
+    and the products ds dy that it leaves behind are taken into account.
+
+    Reference: Mehrotra (1992), On the implementation of a primal-dual interior point method.
+    """
+    rows, z, e = program.rows, state.z, state.e
+    count = jnp.maximum(1, jnp.sum(rows.inequality) + (0 if rows.soft is None else jnp.sum(rows.soft)))
+    zero = jnp.zeros_like(state.mu)
+    _, weight = newton_rows(rows, e.at.c, z, zero)
+    model = quadratic_model(program, e, weight, zero)
+    factors = sweeps.factor(model)
+
+    def direction(mu: Any, nu: Any) -> Unknowns:
+        return solve_step(program, model, factors, e, z, gaps=e.at.gaps, c=e.at.c, weight=weight, mu=mu, nu=nu)
+
+    def mean_product(alpha: Any, alpha_y: Any, d: Unknowns) -> Any:
+        total = jnp.sum(jnp.where(rows.inequality, (z.s + alpha * d.s) * (z.y + alpha_y * d.y), 0.0))
+        if rows.soft is not None:
+            total += jnp.sum(jnp.where(rows.soft, (z.e + alpha * d.e) * (z.v + alpha_y * d.v), 0.0))
+        return total / count
+
+    d = direction(zero, zero)
+    mean = mean_product(zero, zero, d)
+    after = mean_product(longest_primal(rows, z, d, 1.0), longest_dual(rows, z, d, 1.0), d)
+    mu = jnp.maximum(least, mean * (after / jnp.where(mean > 0, mean, 1.0)) ** 3)
+    nu = mu if rows.soft is None else mu - d.e * d.v
+    d = direction(mu - jnp.where(rows.inequality, d.s * d.y, 0.0), nu)
+    share = jnp.maximum(0.99, 1 - mu / state.scale)
+    alpha = jnp.minimum(longest_primal(rows, z, d, share), longest_dual(rows, z, d, share))
+    found = (factors.failed_stage < 0) & (alpha > SHORT_STEP) & (state.iterations <= PREDICTIONS)
+    found = found & jnp.all(jnp.isfinite(d.us)) & jnp.isfinite(mu)
+    point = jax.tree.map(lambda now, step: now + alpha * step, z, d)
+    mu = jnp.where(found, mu, jnp.maximum(state.mu, jnp.where(jnp.isfinite(mean), mean, 0.0)))
+    central = replace(z, y=jnp.where(rows.inequality, mu / jnp.where(rows.inequality, z.s, 1.0), z.y))
+    if rows.soft is not None:
+        central = replace(central, v=jnp.where(rows.soft, mu / jnp.where(rows.soft, z.e, 1.0), 1.0))
+    return replace(
+        state,
+        z=jax.tree.map(lambda new, old: jnp.where(found, new, old), point, central),
+        mu=mu,
+        phase=jnp.where(found, PREDICT, OPTIMIZE),
+        step=jnp.where(found, alpha, 0.0),
     )
 
 

@@ -33,7 +33,7 @@ from optctl.lq.kkt import times
 from optctl.problem import Problem
 from optctl.solvers import filter as filters
 from optctl.solvers import native
-from optctl.solvers.barrier import OPTIMIZE, State, largest, optimize, residuals
+from optctl.solvers.barrier import OPTIMIZE, PREDICT, RESTORE, State, largest, optimize, predict, residuals
 from optctl.solvers.certificate import certify_point
 from optctl.solvers.expansion import Expansion, Values, evaluate, expand, function_shapes, function_values
 from optctl.solvers.feasibility import restore
@@ -123,7 +123,8 @@ def start(
     `warm` holds costates, and multipliers by name (or y, flat), of a similar problem's solution.
     """
     rows = make_rows(problem, xs, us, function_shapes(problem, xs, us, params), x0_free)
-    program = Program(problem, params, x0_free, rows)
+    quadratic = native.is_quadratic(problem, xs, us, params, settings.exact)
+    program = Program(problem, params, x0_free, rows, quadratic)
     mu = settings.barrier
     margin = 1e-2 if warm is None else jnp.minimum(1e-2, jnp.asarray(mu, xs.dtype))
     xs, us = _push_inside(rows, xs, us, jnp.asarray(x0_free), margin)
@@ -157,6 +158,7 @@ def start(
     state = replace(
         guess, z=z, mu=mu, scale=scale, floor=jnp.asarray(settings.floor, xs.dtype) * scale, theta_first=theta,
         first_cost=at.cost, mark=theta, mu_restore=mu,
+        phase=jnp.asarray(PREDICT if quadratic else OPTIMIZE),
     )  # fmt: skip
     return program, state
 
@@ -230,7 +232,7 @@ def iterate(program: Program, state: State, settings: Settings, stop: Any) -> St
         r = residuals(program, state, e)
         state = _remember(replace(state, e=e), r)
         done = (r.stationarity <= tolerance) & (r.infeasibility <= tolerance)
-        done = done & (r.most_product <= tolerance * r.size) & (state.phase == OPTIMIZE)
+        done = done & (r.most_product <= tolerance * r.size) & (state.phase != RESTORE)
         finite = jnp.isfinite(r.theta) & jnp.isfinite(e.at.cost) & jnp.isfinite(r.stationarity)
         falls = (e.at.cost < -1e10 * (1 + jnp.abs(state.first_cost))) & (r.infeasibility <= 1e-2)
         status = jnp.where(falls, int(Status.UNBOUNDED), state.status)
@@ -240,12 +242,10 @@ def iterate(program: Program, state: State, settings: Settings, stop: Any) -> St
 
         def step(state: State) -> State:
             state = replace(state, iterations=state.iterations + 1)
-            return jax.lax.cond(
-                state.phase == OPTIMIZE,
-                lambda state: optimize(program, state, r, least),
-                lambda state: restore(program, state, r, tolerance),
-                state,
-            )
+            steps = [lambda s: optimize(program, s, r, least), lambda s: restore(program, s, r, tolerance)]
+            if program.quadratic:
+                steps.append(lambda s: predict(program, s, r, least))
+            return jax.lax.switch(state.phase, steps, state)
 
         going = (state.status == int(Status.ITERATION_LIMIT)) & (state.iterations < stop)
         return jax.lax.cond(going, step, lambda state: state, state), going

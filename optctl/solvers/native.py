@@ -68,6 +68,18 @@ def tapes(problem: Problem, xs: Any, us: Any, params: Any, exact: bool) -> tuple
     return found
 
 
+def is_quadratic(problem: Problem, xs: Any, us: Any, params: Any, exact: bool) -> bool:
+    """True if the tapes tell that all Jacobians and curvatures are constant."""
+    try:
+        _, stage, _, end, _, start = tapes(problem, xs, us, params, exact)
+    except Unsupported:
+        return False
+    nx, nz = xs.shape[1], xs.shape[1] + us.shape[1]
+    values, values_end = len(stage.inputs) - nz, len(end.inputs) - nx + 1  # then come slopes, then Jacobians, curvature
+    slopes = ((stage, values + nz), (end, values_end + nx), (start, 1 + nx))
+    return all(tape.once[behind:].all() for tape, behind in slopes)
+
+
 def _parts(problem: Problem, params: Any) -> dict[str, Any]:
     """Return what the functions need: all but bounds and x_0."""
     functions = {name: getattr(problem, name) for name in (*STAGE_FUNCTIONS, *STATE_FUNCTIONS)}

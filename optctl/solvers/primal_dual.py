@@ -24,7 +24,7 @@ from optctl.solvers.rows import DELTA, Rows, along, squared, transposed
 FIRST_SHIFT, LARGEST_SHIFT = 1e-4, 1e12
 
 
-@record(static=("x0_free",))
+@record(static=("x0_free", "quadratic"))
 class Program:
     """The problem as the solver sees it.
 
@@ -33,12 +33,14 @@ class Program:
         params: its parameters.
         x0_free: which components of x_0 are free, nx booleans.
         rows: its `Rows`.
+        quadratic: costs quadratic, dynamics and all constraints linear.
     """
 
     problem: Problem
     params: Any
     x0_free: tuple[bool, ...]
     rows: Rows
+    quadratic: bool = False
 
 
 @record()
@@ -120,14 +122,18 @@ def products(rows: Rows, z: Unknowns) -> tuple[Any, Any]:
     return jnp.min(jnp.stack(low)), jnp.max(jnp.stack(high))
 
 
-def newton_rows(rows: Rows, c: Any, z: Unknowns, mu: Any) -> tuple[Any, Any]:
-    """Return r and 1/d of each row, J dz - d dy = -r; zeros where it is off."""
+def newton_rows(rows: Rows, c: Any, z: Unknowns, mu: Any, nu: Any = None) -> tuple[Any, Any]:
+    """Return r and 1/d of each row, J dz - d dy = -r; zeros where it is off.
+
+    The products s y are to become mu, and e v of soft rows nu (None: mu, too), numbers or one for each row.
+    """
+    nu = mu if nu is None else nu
     s, y = jnp.where(rows.inequality, z.s, 1.0), jnp.where(rows.inequality, z.y, 1.0)
     r, d = c + mu / y, s / y
     if rows.soft is not None:
         e, v = jnp.where(rows.soft, z.e, 1.0), jnp.where(rows.soft, z.v, 1.0)
         give = 1 / (rows.l2 + v / e)
-        r = r - jnp.where(rows.soft, e + give * (y + mu / e - rows.l1 - rows.l2 * e), 0.0)
+        r = r - jnp.where(rows.soft, e + give * (y + nu / e - rows.l1 - rows.l2 * e), 0.0)
         d = d + jnp.where(rows.soft, give, 0.0)
     r = jnp.where(rows.inequality, r, jnp.where(rows.equality, c, 0.0))
     return r, jnp.where(rows.inequality, 1 / d, jnp.where(rows.equality, 1 / DELTA, 0.0))
@@ -187,12 +193,14 @@ def solve_step(
     c: Any,
     weight: Any,
     mu: Any,
+    nu: Any = None,
     dx0: Any = None,
 ) -> Unknowns:
     """Return Newton's direction for these gaps and rows, with the factors at hand; dx0 moves a given x_0."""
     rows = program.rows
+    nu = mu if nu is None else nu
     N, nx = gaps.shape
-    r, _ = newton_rows(rows, c, z, mu)
+    r, _ = newton_rows(rows, c, z, mu, nu)
     g0, gx, gu = transposed(rows, e.J, z.y + r * weight, N, nx, e.rs.shape[1])
     given = jnp.where(jnp.asarray(program.x0_free), 0.0, 0.0 if dx0 is None else dx0)
     start = jnp.where(jnp.asarray(program.x0_free), -(e.q0 + g0), given)
@@ -204,8 +212,8 @@ def solve_step(
     de = dv = None
     if rows.soft is not None:
         miss, v = jnp.where(rows.soft, z.e, 1.0), jnp.where(rows.soft, z.v, 1.0)
-        de = (dy + y + mu / miss - rows.l1 - rows.l2 * miss) / (rows.l2 + v / miss)
-        dv = jnp.where(rows.soft, mu / miss - v - v / miss * de, 0.0)
+        de = (dy + y + nu / miss - rows.l1 - rows.l2 * miss) / (rows.l2 + v / miss)
+        dv = jnp.where(rows.soft, nu / miss - v - v / miss * de, 0.0)
         de = jnp.where(rows.soft, de, 0.0)
     return Unknowns(solved.xs, solved.us, solved.costates - z.costates, ds, dy, de, dv)
 
@@ -222,11 +230,15 @@ def longest_primal(rows: Rows, z: Unknowns, d: Unknowns, share: Any) -> Any:
     return alpha if rows.soft is None else jnp.minimum(alpha, longest(z.e, d.e, share, rows.soft))
 
 
+def longest_dual(rows: Rows, z: Unknowns, d: Unknowns, share: Any) -> Any:
+    """Return the longest step that keeps multipliers positive."""
+    alpha = longest(z.y, d.y, share, rows.inequality)
+    return alpha if rows.soft is None else jnp.minimum(alpha, longest(z.v, d.v, share, rows.soft))
+
+
 def moved(rows: Rows, z: Unknowns, d: Unknowns, alpha: Any, share: Any, mu: Any) -> Unknowns:
     """Return z + alpha d; multipliers of inequalities go their own longest way, and stay near mu / s."""
-    alpha_y = longest(z.y, d.y, share, rows.inequality)
-    if rows.soft is not None:
-        alpha_y = jnp.minimum(alpha_y, longest(z.v, d.v, share, rows.soft))
+    alpha_y = longest_dual(rows, z, d, share)
     s = z.s + alpha * d.s
     y = z.y + jnp.where(rows.inequality, alpha_y, alpha) * d.y
     y = jnp.where(rows.inequality, near(y, s, mu, rows.inequality), y)

@@ -51,10 +51,28 @@ def detour():
     )
 
 
-@pytest.mark.parametrize("make", [everything, detour])
+def quadratic():
+    """A quadratic program: predictor-corrector steps, soft rows and a free x_0 among them."""
+    A = jnp.array([[1.0, 0.1], [0.0, 1.0]])
+    return oc.Problem(
+        oc.LinearDynamics(A, [[0.0], [0.1]]),
+        oc.costs.Quadratic(jnp.eye(2), 0.1 * jnp.eye(1)),
+        oc.costs.TerminalQuadratic(5.0 * jnp.eye(2)),
+        lambda x: 50.0 * (x - 1.0) @ (x - 1.0),
+        horizon=15,
+        u_min=-1.0,
+        u_max=1.0,
+        x0_max=[0.9, 2.0],
+        path_inequality=oc.Soft(lambda x, u: -0.2 - x[1:], l1=0.5, l2=0.1),
+        terminal_equality=lambda x: x[:1] - 0.1,
+    )
+
+
+@pytest.mark.parametrize("make", [everything, detour, quadratic])
 def test_iterates_are_those_of_the_definition(make):
     ours, definition = (oc.solve(make(), method=method) for method in (NATIVE, DEFINITION))
     assert ours.converged
+    assert make is not quadratic or ours.iterations < 12
     assert ours.iterations == definition.iterations
     for column in ("cost", "infeasibility", "barrier", "regularization", "step"):
         a, b = getattr(ours.history, column), getattr(definition.history, column)
