@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ from optctl.solvers.interior_point import InteriorPoint, Settings
 from optctl.solvers.iterate import Iterate
 from optctl.solvers.lbfgs import lbfgs
 from optctl.solvers.newton_cg import newton_cg
-from optctl.solvers.objective import Objective, certify
+from optctl.solvers.objective import Objective, certify, certify_stages
 from optctl.solvers.solution import History, Solution, Status
 
 METHODS = {
@@ -148,13 +149,7 @@ def solve(
             objective, settings, options, xs=xs, us=us, warm_start=warm_start, callback=callback, every=callback_every,
             time_limit=time_limit,
         )  # fmt: skip
-        if is_concrete(solution):
-            rows = slice(int(solution.iterations) + 1)
-            history = jax.tree.map(lambda column: np.asarray(column)[rows], solution.history)
-            solution = dataclasses.replace(solution, history=history)
-        if verbose:
-            print(f"{solution.table()}\n{solution!r}")
-        return solution
+        return _told(solution, verbose)
     _refuse_options(method, xs=xs, warm_start=warm_start, callback=callback, time_limit=time_limit)
     K = k = None
     if method == "lq":
@@ -182,7 +177,15 @@ def solve(
                 " method is differentiated through: the costates and multipliers of a solution are its sensitivities."
             )
         iterate = lbfgs(objective, z, tolerance=float(tolerance), max_iterations=limit)
-    solution = _finish(objective, iterate, jnp.asarray(tolerance, z.dtype), K, k, method)
+    return _told(_finish(objective, iterate, tolerance, K, k, method), verbose)
+
+
+def _told(solution: Solution, verbose: bool) -> Solution:
+    """Cut the history to the iterations made, and print if asked to."""
+    if is_concrete(solution):
+        rows = slice(int(solution.iterations) + 1)
+        history = jax.tree.map(lambda column: np.asarray(column)[rows], solution.history)
+        solution = dataclasses.replace(solution, history=history)  # type: ignore[type-var]
     if verbose:
         print(f"{solution.table()}\n{solution!r}")
     return solution
@@ -201,7 +204,7 @@ def _objective(problem: Problem, us: Any, x0: Any, params: Any, free: Any) -> Ob
     names = _free_names(problem, free)
     if params is not None:
         problem = problem.replace(params=params)
-    dtype = jnp.zeros(()).dtype
+    dtype = jnp.result_type(float)
     for given in (problem.x0, us, x0):
         if given is not None and hasattr(given, "dtype"):
             dtype = given.dtype
@@ -358,19 +361,29 @@ def _solve_lq(problem: Problem, objective: Objective) -> tuple[Iterate, Any, Any
     return iterate, solution.K, solution.k
 
 
-@jax.jit
-def _evaluate(objective: Objective, iterate: Iterate, tolerance: Any) -> tuple[Any, ...]:
-    """Evaluate the final point afresh, whatever the solver believes, and certify it."""
-    g = objective.gradient(iterate.z)
-    first = iterate.history.cost[0]
-    certificate, multipliers = certify(
-        objective, iterate.z, objective.pack(g), g.cost, jnp.where(jnp.isnan(first), g.cost, first), tolerance
-    )
-    return g, certificate, [objective.unpack(mu) for mu in multipliers], objective.unpack(iterate.z)
-
-
 def _finish(objective: Objective, iterate: Iterate, tolerance: Any, K: Any, k: Any, method: str) -> Solution:
-    g, certificate, multipliers, values = _evaluate(objective, iterate, tolerance)
+    history, first = iterate.history, iterate.first_cost
+    if first is None:
+        first = (np.asarray(history.cost) if is_concrete(history) else history.cost)[0]
+    empty = History(None, None, None)  # its length is no part of the program that certifies
+    point = dataclasses.replace(iterate, cost=None, slope=None, running=None, history=empty, first_cost=None)  # type: ignore[type-var]
+    solution = _certified(objective, point, first, tolerance, K, k, method)
+    staged = iterate.costates is not None and solution.xs is not None
+    if staged and not (is_concrete(solution) and solution.converged):
+        solution = _certified_by_stages(objective, point, first, tolerance, solution)
+    return solution if method == "lq" else dataclasses.replace(solution, history=history)  # type: ignore[type-var]
+
+
+@partial(jax.jit, static_argnames=("method",))
+def _certified(
+    objective: Objective, iterate: Iterate, first: Any, tolerance: Any, K: Any, k: Any, method: str
+) -> Solution:
+    """Evaluate the final point afresh, whatever the solver believes, and certify it."""
+    z = iterate.z
+    g = objective.gradient(z)
+    start = jnp.where(jnp.isnan(first), g.cost, first)
+    certificate, multipliers = certify(objective, z, objective.pack(g), g.cost, start, tolerance)
+    values = objective.unpack(z)
     finite = jnp.isfinite(g.cost) & jnp.isfinite(certificate.stationarity)
     converged = certificate.holds & finite & (iterate.status != int(Status.NOT_CONVEX))
     status = jnp.where(
@@ -379,21 +392,35 @@ def _finish(objective: Objective, iterate: Iterate, tolerance: Any, K: Any, k: A
         jnp.where(iterate.status == int(Status.SOLVED), int(Status.STALLED), iterate.status),
     )
     status = jnp.where(finite | (status == int(Status.NOT_CONVEX)), status, int(Status.NON_FINITE))
-    first = jnp.abs(iterate.history.cost[0])
-    fallen = g.cost < -1e6 * (1 + jnp.where(jnp.isfinite(first), first, 0.0))
+    fallen = g.cost < -1e6 * (1 + jnp.where(jnp.isfinite(first), jnp.abs(first), 0.0))
     status = jnp.where(fallen & ~converged, int(Status.UNBOUNDED), status)
-    by_name = {
-        name: multipliers[name.endswith("max")][variable]
+    history = History(g.cost[None], certificate.stationarity_scaled[None], jnp.zeros_like(g.cost)[None])
+    return Solution(
+        xs=g.xs, us=values["us"], x0=values["x0"], params=values["params"], costates=g.costates,
+        multipliers=_by_name(objective, multipliers), K=K, k=k, cost=g.cost, status=status, converged=converged,
+        iterations=iterate.iterations, certificate=certificate, history=history, method=method,
+    )  # fmt: skip
+
+
+@jax.jit
+def _certified_by_stages(
+    objective: Objective, iterate: Iterate, first: Any, tolerance: Any, found: Solution
+) -> Solution:
+    """Certify the solver's own states and costates where the reduced gradient, all rounding, certifies nothing."""
+    g, certificate, multipliers = certify_stages(objective, iterate, first, tolerance)
+    better = certificate.holds & jnp.isfinite(g.cost) & ~found.converged
+    new = dataclasses.replace(  # type: ignore[type-var]
+        found, xs=g.xs, costates=g.costates, multipliers=_by_name(objective, multipliers), cost=g.cost,
+        status=jnp.full_like(found.status, int(Status.SOLVED)), converged=better, certificate=certificate,
+    )  # fmt: skip
+    return jax.tree.map(lambda new, old: jnp.where(better, new, old), new, found)
+
+
+def _by_name(objective: Objective, multipliers: tuple[Any, Any]) -> dict[str, Any]:
+    """Return the multipliers (lower, upper) of z by the names of the bounds."""
+    by_side = [objective.unpack(mu) for mu in multipliers]
+    return {
+        name: by_side[name.endswith("max")][variable]
         for name, variable in VARIABLE_BOUNDS.items()
         if getattr(objective.problem, name) is not None
     }
-    history = iterate.history
-    if method == "lq":
-        history = History(g.cost[None], certificate.stationarity_scaled[None], jnp.zeros_like(g.cost)[None])
-    elif is_concrete(iterate):
-        history = jax.tree.map(lambda column: column[: int(iterate.iterations) + 1], history)
-    return Solution(
-        xs=g.xs, us=values["us"], x0=values["x0"], params=values["params"], costates=g.costates, multipliers=by_name,
-        K=K, k=k, cost=g.cost, status=status, converged=converged, iterations=iterate.iterations,
-        certificate=certificate, history=history, method=method,
-    )  # fmt: skip
