@@ -46,7 +46,7 @@ MAX_ITERATIONS = {
 }
 TAKES_BOUNDS = ("gradient_descent", "lbfgs", "ilqr")
 SMALL = 100
-"""Largest nx + nu for which bounds alone lead to the interior point method, whose matrices are dense."""
+"""Largest nx + nu for which a method with dense matrices is picked where one without them would do."""
 VARIABLE_BOUNDS = {
     "u_min": "us",
     "u_max": "us",
@@ -84,7 +84,8 @@ def solve(
         method: one of "lq", "cg", "gradient_descent", "lbfgs", "newton_cg", "ilqr", "interior_point", or a record with
             options, `ILQR` or `InteriorPoint`. None picks: "lq" for linear-quadratic problems without constraints,
             "interior_point" with constraints, "lbfgs" for free parameters, first derivatives only, or bounds on more
-            than a hundred states and inputs, else "newton_cg".
+            than a hundred states and inputs; else "ilqr" if x0 is given and states and inputs are at most a hundred,
+            "newton_cg" if not.
         xs: (N+1, nx) first guess of the states for "interior_point", which need not satisfy the dynamics; None rolls
             out the guess of the inputs.
         x0: (nx,) first guess of a free x_0; None starts from zero (projected into its bounds).
@@ -120,7 +121,7 @@ def solve(
         ... )
         >>> sol = oc.solve(problem)
         >>> sol.method, bool(sol.converged), round(float(sol.cost), 6)
-        ('newton_cg', True, 3.222557)
+        ('ilqr', True, 3.222557)
 
     References:
         Nocedal and Wright (2006), Numerical Optimization.
@@ -297,7 +298,8 @@ def _pick(problem: Problem, objective: Objective, method: Any) -> str:
     whole = objective.free == ("us",) + (("x0",) if problem.x0 is None else ())
     if whole and is_concrete(problem) and problem.dynamics.is_linear and is_linear_quadratic(problem):
         return "lq"
-    return "newton_cg"
+    light = smooth and small and problem.dynamics.has_jax_step and problem.memory == "full"
+    return "ilqr" if light and objective.free == ("us",) else "newton_cg"
 
 
 def _is_exact(method: Any, problem: Problem) -> bool:
