@@ -9,6 +9,7 @@ import optctl as oc
 from optctl.solvers import METHODS
 from optctl.solvers.cg import conjugate_gradient
 from optctl.solvers.descent import gradient_descent
+from optctl.solvers.ilqr import ilqr
 from optctl.solvers.newton_cg import newton_cg
 from tests import zoo
 from tests.oracles import check_kkt, check_optimality, dense_kkt
@@ -20,6 +21,10 @@ PROBLEMS = {
     "lq_free_x0": (zoo.lq_problem(free_x0=True), tuple(method for method in METHODS if method != "ilqr")),
     "nonlinear": (zoo.pendulum_problem(), SMOOTH),
     "bounded": (zoo.bounded_problem(), ("gradient_descent", "lbfgs", "interior_point")),
+    "bounded_inputs": (
+        zoo.pendulum_problem(u_min=-0.2, u_max=0.1),
+        ("gradient_descent", "lbfgs", "ilqr", "interior_point"),
+    ),
 }
 CASES = [(name, method) for name, (_, methods) in PROBLEMS.items() for method in methods]
 
@@ -36,6 +41,8 @@ def test_certified_optimum(name, method):
         check_optimality(problem, sol, tolerance=1e-7)
     else:
         check_kkt(problem, sol, tolerance=1e-5)
+    if method in ("lq", "ilqr"):
+        np.testing.assert_allclose(jnp.einsum("tij,tj->ti", sol.K, sol.xs[:-1]) + sol.k, sol.us, atol=1e-12)
     if name.startswith("lq"):
         xs, us, _ = dense_kkt(oc.lq.LQ.from_problem(problem))
         np.testing.assert_allclose(sol.xs, xs, atol=1e-6)
@@ -71,7 +78,7 @@ def test_the_bounded_optimum_equals_cvxpy_and_its_multipliers_are_right(method):
 
 @pytest.mark.parametrize(
     ("method", "compiled"),
-    [("gradient_descent", gradient_descent), ("cg", conjugate_gradient), ("newton_cg", newton_cg)],
+    [("gradient_descent", gradient_descent), ("cg", conjugate_gradient), ("newton_cg", newton_cg), ("ilqr", ilqr)],
 )
 def test_second_call_does_not_recompile_and_vmap_equals_a_loop(method, compiled):
     problem = zoo.lq_problem()
@@ -122,7 +129,7 @@ def test_every_method_refuses_what_it_cannot_take(method):
             oc.solve(zoo.lq_problem().replace(u_min=-1.0), method=method)
 
 
-@pytest.mark.parametrize("method", ["lbfgs", "newton_cg", "gradient_descent"])
+@pytest.mark.parametrize("method", ["lbfgs", "newton_cg", "gradient_descent", "ilqr"])
 def test_non_finite_values_end_with_the_last_finite_iterate(method):
     """A cost with a cliff into NaN below x = 0.5: the solver steps back or says so, never returns NaN."""
     problem = oc.Problem(
@@ -166,7 +173,7 @@ def test_a_cost_in_double_does_not_break_a_single_precision_solve():
         oc.Dynamics(lambda x, u: x + u, 1, 1), lambda x, u: x @ x + np.float64(2.0) * (u @ u), horizon=3,
         x0=np.ones(1, np.float32),
     )  # fmt: skip
-    for method in ("newton_cg", "gradient_descent", "lbfgs"):
+    for method in ("newton_cg", "gradient_descent", "lbfgs", "ilqr"):
         assert oc.solve(problem, method=method).converged
 
 
@@ -175,7 +182,7 @@ def test_mixed_precision_of_the_model_is_named():
         oc.Problem(oc.LinearDynamics(np.eye(1), np.eye(1)), horizon=3, x0=np.ones(1, np.float32))
 
 
-@pytest.mark.parametrize("method", ["newton_cg", "lbfgs", "gradient_descent"])
+@pytest.mark.parametrize("method", ["newton_cg", "lbfgs", "gradient_descent", "ilqr"])
 def test_a_cost_that_falls_without_bound_is_called_so(method):
     problem = oc.Problem(oc.LinearDynamics([[1.0]], [[1.0]]), lambda x, u: x @ x - 10 * u @ u, horizon=3, x0=[1.0])
     sol = oc.solve(problem, 0.1 * np.ones((3, 1)), method=method)
@@ -213,7 +220,7 @@ def test_a_free_x0_that_is_partly_unseen_is_solved():
 def test_a_constant_in_the_cost_does_not_fake_convergence():
     pendulum = oc.discretize(oc.models.Pendulum(), 0.05)
     problem = oc.Problem(pendulum, lambda x, u: 1e6 + (u[0] - 1) ** 2, horizon=5, x0=[0.0, 0.0])
-    for method in ("newton_cg", "lbfgs", "gradient_descent"):
+    for method in ("newton_cg", "lbfgs", "gradient_descent", "ilqr"):
         sol = oc.solve(problem, method=method)
         np.testing.assert_allclose(sol.us, 1.0, atol=1e-2)
 
@@ -228,7 +235,7 @@ def test_convex_but_not_strictly_so_falls_back_to_cg():
 
 
 def test_iteration_limit_is_reported():
-    for method in ("gradient_descent", "lbfgs", "newton_cg"):
+    for method in ("gradient_descent", "lbfgs", "newton_cg", "ilqr"):
         sol = oc.solve(zoo.pendulum_problem(), method=method, max_iterations=1, tolerance=1e-12)
         assert not sol.converged
         assert "iteration limit" in sol.message

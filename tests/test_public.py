@@ -71,7 +71,7 @@ from tests import zoo
 assert jnp.zeros(1).dtype == jnp.float32
 pendulum = oc.discretize(oc.models.Pendulum(), 0.1)
 problem = oc.Problem(pendulum, lambda x, u: 0.1 * (x @ x + u @ u), lambda x: x @ x, horizon=10, x0=[1.0, 0.0])
-for method in ("newton_cg", "lbfgs", "gradient_descent"):
+for method in ("newton_cg", "lbfgs", "gradient_descent", "ilqr"):
     sol = oc.solve(problem, method=method)
     assert sol.xs.dtype == jnp.float32 and bool(sol.converged), (method, sol)
     print(float(sol.cost))
@@ -101,7 +101,7 @@ def test_float32_throughout(monkeypatch):
     pendulum = oc.discretize(oc.models.Pendulum(), 0.1)
     problem = oc.Problem(pendulum, lambda x, u: 0.1 * (x @ x + u @ u), lambda x: x @ x, horizon=10, x0=[1.0, 0.0])
     want = float(oc.solve(problem).cost)
-    assert got[:3] == pytest.approx([want] * 3, rel=1e-4)
+    assert got[:4] == pytest.approx([want] * 4, rel=1e-4)
 
 
 def test_import_is_silent_and_turns_64_bit_on():

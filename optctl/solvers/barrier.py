@@ -176,8 +176,8 @@ def optimize(program: Program, state: State, r: Residuals, least: Any) -> State:
 def predict(program: Program, state: State, r: Residuals, least: Any) -> State:
     """One predictor-corrector step on a convex quadratic program; where it fails, the other steps take over.
 
-    The predictor aims at products s y = 0. How far it gets tells what to aim at, mu = (mean after / mean before)^3 mean,
-    and the products ds dy that it leaves behind are taken into account.
+    The predictor aims at products s y = 0. How far it gets tells what to aim at,
+    mu = (mean after / mean before)^3 mean, and the products ds dy that it leaves behind are taken into account.
 
     Reference: Mehrotra (1992), On the implementation of a primal-dual interior point method.
     """

@@ -23,11 +23,10 @@ from optctl._record import record
 from optctl.lq import kkt, sweeps
 from optctl.lq.model import LQ
 from optctl.lq.riccati import Factors
-from optctl.solvers.primal_dual import shifted
 
 ROUNDS = 10
 FIRST_SHIFT, SHIFT_FACTOR, LARGEST_SHIFT = 0.1, 10.0, 1e16
-"""The first multiple of the identity added to the weights, its growth, and a hopeless one, in the model's unit."""
+"""The first multiple of the identity to be added to the weights, its growth, a hopeless one: in the model's unit."""
 
 
 @record()
@@ -38,12 +37,16 @@ class Policy:
         K: (N, nu, nx) gains; rows of held inputs are zero.
         dxs: (N+1, nx), the model's own trajectory.
         dus: (N, nu), its inputs.
-        shift: multiple of the identity that was added to all weights.
+        costates: (N+1, nx), those of the model.
+        fall: -(q'dx + r'du), the fall of the cost to first order.
+        shift: multiple of the identity that was added to the weights (`shifted`).
     """
 
     K: Any
     dxs: Any
     dus: Any
+    costates: Any
+    fall: Any
     shift: Any
 
 
@@ -68,7 +71,7 @@ def best_policy(full: LQ | None, plain: LQ, least: Any, slope: Any, low: Any, hi
     if low is None:
         model, factors, shift = convexified(full, plain, None, least)
         d = solution(model, factors, None, jnp.zeros_like(plain.r))
-        return Policy(factors.K, d.xs, d.us, shift)
+        return policy(plain, factors, d, shift)
 
     def improve(carry: tuple) -> tuple:
         i, at_low, at_high, _ = carry
@@ -80,12 +83,18 @@ def best_policy(full: LQ | None, plain: LQ, least: Any, slope: Any, low: Any, hi
         next_low = jnp.where(at_low, (price >= 0) | (low >= high), ~at_high & (d.us < low))
         next_high = jnp.where(at_high, price <= 0, ~at_low & (d.us > high))
         done = jnp.all(next_low == at_low) & jnp.all(next_high == at_high)
-        return jnp.where(done, ROUNDS, i + 1), next_low, next_high, Policy(factors.K, d.xs, d.us, shift)
+        return jnp.where(done, ROUNDS, i + 1), next_low, next_high, policy(plain, factors, d, shift)
 
     at_low = (low >= 0) & ((slope > 0) | (high <= 0))
     first = jnp.asarray(0), at_low, ~at_low & (high <= 0) & (slope < 0)
     blank = blank_like(jax.eval_shape(improve, (*first, None))[-1])
     return jax.lax.while_loop(lambda carry: carry[0] < ROUNDS, improve, (*first, blank))[-1]
+
+
+def policy(plain: LQ, factors: Factors, d: kkt.Point, shift: Any) -> Policy:
+    """Return the policy of a model's minimizer, its fall summed along states under feedback, which do not run away."""
+    slope = jnp.sum(plain.q * d.xs[:-1]) + plain.qf @ d.xs[-1] + jnp.sum(plain.r * d.us)
+    return Policy(factors.K, d.xs, d.us, d.costates, -slope, shift)
 
 
 def convexified(full: LQ | None, plain: LQ, held: Any, least: Any) -> tuple[LQ, Factors, Any]:
@@ -101,12 +110,23 @@ def convexified(full: LQ | None, plain: LQ, held: Any, least: Any) -> tuple[LQ, 
         return i + 1, sweeps.factor(without(shifted(model, shift), held)), shift, jnp.where(keeps, shift, grown)
 
     def failed(carry: tuple) -> Any:
-        return (carry[1].failed_stage >= 0) & (carry[3] <= LARGEST_SHIFT * size)
+        return (carry[1].failed_stage >= 0) & ((carry[0] == 0) | (carry[3] <= LARGEST_SHIFT * size))
 
     blank = replace(blank_like(jax.eval_shape(sweeps.factor, plain)), failed_stage=jnp.zeros((), jnp.int32))
     shift = least.astype(plain.Q.dtype)
     i, factors, shift, _ = jax.lax.while_loop(failed, attempt, (jnp.asarray(0), blank, shift, shift))
     return shifted(keep(i == 1, first, plain), shift), factors, shift
+
+
+def shifted(model: LQ, shift: Any) -> LQ:
+    """Return the model with a multiple of the identity added to R, and to Q as well, but there in its own unit.
+
+    That of R may be a world too large for Q: in an orbit given in meters, steps of the states would be next to nothing.
+    """
+    others = jnp.maximum(jnp.max(jnp.abs(model.Q)), jnp.max(jnp.abs(model.Qf)))
+    eye_x = shift * jnp.minimum(1.0, others / unit(model)) * jnp.eye(model.nx, dtype=model.Q.dtype)
+    eye_u = shift * jnp.eye(model.nu, dtype=model.R.dtype)
+    return replace(model, Q=model.Q + eye_x[None], R=model.R + eye_u[None], Qf=model.Qf + eye_x)
 
 
 def solution(model: LQ, factors: Factors, held: Any, values: Any) -> kkt.Point:

@@ -12,9 +12,14 @@ The backward pass, a call of the core of `optctl.lq`, gives the minimizer as a p
     u_t = clip(ubar_t + alpha k_t + K_t (x_t - xbar_t), u_min, u_max),    x_{t+1} = f(x_t, u_t)
 
 keeps an unstable plant near the trajectory, where an open loop would not. alpha is halved until the true cost falls by
-a share of what its slope dJ/du = r + B'lambda promises. Where the exact model is not convex, the Gauss-Newton model
+a share of what the slope promises, q'dx + r'du. Where the exact model is not convex, the Gauss-Newton model
 stands in; a multiple of the identity is added to its weights while it is not convex either, or steps are short. With
 bounds, the policy is the model's best one within them (`boxed`): projected Newton steps, a few calls of the core.
+
+The slope dJ/du = r + B'lambda of an open loop that is unstable over the horizon is all rounding, dozens of powers of
+ten above zero at the optimum. So the promise is summed along dx, which is under feedback, and where a step promises
+nothing but rounding, the model's own costates, those of the Riccati sweep, tell what is left of the slopes of the
+Lagrangian in all x_t and u_t. The certificate of the solution does the same.
 
 An iteration costs one expansion of all stages, O(N (nx + nu)^3) for the policy, and a rollout for each alpha.
 
@@ -43,6 +48,8 @@ SUFFICIENT = 0.1
 """The share of the promised decrease that a step must bring."""
 SHORT_STEP, SHORTEST_STEP = 0.3, 1e-3
 """Steps below the first make the shift grow; below the second none is tried."""
+RUNAWAY = 1e4
+"""A guess whose states are larger by this factor has run away: its cost says nothing about the size of others."""
 PATIENCE = 5
 """Steps lost in rounding, none of which brings a smaller slope, that end a solve."""
 
@@ -119,7 +126,7 @@ class Trial:
 
     Attributes:
         found: True if the cost has fallen enough.
-        finite: False if states or cost are not finite.
+        finite: False if states or cost were not finite, here or at a larger alpha.
         alpha: step length.
         xs: (N+1, nx) states.
         us: (N, nu) inputs.
@@ -141,7 +148,8 @@ class State:
     Attributes:
         point: the `Point`.
         alpha: first step length to try.
-        first_cost: cost of the first guess.
+        first_cost: cost of the first guess, or of the first trajectory after it if that ran away.
+        first_size: size of the states there.
         best: smallest stationarity so far.
         idle: number of steps in a row that were lost in rounding.
         iterations: number of iterations; -1 before the guess is evaluated.
@@ -152,6 +160,7 @@ class State:
     point: Point
     alpha: Any
     first_cost: Any
+    first_size: Any
     best: Any
     idle: Any
     iterations: Any
@@ -177,7 +186,10 @@ def ilqr(
     s = first_state(x0, jnp.clip(us, lower, upper), max_iterations)
     s = jax.lax.while_loop(going, lambda s: iterate(program, s, tolerance), s)
     p = s.point
-    last = Iterate(p.us.ravel(), p.cost, p.slope.ravel(), s.iterations, s.status, jnp.asarray(False), s.history)
+    last = Iterate(
+        p.us.ravel(), p.cost, p.slope.ravel(), s.iterations, s.status, jnp.asarray(False), s.history, s.first_cost,
+        p.xs, p.policy.costates,
+    )  # fmt: skip
     return last, p.policy.K, p.us - times(p.policy.K, p.xs[:-1])
 
 
@@ -186,11 +198,12 @@ def first_state(x0: Any, us: Any, max_iterations: int) -> State:
     N, nu = us.shape
     number, infinite, none = jnp.zeros((), us.dtype), jnp.full((), jnp.inf, us.dtype), jnp.asarray(0)
     xs, nothing = jnp.broadcast_to(x0, (N + 1, x0.size)), jnp.zeros_like(us)
-    policy = Policy(jnp.zeros((N, nu, x0.size), us.dtype), jnp.zeros_like(xs), nothing, number)
+    still = jnp.zeros_like(xs)
+    policy = Policy(jnp.zeros((N, nu, x0.size), us.dtype), still, nothing, still, number, number)
     column = jnp.full(max_iterations + 1, jnp.nan, us.dtype)
     return State(
-        Point(xs, us, infinite, nothing, policy), alpha=number + 1, first_cost=infinite, best=infinite, idle=none,
-        iterations=none - 1, status=jnp.asarray(int(Status.ITERATION_LIMIT)),
+        Point(xs, us, infinite, nothing, policy), alpha=number + 1, first_cost=infinite, first_size=infinite,
+        best=infinite, idle=none, iterations=none - 1, status=jnp.asarray(int(Status.ITERATION_LIMIT)),
         history=History(column, column, column, regularization=column),
     )  # fmt: skip
 
@@ -204,16 +217,18 @@ def iterate(program: Program, s: State, tolerance: Any) -> State:
     start = replace(
         old, xs=keep(found, trial.xs, old.xs), us=keep(found, trial.us, old.us), cost=keep(found, trial.cost, old.cost)
     )
-    first_cost = jnp.where(first, start.cost, s.first_cost)
-    short = ~first & (~found | (trial.alpha < SHORT_STEP))
+    size = jnp.max(jnp.abs(start.xs))
+    anew = s.first_size > RUNAWAY * (1 + size)
+    first_cost, first_size = jnp.where(anew, start.cost, s.first_cost), jnp.where(anew, size, s.first_size)
+    lost = ~first & (jnp.abs(old.policy.fall) <= noise)
+    short = ~first & ~lost & (~found | (trial.alpha < SHORT_STEP))
     growth = jnp.where(short, SHIFT_FACTOR, jnp.where(trial.alpha == 1, 1 / SHIFT_FACTOR, 1.0))
-    new, mark, hopeless = expand(program, start, first_cost, growth, tolerance)
+    new, mark, hopeless = expand(program, start, first_cost, growth, lost, tolerance)
     # A point without a slope or a policy is not taken: the old policy is followed less far.
     fine = jnp.isfinite(mark) & jnp.all(jnp.isfinite(new.policy.K)) & jnp.all(jnp.isfinite(new.policy.dus))
     point, mark = keep(fine, new, old), jnp.where(fine, mark, s.best)
-    lost = (jnp.abs(jnp.sum(old.slope * old.policy.dus)) <= noise) & (mark >= s.best)
-    idle = jnp.where(lost, s.idle + 1, 0)
-    broken = ~trial.finite | ~fine
+    idle = jnp.where(lost & (mark >= s.best), s.idle + 1, 0)
+    broken = (~found & ~trial.finite) | ~fine
     stuck = (idle >= PATIENCE) | (~found & (hopeless | ~fine)) | (first & broken)
     status = jnp.where(broken, int(Status.NON_FINITE), int(Status.STALLED))
     status = jnp.where(stuck, status, int(Status.ITERATION_LIMIT))
@@ -225,30 +240,30 @@ def iterate(program: Program, s: State, tolerance: Any) -> State:
     cost, marks, steps, shifts = (column.at[i].set(value) for column, value in zip(columns, row, strict=True))
     alpha = jnp.where(fine, jnp.ones_like(s.alpha), trial.alpha / 2)
     history = History(cost, marks, steps, regularization=shifts)
-    return State(point, alpha, first_cost, jnp.minimum(mark, s.best), idle, i, status, history)
+    first_cost, first_size = keep(fine, (first_cost, first_size), (s.first_cost, s.first_size))
+    return State(point, alpha, first_cost, first_size, jnp.minimum(mark, s.best), idle, i, status, history)
 
 
 def search(program: Program, p: Point, alpha: Any, noise: Any) -> Trial:
     """Halve alpha until the cost falls enough."""
     problem, params = program.problem, program.params
-    slope = jnp.sum(p.slope * p.policy.dus)
 
     def attempt(trial: Trial) -> Trial:
         alpha = trial.alpha / 2
         xs, us = follow(program, p, alpha)
         cost = (problem.trajectory_cost(xs, us, params) + problem.start_cost(xs[0], params)).astype(us.dtype)
-        promised = -alpha * slope
+        promised = alpha * p.policy.fall
         if program.bounded:  # Clipped inputs bring less: to first order the cost falls by slope'(ubar - u).
             promised = jnp.minimum(promised, jnp.sum(p.slope * (p.us - us)))
         finite = jnp.isfinite(cost) & jnp.all(jnp.isfinite(xs))
         enough = (promised > 0) & (cost <= p.cost - SUFFICIENT * promised + noise)
-        return Trial(finite & (enough | jnp.isinf(p.cost)), finite, alpha, xs, us, cost)
+        return Trial(finite & (enough | jnp.isinf(p.cost)), finite & trial.finite, alpha, xs, us, cost)
 
     def going(trial: Trial) -> Any:
         return ~trial.found & (trial.alpha / 2 >= SHORTEST_STEP)
 
-    no = jnp.asarray(False)
-    return jax.lax.while_loop(going, attempt, Trial(no, no, 2 * alpha, p.xs, p.us, p.cost))
+    first = Trial(jnp.asarray(False), jnp.asarray(True), 2 * alpha, p.xs, p.us, p.cost)
+    return jax.lax.while_loop(going, attempt, first)
 
 
 def follow(program: Program, p: Point, alpha: Any) -> tuple[Any, Any]:
@@ -267,11 +282,14 @@ def follow(program: Program, p: Point, alpha: Any) -> tuple[Any, Any]:
     return jnp.concatenate([xs, last[None]]), us
 
 
-def expand(program: Program, p: Point, first_cost: Any, growth: Any, tolerance: Any) -> tuple[Point, Any, Any]:
+def expand(
+    program: Program, p: Point, first_cost: Any, growth: Any, lost: Any, tolerance: Any
+) -> tuple[Point, Any, Any]:
     """Return the point with its slope and next policy, its stationarity, and whether no shift will help."""
     full, plain, slope = models(program, p.xs, p.us)
     residual = projected_gradient(p.us, slope, program.lower, program.upper)
-    mark = scaled_stationarity(p.us, residual, cost_size(p.cost, first_cost))
+    scale = cost_size(p.cost, first_cost)
+    mark = scaled_stationarity(p.us, residual, scale)
     size = unit(plain)
     least = growth * p.policy.shift
     least = jnp.where(growth > 1, jnp.maximum(least, FIRST_SHIFT * size), least)
@@ -281,6 +299,11 @@ def expand(program: Program, p: Point, first_cost: Any, growth: Any, tolerance: 
     policy = best_policy(full, plain, least, slope, low, program.upper - p.us)
     hopeless = policy.shift > LARGEST_SHIFT * size
     policy = jax.tree.map(lambda leaf: leaf.astype(p.us.dtype), policy)
+    # Of an unstable plant the slope is all rounding where nothing is left to gain: the model's costates tell.
+    in_xs, in_us = (g.astype(p.us.dtype) for g in lagrangian_slopes(plain, policy.costates))
+    residual = projected_gradient(p.us, in_us, program.lower, program.upper)
+    by_stages = jnp.maximum(scaled_stationarity(p.xs[1:], in_xs, scale), scaled_stationarity(p.us, residual, scale))
+    mark = jnp.where(lost, jnp.minimum(mark, by_stages), mark)
     return replace(p, slope=slope, policy=policy), mark, hopeless
 
 
@@ -292,7 +315,8 @@ def models(program: Program, xs: Any, us: Any) -> tuple[LQ | None, LQ, Any]:
     slope = plain.r + transposed_times(plain.B, later)
     if not program.exact:
         return None, plain, slope.astype(us.dtype)
-    W = problem.dynamics.hessians(xs, us, jnp.vstack([plain.qf, later]).astype(xs.dtype), params)
+    costates = jnp.vstack([jnp.zeros_like(plain.qf), later])  # the first one plays no part
+    W = problem.dynamics.hessians(xs, us, costates.astype(xs.dtype), params)
     full = replace(plain, Q=plain.Q + W[:, :nx, :nx], R=plain.R + W[:, nx:, nx:], M=plain.M + W[:, :nx, nx:])
     return full, plain, slope.astype(us.dtype)
 
@@ -305,3 +329,10 @@ def later_costates(model: LQ) -> Any:
         return q + A.T @ costate, costate
 
     return jax.lax.scan(backward, model.qf, (model.A, model.q), reverse=True)[1]
+
+
+def lagrangian_slopes(model: LQ, costates: Any) -> tuple[Any, Any]:
+    """Return the slopes of the Lagrangian in states 1..N, (N, nx), and in the inputs, (N, nu)."""
+    later = costates[1:]
+    pulled = jnp.vstack([model.q[1:] + transposed_times(model.A, later)[1:], model.qf])
+    return pulled - later, model.r + transposed_times(model.B, later)

@@ -5,6 +5,7 @@
 Every solver sees nothing else, so the choice of what is free is made in one place.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -33,6 +34,14 @@ class Objective:
     x0: Any
     params: Any
     free: tuple[str, ...]
+
+    def leaves(self) -> list[Any]:
+        """Return the arrays that are free."""
+        return jax.tree.leaves([getattr(self, name) for name in self.free])
+
+    def size(self) -> int:
+        """Return the length of z."""
+        return sum([leaf.size for leaf in self.leaves()])
 
     def pack(self, values: Any) -> Any:
         """Return one vector from a record with fields us, x0 and params."""
@@ -78,6 +87,21 @@ class Objective:
             )
             sides.append(self.pack(full))
         return sides[0], sides[1]
+
+    def lagrangian(self, xs: Any, us: Any, costates: Any) -> tuple[Gradient, Any, Any]:
+        """Return the slopes with states as unknowns of their own: in us, in states 1..N, and the gaps f(x, u) - x+.
+
+        The first two vanish at an optimum for some costates, whatever rounding does to the reduced gradient.
+        """
+        problem, params = self.problem, self.params
+        cost, (gxs, gus) = jax.value_and_grad(problem.trajectory_cost, (0, 1))(xs, us, params)
+        step = problem.dynamics.step
+        ends, pull = jax.vjp(
+            lambda xs, us: problem.dynamics.map_stages(lambda x, u, t: step(x, u, t, params), xs, us), xs, us
+        )
+        pxs, pus = pull(costates[1:])
+        cost = cost + problem.start_cost(xs[0], params)
+        return Gradient(cost, xs, costates, gus + pus, None, None), (gxs + pxs - costates)[1:], ends - xs[1:]
 
 
 def projected_gradient(z: Any, slope: Any, lower: Any, upper: Any) -> Any:
@@ -129,3 +153,22 @@ def certify(objective: Objective, z: Any, slope: Any, cost: Any, first_cost: Any
         tolerance=jnp.asarray(tolerance, z.dtype),
     )
     return certificate, (mu_lower, mu_upper)
+
+
+def certify_stages(objective: Objective, iterate: Any, first_cost: Any, tolerance: Any) -> tuple[Gradient, Any, Any]:
+    """Certify the states and costates of a solver, stage by stage: an unstable plant has no other certificate."""
+    us, xs, costates = objective.unpack(iterate.z)["us"], iterate.xs, iterate.costates
+    g, in_xs, gaps = objective.lagrangian(xs, us, costates)
+    certificate, multipliers = certify(objective, iterate.z, objective.pack(g), g.cost, first_cost, tolerance)
+    size = cost_size(g.cost, first_cost)
+    rounding = jnp.finfo(xs.dtype).eps * costates[1:]
+    in_states = jnp.maximum(scaled_stationarity(xs[1:], in_xs, size), scaled_stationarity(xs[1:], rounding, size))
+    gap, scaled_gap = jnp.max(jnp.abs(gaps)), jnp.max(jnp.abs(gaps) / jnp.maximum(1.0, jnp.abs(xs[1:])))
+    certificate = replace(
+        certificate,
+        stationarity=jnp.maximum(certificate.stationarity, jnp.max(jnp.abs(in_xs))),
+        stationarity_scaled=jnp.maximum(certificate.stationarity_scaled, in_states),
+        primal_feasibility=jnp.maximum(certificate.primal_feasibility, gap),
+        primal_feasibility_scaled=jnp.maximum(certificate.primal_feasibility_scaled, scaled_gap),
+    )
+    return g, certificate, multipliers

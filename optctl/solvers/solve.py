@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ from optctl.solvers.interior_point import InteriorPoint, Settings
 from optctl.solvers.iterate import Iterate
 from optctl.solvers.lbfgs import lbfgs
 from optctl.solvers.newton_cg import newton_cg
-from optctl.solvers.objective import Objective, certify
+from optctl.solvers.objective import Objective, certify, certify_stages
 from optctl.solvers.solution import History, Solution, Status
 
 METHODS = {
@@ -45,7 +46,7 @@ MAX_ITERATIONS = {
 }
 TAKES_BOUNDS = ("gradient_descent", "lbfgs", "ilqr")
 SMALL = 100
-"""Largest nx + nu for which bounds alone lead to the interior point method, whose matrices are dense."""
+"""Largest nx + nu for which a method with dense matrices is picked where one without them would do."""
 VARIABLE_BOUNDS = {
     "u_min": "us",
     "u_max": "us",
@@ -83,7 +84,8 @@ def solve(
         method: one of "lq", "cg", "gradient_descent", "lbfgs", "newton_cg", "ilqr", "interior_point", or a record with
             options, `ILQR` or `InteriorPoint`. None picks: "lq" for linear-quadratic problems without constraints,
             "interior_point" with constraints, "lbfgs" for free parameters, first derivatives only, or bounds on more
-            than a hundred states and inputs, else "newton_cg".
+            than a hundred states and inputs; else "ilqr" if x0 is given and states and inputs are at most a hundred,
+            "newton_cg" if not.
         xs: (N+1, nx) first guess of the states for "interior_point", which need not satisfy the dynamics; None rolls
             out the guess of the inputs.
         x0: (nx,) first guess of a free x_0; None starts from zero (projected into its bounds).
@@ -119,7 +121,7 @@ def solve(
         ... )
         >>> sol = oc.solve(problem)
         >>> sol.method, bool(sol.converged), round(float(sol.cost), 6)
-        ('newton_cg', True, 3.222557)
+        ('ilqr', True, 3.222557)
 
     References:
         Nocedal and Wright (2006), Numerical Optimization.
@@ -130,17 +132,17 @@ def solve(
     _refuse_constraints(problem, objective, method)
     if step not in ("bb", "armijo") or (step != "bb" and method != "gradient_descent"):
         raise ValueError(f"`step` is {step!r}; expected 'bb', or 'armijo' with method 'gradient_descent'.")
-    z = objective.pack(objective)
+    dtype, size = np.result_type(*[leaf.dtype for leaf in objective.leaves()]), objective.size()
     if tolerance is None:
-        tolerance = 1e-3 if z.dtype == jnp.float32 else 1e-8 if method == "interior_point" else 1e-6
+        tolerance = 1e-3 if dtype == jnp.float32 else 1e-8 if method == "interior_point" else 1e-6
     if not isinstance(tolerance, int | float | np.number) or not 0 <= tolerance < np.inf:
         raise ValueError(f"`tolerance` is {tolerance!r}; expected a number >= 0, such as 1e-6.")
-    if verbose and not is_concrete((objective, z)):
+    if verbose and not is_concrete(objective):
         raise ValueError(
             "`verbose` prints on the host; leave it out under jit, vmap or grad, and print sol.table() after."
         )
     limit = MAX_ITERATIONS[method] if max_iterations is None else max_iterations
-    limit = as_whole(2 * z.size + 10 if limit is None else limit, "max_iterations", least=0)
+    limit = as_whole(2 * size + 10 if limit is None else limit, "max_iterations", least=0)
     if method == "interior_point":
         options = asked if isinstance(asked, InteriorPoint) else InteriorPoint()
         exact = options.hessian == "exact"
@@ -149,13 +151,8 @@ def solve(
             objective, settings, options, xs=xs, us=us, warm_start=warm_start, callback=callback, every=callback_every,
             time_limit=time_limit,
         )  # fmt: skip
-        if is_concrete(solution):
-            rows = slice(int(solution.iterations) + 1)
-            history = jax.tree.map(lambda column: np.asarray(column)[rows], solution.history)
-            solution = dataclasses.replace(solution, history=history)
-        if verbose:
-            print(f"{solution.table()}\n{solution!r}")
-        return solution
+        return _told(solution, verbose)
+    z = objective.pack(objective)
     _refuse_options(method, xs=xs, warm_start=warm_start, callback=callback, time_limit=time_limit)
     K = k = None
     if method == "lq":
@@ -183,7 +180,15 @@ def solve(
                 " method is differentiated through: the costates and multipliers of a solution are its sensitivities."
             )
         iterate = lbfgs(objective, z, tolerance=float(tolerance), max_iterations=limit)
-    solution = _finish(objective, iterate, jnp.asarray(tolerance, z.dtype), K, k, method)
+    return _told(_finish(objective, iterate, tolerance, K, k, method), verbose)
+
+
+def _told(solution: Solution, verbose: bool) -> Solution:
+    """Cut the history to the iterations made, and print if asked to."""
+    if is_concrete(solution):
+        rows = slice(int(solution.iterations) + 1)
+        history = jax.tree.map(lambda column: np.asarray(column)[rows], solution.history)
+        solution = dataclasses.replace(solution, history=history)  # type: ignore[type-var]
     if verbose:
         print(f"{solution.table()}\n{solution!r}")
     return solution
@@ -202,7 +207,7 @@ def _objective(problem: Problem, us: Any, x0: Any, params: Any, free: Any) -> Ob
     names = _free_names(problem, free)
     if params is not None:
         problem = problem.replace(params=params)
-    dtype = jnp.zeros(()).dtype
+    dtype = jnp.result_type(float)
     for given in (problem.x0, us, x0):
         if given is not None and hasattr(given, "dtype"):
             dtype = given.dtype
@@ -220,7 +225,7 @@ def _objective(problem: Problem, us: Any, x0: Any, params: Any, free: Any) -> Ob
             raise ValueError("`x0` is free and its size unknown; pass a first guess x0=..., or nx to the dynamics.")
         x0 = jnp.zeros(dynamics.nx, dtype) if x0 is None else jnp.asarray(as_float(x0, "x0"))
     else:
-        x0 = jnp.asarray(problem.x0)
+        x0 = problem.x0
     if not dynamics.roll_without_inputs:
         if us is None and "us" not in names and dynamics.nu != 0:
             raise ValueError(
@@ -228,12 +233,14 @@ def _objective(problem: Problem, us: Any, x0: Any, params: Any, free: Any) -> Ob
             )
         if us is None and dynamics.nu is None:
             raise ValueError("`us` is missing; the number of inputs is unknown: pass a first guess (N, nu).")
-        us = jnp.zeros((problem.horizon, dynamics.nu), x0.dtype) if us is None else jnp.asarray(as_float(us, "us"))
+        us = np.zeros((problem.steps, dynamics.nu), x0.dtype) if us is None else as_float(us, "us")
         check_shape(us, "us", (problem.horizon, dynamics.nu))
-        us = us.astype(np.result_type(us.dtype, x0.dtype))
-        x0 = x0.astype(us.dtype)
+        both = np.result_type(us.dtype, x0.dtype)
+        us, x0 = (v if v.dtype == both else v.astype(both) for v in (us, x0))
+    else:
+        x0 = jnp.asarray(x0)
     objective = Objective(problem, us, x0, jax.tree.map(jnp.asarray, problem.params), names)
-    if not jax.tree.leaves([getattr(objective, name) for name in names]) or not objective.pack(objective).size:
+    if not objective.size():
         raise ValueError(
             f"nothing is free: {names} hold no numbers; name what to optimize with free=('params',) or others."
         )
@@ -295,7 +302,8 @@ def _pick(problem: Problem, objective: Objective, method: Any) -> str:
     whole = objective.free == ("us",) + (("x0",) if problem.x0 is None else ())
     if whole and is_concrete(problem) and problem.dynamics.is_linear and is_linear_quadratic(problem):
         return "lq"
-    return "newton_cg"
+    light = smooth and small and problem.dynamics.has_jax_step and problem.memory == "full"
+    return "ilqr" if light and objective.free == ("us",) else "newton_cg"
 
 
 def _is_exact(method: Any, problem: Problem) -> bool:
@@ -359,19 +367,29 @@ def _solve_lq(problem: Problem, objective: Objective) -> tuple[Iterate, Any, Any
     return iterate, solution.K, solution.k
 
 
-@jax.jit
-def _evaluate(objective: Objective, iterate: Iterate, tolerance: Any) -> tuple[Any, ...]:
-    """Evaluate the final point afresh, whatever the solver believes, and certify it."""
-    g = objective.gradient(iterate.z)
-    first = iterate.history.cost[0]
-    certificate, multipliers = certify(
-        objective, iterate.z, objective.pack(g), g.cost, jnp.where(jnp.isnan(first), g.cost, first), tolerance
-    )
-    return g, certificate, [objective.unpack(mu) for mu in multipliers], objective.unpack(iterate.z)
-
-
 def _finish(objective: Objective, iterate: Iterate, tolerance: Any, K: Any, k: Any, method: str) -> Solution:
-    g, certificate, multipliers, values = _evaluate(objective, iterate, tolerance)
+    history, first = iterate.history, iterate.first_cost
+    if first is None:
+        first = (np.asarray(history.cost) if is_concrete(history) else history.cost)[0]
+    empty = History(None, None, None)  # its length is no part of the program that certifies
+    point = dataclasses.replace(iterate, cost=None, slope=None, running=None, history=empty, first_cost=None)  # type: ignore[type-var]
+    solution = _certified(objective, point, first, tolerance, K, k, method)
+    staged = iterate.costates is not None and solution.xs is not None
+    if staged and not (is_concrete(solution) and solution.converged):
+        solution = _certified_by_stages(objective, point, first, tolerance, solution)
+    return solution if method == "lq" else dataclasses.replace(solution, history=history)  # type: ignore[type-var]
+
+
+@partial(jax.jit, static_argnames=("method",))
+def _certified(
+    objective: Objective, iterate: Iterate, first: Any, tolerance: Any, K: Any, k: Any, method: str
+) -> Solution:
+    """Evaluate the final point afresh, whatever the solver believes, and certify it."""
+    z = iterate.z
+    g = objective.gradient(z)
+    start = jnp.where(jnp.isnan(first), g.cost, first)
+    certificate, multipliers = certify(objective, z, objective.pack(g), g.cost, start, tolerance)
+    values = objective.unpack(z)
     finite = jnp.isfinite(g.cost) & jnp.isfinite(certificate.stationarity)
     converged = certificate.holds & finite & (iterate.status != int(Status.NOT_CONVEX))
     status = jnp.where(
@@ -380,21 +398,35 @@ def _finish(objective: Objective, iterate: Iterate, tolerance: Any, K: Any, k: A
         jnp.where(iterate.status == int(Status.SOLVED), int(Status.STALLED), iterate.status),
     )
     status = jnp.where(finite | (status == int(Status.NOT_CONVEX)), status, int(Status.NON_FINITE))
-    first = jnp.abs(iterate.history.cost[0])
-    fallen = g.cost < -1e6 * (1 + jnp.where(jnp.isfinite(first), first, 0.0))
+    fallen = g.cost < -1e6 * (1 + jnp.where(jnp.isfinite(first), jnp.abs(first), 0.0))
     status = jnp.where(fallen & ~converged, int(Status.UNBOUNDED), status)
-    by_name = {
-        name: multipliers[name.endswith("max")][variable]
+    history = History(g.cost[None], certificate.stationarity_scaled[None], jnp.zeros_like(g.cost)[None])
+    return Solution(
+        xs=g.xs, us=values["us"], x0=values["x0"], params=values["params"], costates=g.costates,
+        multipliers=_by_name(objective, multipliers), K=K, k=k, cost=g.cost, status=status, converged=converged,
+        iterations=iterate.iterations, certificate=certificate, history=history, method=method,
+    )  # fmt: skip
+
+
+@jax.jit
+def _certified_by_stages(
+    objective: Objective, iterate: Iterate, first: Any, tolerance: Any, found: Solution
+) -> Solution:
+    """Certify the solver's own states and costates where the reduced gradient, all rounding, certifies nothing."""
+    g, certificate, multipliers = certify_stages(objective, iterate, first, tolerance)
+    better = certificate.holds & jnp.isfinite(g.cost) & ~found.converged
+    new = dataclasses.replace(  # type: ignore[type-var]
+        found, xs=g.xs, costates=g.costates, multipliers=_by_name(objective, multipliers), cost=g.cost,
+        status=jnp.full_like(found.status, int(Status.SOLVED)), converged=better, certificate=certificate,
+    )  # fmt: skip
+    return jax.tree.map(lambda new, old: jnp.where(better, new, old), new, found)
+
+
+def _by_name(objective: Objective, multipliers: tuple[Any, Any]) -> dict[str, Any]:
+    """Return the multipliers (lower, upper) of z by the names of the bounds."""
+    by_side = [objective.unpack(mu) for mu in multipliers]
+    return {
+        name: by_side[name.endswith("max")][variable]
         for name, variable in VARIABLE_BOUNDS.items()
         if getattr(objective.problem, name) is not None
     }
-    history = iterate.history
-    if method == "lq":
-        history = History(g.cost[None], certificate.stationarity_scaled[None], jnp.zeros_like(g.cost)[None])
-    elif is_concrete(iterate):
-        history = jax.tree.map(lambda column: column[: int(iterate.iterations) + 1], history)
-    return Solution(
-        xs=g.xs, us=values["us"], x0=values["x0"], params=values["params"], costates=g.costates, multipliers=by_name,
-        K=K, k=k, cost=g.cost, status=status, converged=converged, iterations=iterate.iterations,
-        certificate=certificate, history=history, method=method,
-    )  # fmt: skip

@@ -9,7 +9,7 @@ import optctl as oc
 from tests import zoo
 
 
-@pytest.mark.parametrize("method", ["newton_cg", "lbfgs"])
+@pytest.mark.parametrize("method", ["newton_cg", "lbfgs"])  # "ilqr" and both of its Hessians in test_ilqr
 def test_acrobot_and_cart_pole_reach_their_known_optimum_from_zero(method):
     for name in ("acrobot_swing_up", "cartpole_push"):
         problem = getattr(oc.problems, name)()
@@ -30,7 +30,8 @@ def test_solve_picks_and_says_which():
     assert oc.solve(zoo.lq_problem()).method == "lq"
     assert oc.solve(zoo.lq_problem().replace(u_min=-1.0)).method == "interior_point"
     assert oc.solve(zoo.lq_problem().replace(x_max=2.0)).method == "interior_point"
-    assert oc.solve(zoo.pendulum_problem()).method == "newton_cg"
+    assert oc.solve(zoo.pendulum_problem()).method == "ilqr"
+    assert oc.solve(zoo.pendulum_problem(x0=None), max_iterations=1).method == "newton_cg"
     assert oc.solve(zoo.pendulum_problem(), np.zeros((7, 1)), free="params", max_iterations=1).method == "lbfgs"
 
 
@@ -88,7 +89,7 @@ def test_verbose_prints_the_table_and_silence_is_the_default(capsys):
     assert capsys.readouterr().out == ""
     sol = oc.solve(zoo.pendulum_problem(), verbose=True)
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].split() == ["iter", "cost", "stationarity", "step"]
+    assert printed[0].split() == ["iter", "cost", "stationarity", "step", "shift"]
     assert len(printed) == 1 + len(sol.history.cost) + 2
 
 
