@@ -404,7 +404,7 @@ class InteriorPoint {
     const double mu = n_.mu, share = std::max(0.99, 1 - mu / n_.scale);
     const double theta_least = 1e-4 * std::max(1.0, n_.theta_first), theta_most = 1e4 * std::max(1.0, n_.theta_first);
     const double slope = barrier_slope(p_, e_, z_, d_, mu);
-    const double rounding = 10 * std::numeric_limits<double>::epsilon() * std::fabs(phi);
+    const double rounding = 10 * std::numeric_limits<double>::epsilon() * (std::fabs(phi) + mu);
     const double shortest = shortest_length(slope, theta_least);
     const double alpha_first = longest_primal(p_, z_, d_, share);
     double alpha = alpha_first;

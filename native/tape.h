@@ -70,7 +70,7 @@ __attribute__((noinline)) void run_tape(const int32_t* code, int64_t from, int64
   lookup : {
     double* const d = slot(1);
     const double* const index = slot(2);
-    for (int i = 0; i < W; ++i) d[i] = memory[p[3] + p[4] * static_cast<int64_t>(index[i])];
+    for (int i = 0; i < W; ++i) d[i] = memory[p[3] + p[4] * (index[i] > 0 ? static_cast<int64_t>(index[i]) : 0)];
     OPTCTL_NEXT
   }
   OPTCTL_EACH(add, A() + B())

@@ -86,4 +86,16 @@ def call(
 def solve(operands: tuple[Any, ...], shapes: tuple[tuple[int, ...], ...]) -> Any:
     """Call the interior point kernel; operands and results as `native/interior_point.cpp` names them."""
     results = [jax.ShapeDtypeStruct(shape, np.float64) for shape in shapes]
-    return jax.ffi.ffi_call("optctl_interior_point", results, vmap_method="expand_dims")(*operands)
+
+    @jax.custom_jvp
+    def kernel(*operands: Any) -> Any:
+        return jax.ffi.ffi_call("optctl_interior_point", results, vmap_method="expand_dims")(*operands)
+
+    @kernel.defjvp
+    def refuse(primals: tuple, tangents: tuple) -> None:
+        raise ValueError(
+            "a solution is differentiated in a value that a function of the problem closes over; make it one of the"
+            " parameters: f(x, u, t, params), and Problem(..., params=value)."
+        )
+
+    return kernel(*operands)

@@ -16,6 +16,12 @@ def is_concrete(value: Any) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
 
 
+def check_time_limit(value: Any) -> None:
+    """Raise unless a time limit is None or a positive number of seconds."""
+    if value is not None and (not isinstance(value, int | float | np.number) or not value > 0):
+        raise ValueError(f"`time_limit` is {value!r}; expected seconds > 0, or None.")
+
+
 def as_float(value: Any, name: str, shape: tuple[int | None, ...] | None = None, *, finite: bool = True) -> Any:
     """Return `value` as a floating array of the given shape (None matches any length).
 

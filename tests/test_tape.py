@@ -311,7 +311,11 @@ FAIL = {
     "pure_callback": lambda x, p: jax.pure_callback(np.sin, jax.ShapeDtypeStruct((3,), float), x),
     "float32": lambda x, p: jnp.sin(x.astype(jnp.float32)).astype(float),
     "random": lambda x, p: x * jax.random.normal(jax.random.key(0), (3,)),
-    "shift": lambda x, p: x.astype(jnp.uint32) << 3,
+    "uint32": lambda x, p: x.astype(jnp.uint32) << 3,
+    "convert_element_type.* wrap": lambda x, p: x * (jnp.arange(3) + jnp.argmax(x).astype(jnp.uint32) - jnp.uint32(3)),
+    "mul.* wrap": lambda x, p: x * (jnp.argmax(x) * 1103515245 * 1103515245 % 1000),
+    "beyond 2.53": lambda x, p: x * (jnp.argmax(x) + (2**53 + 1)),
+    "may be zero": lambda x, p: x * (3 // jnp.argmax(x)),
     "debug": lambda x, p: (jax.debug.print("{}", x), x)[1],
     "instructions": lambda x, p: jnp.sin(jnp.outer(x, jnp.arange(1000.0))),
 }

@@ -233,7 +233,7 @@ def search(program: Program, state: State, r: Residuals, d: Unknowns, direction:
     share = jnp.maximum(0.99, 1 - mu / state.scale)
     theta_least, theta_most = (k * jnp.maximum(1.0, state.theta_first) for k in (1e-4, 1e4))
     phi, slope = barrier_cost(rows, at.cost, z, mu), barrier_slope(rows, state.e, z, d, mu)
-    rounding = 10 * jnp.finfo(phi.dtype).eps * jnp.abs(phi)
+    rounding = 10 * jnp.finfo(phi.dtype).eps * (jnp.abs(phi) + mu)
 
     def test(alpha: Any, v: Values, point: Unknowns) -> tuple[Any, Any, Any]:
         theta, phi_new = infeasibility(rows, v, point), barrier_cost(rows, v.cost, point, mu) - rounding

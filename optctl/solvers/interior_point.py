@@ -90,6 +90,8 @@ class InteriorPoint:
             raise ValueError(f"`backend` is {self.backend!r}; expected one of {list(BACKENDS)}.")
         if self.hessian not in ("exact", "gauss_newton"):
             raise ValueError(f"`hessian` is {self.hessian!r}; expected 'exact' or 'gauss_newton'.")
+        if isinstance(self.failed_derivative, str):
+            raise ValueError(f"`failed_derivative` is {self.failed_derivative!r}; expected NaN, or 0.")
         if self.barrier is not None and is_concrete(self.barrier) and not 0 < self.barrier < np.inf:
             raise ValueError(f"`barrier` is {self.barrier!r}; expected a positive number, or None.")
 
@@ -303,6 +305,9 @@ def finish(program: Program, x0: Any, state: State, settings: Settings, failed: 
     certificate = certify_point(still, e, z, state.first_cost, state.floor, settings.tolerance)
     converged = certificate.holds & (state.status == int(Status.SOLVED))
     status = jnp.where(~converged & (state.status == int(Status.SOLVED)), int(Status.STALLED), state.status)
+    stuck = (status == int(Status.STALLED)) | (status == int(Status.ITERATION_LIMIT))
+    fallen = (e.at.cost < -1e6 * (1 + jnp.abs(state.first_cost))) & (certificate.primal_feasibility_scaled <= 1e-2)
+    status = jnp.where(stuck & fallen, int(Status.UNBOUNDED), status)
     K = unknown(state.K, (program, x0))
     k = unknown(z.us - times(state.K, z.xs[:-1]), (program, x0))
     best = settle(program, x0, z, e, state.mu, jnp.where(converged, 1.0, failed))

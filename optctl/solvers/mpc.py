@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, as_whole, check_tree, is_concrete
+from optctl._validate import as_float, as_whole, check_time_limit, check_tree, is_concrete
 from optctl.problem import Problem
 from optctl.solvers.expansion import expand, function_values
 from optctl.solvers.interior_point import (
@@ -171,11 +171,17 @@ class MPC:
             raise ValueError("`problem` has dynamics of unknown size, or without inputs; give them nx and nu.")
         if problem.x0_min is not None or problem.x0_max is not None:
             raise ValueError("`problem` bounds a free x_0, but a controller measures it; leave x0_min and x0_max out.")
-        for name, value in (("du_max", du_max), ("offset_gain", offset_gain), ("barrier", barrier)):
-            if value is not None and not (np.asarray(as_float(value, name)) > 0).all():
-                raise ValueError(f"`{name}` is {value}; expected positive numbers.")
-        if time_limit is not None and not time_limit > 0:
-            raise ValueError(f"`time_limit` is {time_limit!r}; expected seconds > 0, or None.")
+        sizes = {"du_max": (du_max, nu), "offset_gain": (offset_gain, nx), "barrier": (barrier, None)}
+        for name, (value, size) in sizes.items():
+            if value is None:
+                continue
+            value = np.asarray(as_float(value, name))
+            if not (value > 0).all() or value.shape not in ((), (size,)):
+                many = "" if size is None else f", or ({size},) of them"
+                raise ValueError(f"`{name}` is {value}; expected a positive number{many}.")
+        check_time_limit(time_limit)
+        if real_time and time_limit is not None:
+            raise ValueError("`time_limit` has no use with real_time=True, one Newton step a sample; leave one out.")
         InteriorPoint(hessian)
         dtype = jnp.zeros(()).dtype if problem.x0 is None else problem.x0.dtype
         tolerance = (1e-3 if dtype == jnp.float32 else 1e-6) if tolerance is None else tolerance
@@ -234,6 +240,9 @@ class MPC:
         params = check_tree(params, "params")
         if jax.tree.structure(params) != jax.tree.structure(self.params):  # type: ignore[operator]
             raise ValueError("`params` differ in structure from those of the problem.")
+        for new, old in zip(jax.tree.leaves(params), jax.tree.leaves(self.params), strict=True):
+            if jnp.shape(new) != jnp.shape(old):
+                raise ValueError(f"`params` hold shape {jnp.shape(new)}; expected {jnp.shape(old)}, as in the problem.")
         return params
 
     def prepare(self, plan: MPCPlan, params: Any = None, *, shift: bool = True) -> MPCPlan:
@@ -257,9 +266,12 @@ class MPC:
                 `real_time` those given to `prepare` count, if it was called.)
         """
         x = jnp.asarray(as_float(x, "x", (self.nx,)), self.dtype)
+        if not isinstance(plan, MPCPlan):
+            raise ValueError(f"`plan` is a {type(plan).__name__}; expected what `init` or the last `step` returned.")
         offset = plan.offset
         if self.gain is not None:
-            offset = offset + self.gain * (x - plan.xs[1])
+            error = x - plan.xs[1]
+            offset = offset + self.gain * jnp.where(jnp.isfinite(error), error, 0.0)
         full = (self._params(params), offset)
         last = plan.u if self.limits_rates else None
         if self.real_time:
@@ -302,7 +314,8 @@ class MPC:
         if int(state.status) == Status.SOLVED:
             best = state
         i = int(best.iterations)
-        return best.z, best.status, state.iterations, best.history.cost[i], best.history.infeasibility[i]
+        kept = _finite_or(_shift(program.rows, z), best.z)
+        return kept, best.status, state.iterations, best.history.cost[i], best.history.infeasibility[i]
 
     def simulate(
         self,
@@ -345,6 +358,8 @@ class MPC:
             u = np.asarray(u)
             latencies.append(time.perf_counter() - began)
             x = np.asarray(plant(x, u, k), x.dtype)
+            if x.shape != (self.nx,):
+                raise ValueError(f"`plant` returns shape {x.shape}; expected ({self.nx},), the next state.")
             xs.append(x)
             us.append(u)
             plans.append(plan)
@@ -397,7 +412,14 @@ def _resolve(problem: Problem, params: Any, z: Unknowns, x: Any, last: Any, sett
     program, state = start(problem, xs, us, params, (False,) * xs.shape[1], warm, settings)
     state = iterate(program, state, settings, settings.max_iterations)
     violation = state.history.infeasibility[state.iterations]
-    return state.z, state.status, state.iterations, state.e.at.cost, violation
+    kept = _finite_or(_shift(program.rows, z), state.z)
+    return kept, state.status, state.iterations, state.e.at.cost, violation
+
+
+def _finite_or(last: Unknowns, new: Unknowns) -> Unknowns:
+    """Return the new plan, or the last one moved on where a measurement or the model was not finite."""
+    good = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(new)]))
+    return jax.tree.map(lambda new, last: jnp.where(good, new, last), new, last)
 
 
 @partial(jax.jit, static_argnames="shift")

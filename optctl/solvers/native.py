@@ -52,7 +52,7 @@ def tapes(problem: Problem, xs: Any, us: Any, params: Any, exact: bool) -> tuple
     uniform = _parts(problem, params)
     leaves, structure = jax.tree.flatten(uniform)
     kinds = tuple([(v.shape, v.dtype) if hasattr(v, "dtype") else type(v) for v in leaves])
-    key = structure, kinds, xs.shape[1], us.shape[1], exact
+    key = structure, kinds, xs.shape, us.shape, exact  # N, too: where JAX traces a function anew, so does this
     found = _TAPES.get(key)
     if found is None:
         try:

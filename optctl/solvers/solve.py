@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl import lq
-from optctl._validate import as_float, as_whole, check_shape, is_concrete
+from optctl._validate import as_float, as_whole, check_shape, check_time_limit, is_concrete
 from optctl.adjoint.gradient import Gradient
 from optctl.adjoint.hessian import require_second_derivatives
 from optctl.lq.model import LQ, is_linear_quadratic
@@ -130,6 +130,8 @@ def solve(
     problem, asked = objective.problem, method
     method = _pick(problem, objective, method)
     _refuse_constraints(problem, objective, method)
+    as_whole(callback_every, "callback_every", least=1)
+    check_time_limit(time_limit)
     if step not in ("bb", "armijo") or (step != "bb" and method != "gradient_descent"):
         raise ValueError(f"`step` is {step!r}; expected 'bb', or 'armijo' with method 'gradient_descent'.")
     dtype, size = np.result_type(*[leaf.dtype for leaf in objective.leaves()]), objective.size()

@@ -19,7 +19,7 @@ import numpy as np
 
 from optctl import _native
 from optctl.tape.expressions import CAPTURED, CODE, CONSTANT, INPUT, LOAD, ONE, OPERATIONS, TABLES, Expressions
-from optctl.tape.unroll import Unroller, Unsupported
+from optctl.tape.unroll import INDEX, Unroller, Unsupported
 
 _ADD, _SUB, _MUL, _DIV = (CODE[name] for name in ("add", "sub", "mul", "div"))
 _MULADD, _NEGMULADD, _MULSUB = (CODE[name] for name in ("muladd", "negmuladd", "mulsub"))
@@ -95,6 +95,7 @@ def compile_tape(
         for leaf in jax.tree.leaves(tree):
             leaves.append(g.leaves(INPUT, 0, leaf.size, position not in fixed).reshape(leaf.shape))
             inputs.extend(leaves[-1].ravel().tolist())
+            walk.sizes.update(dict.fromkeys(leaves[-1].ravel().tolist(), INDEX))
     uniforms = 0
     for leaf in jax.tree.leaves(specs[-1]):
         leaves.append(g.leaves(LOAD, uniforms, leaf.size, False).reshape(leaf.shape))

@@ -16,13 +16,32 @@ from jax.extend.core import Literal
 from optctl.tape.expressions import CAPTURED, LOAD, ONE, ZERO, Expressions
 
 RULES: dict[str, Callable] = {}
-_TYPES = {np.dtype(name) for name in ("float64", "int64", "int32", "bool")}
+_TYPES = {np.dtype(name) for name in ("float64", "int64", "int32", "uint32", "bool")}
 
-_WRAPS = {"neg", "mul", "integer_pow", "and", "or", "xor", "not"}  # where numbers are unsigned
+INDEX, WHOLE = 2.0**20, 2.0**29
+"""Largest sizes that are taken for granted: of stage indices, and of other whole numbers that come from outside."""
+_LARGEST = {"int32": 2.0**31, "uint32": 2.0**32, "int64": 2.0**53}
 
 
 class Unsupported(Exception):  # noqa: N818
     """The function has no tape; the message says why."""
+
+
+def _growth(name: str, of: list[float], count: int, params: Any) -> float:
+    """Return a bound on the size of a primitive's results from those of its operands, and the length of the first."""
+    if name in ("add", "sub"):
+        return of[0] + of[-1]
+    if name in ("mul", "dot_general"):
+        return of[0] * of[-1] * (1 if name == "mul" else count)
+    if name in ("reduce_sum", "cumsum", "scatter-add", "scatter-sub"):
+        return sum(of) * count
+    if name in ("integer_pow", "reduce_prod", "cumprod", "scatter-mul"):
+        return float("inf") if name == "scatter-mul" else of[0] ** params.get("y", count)
+    if name == "rem":
+        return min(of)
+    if name == "clamp":
+        return max(of[0], of[-1])
+    return float(count) if name in ("iota", "argmax", "argmin") else max(of)
 
 
 class Unroller:
@@ -34,6 +53,8 @@ class Unroller:
         self.captured: list[Any] = []
         self._addresses = 0
         self._known: dict[int, np.ndarray] = {}
+        self.trusts = False  # whole numbers not to wrap around
+        self.sizes: dict[int, float] = {}  # of whole numbers: bounds, since a tape's do not wrap around
 
     def const(self, value: Any) -> np.ndarray:
         """Return the expressions of an array that the function holds: numbers, or a tracer's."""
@@ -54,6 +75,8 @@ class Unroller:
         """Return the expressions of constants."""
         if value.dtype.kind not in "fiub":
             raise Unsupported(f"an array of {value.dtype}")
+        if value.dtype.kind in "iu" and value.size and max(-int(value.min()), int(value.max())) > 2**53:
+            raise Unsupported("whole numbers beyond 2^53")
         constant = self.g.constant
         return np.array([constant(float(v)) for v in value.ravel().tolist()], np.intp).reshape(value.shape)
 
@@ -86,10 +109,39 @@ class Unroller:
         narrow = [str(aval.dtype) for aval in avals if aval.dtype not in _TYPES]
         if name not in CALLS and (narrow or not rule) and not eqn.effects and self.is_constant(*args):
             return self.evaluate(eqn, args)
-        if rule and (name in CALLS or not narrow or (name not in _WRAPS and set(narrow) == {"uint32"})):
+        if rule and (name in CALLS or not narrow):
             results = rule(self, eqn, *args)
-            return results if isinstance(results, list) else [results]
+            results = results if isinstance(results, list) else [results]
+            if name not in CALLS and not self.trusts:
+                self._bound(eqn, args, results)
+            return results
         raise Unsupported(f"the primitive `{name}`" + (f" of {narrow[0]}" if narrow else ""))
+
+    def _bound(self, eqn: Any, args: list[np.ndarray], results: list[np.ndarray]) -> None:
+        """Bound the sizes of whole numbers; raise where they might leave their type."""
+        name = eqn.primitive.name
+        kinds = [v.aval.dtype.kind for v in eqn.invars]
+        for v, result in zip(eqn.outvars, results, strict=True):
+            if v.aval.dtype.kind not in "iu":
+                continue
+            given = [(a, 1.0 if kind == "b" else WHOLE) for a, kind in zip(args, kinds, strict=True) if kind in "biu"]
+            of = [max([self._size(i, most) for i in a.flat], default=0.0) for a, most in given] or [WHOLE]
+            bound = _growth(name, of, args[0].size if args else result.size, eqn.params)
+            if name in ("div", "rem"):
+                least = min([self._size(i, 0.0) for i in args[1].flat], default=1.0)
+                if not self.is_constant(args[1]) or least == 0:
+                    raise Unsupported(f"the primitive `{name}` of whole numbers by what may be zero")
+                bound = of[0] / least if name == "div" else bound
+            signed = "i" in kinds or "f" in kinds
+            if v.aval.dtype.kind == "u" and (name in ("sub", "neg", "not") or (signed and name != "select_n")):
+                bound = float("inf")  # negative numbers would wrap around
+            if bound > _LARGEST[str(v.aval.dtype)] and not self.is_constant(result):
+                raise Unsupported(f"the primitive `{name}` of {v.aval.dtype} numbers, which may wrap around")
+            self.sizes.update((i, bound) for i in result.flat if i not in self.g.values)
+
+    def _size(self, node: int, most: float) -> float:
+        value = self.g.values.get(node)
+        return self.sizes.get(node, most) if value is None else abs(value)
 
     def evaluate(self, eqn: Any, args: list[np.ndarray]) -> list[np.ndarray]:
         """Return the results of an equation between constants, as JAX has them."""
@@ -545,13 +597,18 @@ def _cholesky(un: Unroller, eqn: Any, a: np.ndarray) -> np.ndarray:
     g = un.g
     out = np.full(a.shape, ZERO)
     for at in np.ndindex(a.shape[:-2]):
-        A, L = a[at].tolist(), out[at]
+        A, L, good = a[at].tolist(), out[at], ONE
         for j in range(len(A)):
             for i in range(j, len(A)):
                 rest = A[i][j]
                 for k in range(j):
                     rest = g.sub(rest, g.mul(int(L[i, k]), int(L[j, k])))
                 L[i, j] = g.unary("sqrt", rest) if i == j else g.div(rest, int(L[j, j]))
+                good = g.both(good, g.binary("lt", ZERO, rest)) if i == j else good
+        nan = g.constant(np.nan)
+        for j in range(len(A)):
+            for i in range(j, len(A)):
+                L[i, j] = g.select(good, int(L[i, j]), nan)  # all of it, where the matrix is not positive definite
     return out
 
 
@@ -597,7 +654,11 @@ CALLS |= {"remat", "remat2", "checkpoint", "scan", "while", "cond"}
 @rule(*(CALLS - {"scan", "while", "cond"}))
 def _call(un: Unroller, eqn: Any, *args: np.ndarray) -> list[np.ndarray]:
     inner = next(eqn.params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in eqn.params)
-    return un.closed(inner, args) if hasattr(inner, "jaxpr") else un.run(inner, (), args)
+    before = un.trusts
+    un.trusts = before or str(eqn.params.get("name")) == "searchsorted"  # its bisection takes unsigned differences
+    results = un.closed(inner, args) if hasattr(inner, "jaxpr") else un.run(inner, (), args)
+    un.trusts = before
+    return results
 
 
 @rule("scan")

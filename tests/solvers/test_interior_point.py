@@ -302,3 +302,49 @@ def test_constraints_in_x0_that_is_free_and_path_equalities():
     check_optimality(problem, sol, tolerance=1e-7)
     assert float(jnp.max(sol.multipliers["x0_max"])) > 0.1
     np.testing.assert_allclose(sol.x0[1], 0.2, atol=1e-9)
+
+
+def test_options_that_make_no_sense_are_named():
+    problem = ZOO["least_energy"]().problem
+    for options in ({"callback": print, "callback_every": 0}, {"time_limit": -1.0}, {"time_limit": np.nan}):
+        with pytest.raises(ValueError, match=f"`{list(options)[-1]}`"):
+            oc.solve(problem, method="interior_point", **options)
+    with pytest.raises(ValueError, match="`failed_derivative` is 'zero'"):
+        oc.InteriorPoint(failed_derivative="zero")
+
+
+def test_a_feasible_point_at_the_exact_center_of_its_bounds_is_one():
+    """No cost, and slacks of one: the barrier cost is zero, and no step lowers anything."""
+    problem = oc.Problem(
+        oc.Dynamics(lambda x, u: x + 0.1 * u, nx=1, nu=1),
+        horizon=5,
+        x0=[1.0],
+        path_inequality=lambda x, u: u**2 - 1.0,
+    )
+    assert oc.solve(problem, method="interior_point").converged
+
+
+def test_a_derivative_in_what_a_function_closes_over_is_refused():
+    def cost(w):
+        problem = oc.Problem(
+            oc.LinearDynamics([[1.0]], [[1.0]]), lambda x, u: w * x @ x + u @ u, horizon=3, x0=[1.0], u_min=-1.0
+        )
+        return oc.solve(problem, method="interior_point").cost
+
+    with pytest.raises(ValueError, match="make it one of the parameters"):
+        jax.grad(cost)(1.0)
+
+
+def test_gains_have_no_derivative_but_nan():
+    problem = oc.Problem(
+        oc.LinearDynamics([[1.0]], [[1.0]]), lambda x, u: x @ x + u @ u, horizon=3, x0=[1.0], u_min=-1.0
+    )
+
+    def parts(x0):
+        sol = oc.solve(problem.replace(x0=x0), method="interior_point")
+        return sol.K, sol.k, sol.us
+
+    in_K, in_k, in_us = jax.jacfwd(parts)(jnp.ones(1))
+    assert np.isnan(in_K).all()
+    assert np.isnan(in_k).all()
+    assert np.isfinite(in_us).all()

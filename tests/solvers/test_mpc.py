@@ -165,7 +165,7 @@ def test_a_quadrotor_follows_a_figure_eight():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"du_max": -1.0}, "`du_max` is -1.0; expected positive numbers"),
+        ({"du_max": -1.0}, "`du_max` is -1.0; expected a positive number"),
         ({"time_limit": 0}, "`time_limit` is 0"),
         ({"hessian": "bfgs"}, "`hessian` is 'bfgs'"),
         ({"max_iterations": 0}, "`max_iterations` is 0"),
@@ -187,3 +187,40 @@ def test_bad_states_and_problems_are_named():
         oc.MPC(PROBLEM.replace(x0=None, x0_min=-1.0))
     with pytest.raises(ValueError, match="`problem` is a str"):
         oc.MPC("problem")
+
+
+@pytest.mark.parametrize("options", [{}, {"real_time": True}, {"offset_gain": 0.2}])
+def test_a_sample_that_is_not_finite_is_survived(options):
+    """The plan goes on by itself for a sample, says so, and the next measurement is served as ever."""
+    mass = oc.LinearDynamics([[1.0, 0.1], [0.0, 1.0]], [[0.005], [0.1]])
+    cost = oc.costs.Quadratic(jnp.diag(jnp.array([1.0, 0.1])), 0.01 * jnp.eye(1))
+    mpc = oc.MPC(oc.Problem(mass, cost, horizon=20, x0=[0.0, 0.0], u_min=-1.0, u_max=1.0), **options)
+    step, plan, x = jax.jit(mpc.step), mpc.init([1.0, 0.0]), jnp.array([1.0, 0.0])
+    for k in range(30):
+        u, plan = step(plan, x * jnp.nan if k == 3 else x)
+        assert jnp.isfinite(u).all()
+        assert k != 3 or plan.status in (oc.Status.NON_FINITE, oc.Status.STALLED)
+        x = mass.step(x, u, 0, None)
+    assert jnp.abs(x).max() < 0.1
+    with pytest.raises(ValueError, match="`x` holds"):
+        mpc.step(plan, [jnp.nan, 0.0])
+
+
+def test_bad_arguments_are_named():
+    mass = oc.LinearDynamics([[1.0, 0.1], [0.0, 1.0]], [[0.0], [0.1]])
+    problem = oc.Problem(
+        mass, lambda x, u, t, p: (x[0] - p[t]) ** 2 + u @ u, horizon=5, x0=[0.0, 0.0], params=jnp.zeros(5), u_max=1.0
+    )
+    mpc = oc.MPC(problem)
+    plan = mpc.init([0.0, 0.0])
+    wrong = {
+        r"`params` hold shape \(4,\); expected \(5,\)": lambda: mpc.step(plan, [0.0, 0.0], jnp.zeros(4)),
+        "`plan` is a NoneType": lambda: mpc.step(None, [0.0, 0.0]),
+        r"`plant` returns shape \(3,\)": lambda: mpc.simulate([0.0, 0.0], 2, lambda x, u, k: np.zeros(3)),
+        r"`offset_gain` is .* or \(2,\) of them": lambda: oc.MPC(problem, offset_gain=[0.1] * 3),
+        r"`du_max` is .* or \(1,\) of them": lambda: oc.MPC(problem, du_max=[0.1, 0.2]),
+        "`time_limit` has no use with real_time": lambda: oc.MPC(problem, real_time=True, time_limit=1.0),
+    }
+    for message, call in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            call()
