@@ -39,7 +39,7 @@ extern const SolverKernel interior_point = [](const int32_t* info, const int32_t
   Numbers current;
   std::memcpy(&current, out[numbers_out], sizeof current);
   InteriorPoint method(p, program, in[memory], z, current, out[filter_out], out[history_out], expansion);
-  method.iterate(in[options][0], in[options][1]);
+  method.iterate(in[options][0], in[options][1], in[options][2]);
   method.gains(out[K]);
   std::memcpy(out[numbers_out], &current, sizeof current);
   *out[cost] = method.cost();

@@ -3,6 +3,7 @@
 // optctl/solvers/{barrier,feasibility,interior_point}.py are the definition and explain it; the names are theirs.
 #pragma once
 
+#include <chrono>
 #include <memory>
 
 #include "kernels.h"
@@ -70,7 +71,7 @@ enum Phase { optimizing = 0, restoring = 1, predicting = 2 };
 // What the loop carries besides the unknowns, as it lies in memory.
 struct Numbers {
   double mu, scale, floor, theta_first, first_cost, shift, phase, mark, mu_restore, short_steps, iterations, status, step,
-      filter_count;
+      seconds, filter_count;
 };
 
 constexpr int filter_size = 32;
@@ -97,9 +98,17 @@ class InteriorPoint {
     }
   }
 
-  // Iterate until the tolerance, a failure, or `stop` iterations.
-  void iterate(double tolerance, double stop) {
+  // Iterate until the tolerance, a failure, `stop` iterations, or where another one would probably end after so many
+  // seconds; one is made in any case.
+  void iterate(double tolerance, double stop, double seconds) {
+    using Clock = std::chrono::steady_clock;
+    const auto began = Clock::now();
+    const double first = n_.iterations;
+    double longest_one = 0, before = 0;
     while (true) {
+      const double elapsed = std::chrono::duration<double>(Clock::now() - began).count();
+      n_.seconds = elapsed;
+      longest_one = std::max(longest_one, elapsed - before), before = elapsed;
       functions_.expand(z_);
       cost_ = functions_.cost();
       measure();
@@ -111,6 +120,7 @@ class InteriorPoint {
       if (done) n_.status = solved;
       if (!std::isfinite(theta_) || !std::isfinite(cost_) || !std::isfinite(stationarity_)) n_.status = non_finite;
       if (n_.status != iteration_limit || !(n_.iterations < stop)) return;
+      if (n_.iterations > first && elapsed + longest_one > seconds) return;
       n_.iterations += 1;
       const double least = 1e-2 * tolerance * std::min(size_, n_.scale);
       if (n_.phase == optimizing) optimize(least);
@@ -475,8 +485,6 @@ class InteriorPoint {
       }
     }
     slope = largest(largest_of((p_.N + 1) * nx, gx_), largest_of(p_.N * nu, gu_));
-    const bool stationary = slope <= 1e-6 * worst && product <= 1e-5 * half && worst > tolerance;
-
     violation_step(y, mu);
     double fall = 0;
     for (int64_t t = 0; t < p_.N; ++t) {
@@ -490,6 +498,10 @@ class InteriorPoint {
       fall += missed(p_, z_, i, e_.at.c[i]) * (v_[i] + d_.s[i]);
       if (p_.kind[i] & inequality) fall -= mu * d_.s[i] / z_.s[i];
     }
+    // Where the step promises nothing, damped or not, the violation is at its least for this mu.
+    const double damping = std::max(n_.shift, least_damping);
+    const bool least = slope <= 1e-6 * worst || -fall * std::max(1.0, damping) <= 1e-10 * half;
+    const bool stationary = least && product <= 1e-5 * half && worst > tolerance;
     const double now = half - mu * sum_of_logarithms(p_, z_.s);
     double alpha = longest(p_, z_.s, d_.s, 0.99, inequality);
     copy(z_, trial_);
@@ -509,18 +521,17 @@ class InteriorPoint {
     const double phi = barrier_cost(p_, functions_.cost(), trial_, n_.mu);
     const bool back = fine && theta <= enough * n_.mark && filter_accepts(theta, phi);
     const double alpha_y = longest(p_, y, d_.y, 0.99, inequality);
-    const double damping = std::max(n_.shift, least_damping);
-    if (stationary || !fine) {
+    if (stationary || !(fine || least)) {
       n_.status = stationary ? infeasible : stalled;
-    } else {
+    } else if (fine) {
       for (int64_t i = 0; i < p_.rows; ++i)
         trial_.y[i] = !(p_.kind[i] & inequality) ? 0 : back ? n_.mu / trial_.s[i] : y[i] + alpha_y * d_.y[i];
       std::fill_n(trial_.costates, (p_.N + 1) * nx, 0.0);
       copy(trial_, z_);
     }
     n_.phase = back ? optimizing : restoring;
-    n_.shift = back ? 0 : trials == 1 ? damping / 4 : damping * (trials == 2 ? 2 : 8);
-    if (slope <= 10 * mu) n_.mu_restore = 0.2 * mu;
+    n_.shift = back || least ? 0 : trials == 1 ? damping / 4 : damping * (trials == 2 ? 2 : 8);
+    if (slope <= 10 * mu || least) n_.mu_restore = 0.2 * mu;
     n_.step = alpha;
   }
 

@@ -92,7 +92,7 @@ def solve(operands: tuple[Any, ...], shapes: tuple[tuple[int, ...], ...]) -> Any
         return jax.ffi.ffi_call("optctl_interior_point", results, vmap_method="expand_dims")(*operands)
 
     @kernel.defjvp
-    def refuse(primals: tuple, tangents: tuple) -> None:
+    def refuse(primals: tuple, tangents: tuple) -> Any:
         raise ValueError(
             "a solution is differentiated in a value that a function of the problem closes over; make it one of the"
             " parameters: f(x, u, t, params), and Problem(..., params=value)."

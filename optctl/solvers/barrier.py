@@ -67,6 +67,7 @@ class State:
         iterations: number of iterations; -1 before the guess is evaluated.
         status: a `Status`; ITERATION_LIMIT while running.
         step: length of the last step.
+        seconds: what the compiled kernel took; zero without it.
         history: a `History` with room for all iterations.
         K: (N, nu, nx) feedback gains of Newton's step at the point where the iterations stopped.
     """
@@ -87,6 +88,7 @@ class State:
     iterations: Any
     status: Any
     step: Any
+    seconds: Any
     history: History
     K: Any
 

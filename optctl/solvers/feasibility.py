@@ -55,12 +55,15 @@ def restore(program: Program, state: State, r: Residuals, tolerance: Any) -> Sta
     gx = gx.at[0].set(jnp.where(jnp.asarray(program.x0_free), gx[0] + g0, 0.0))
     slope = jnp.maximum(jnp.max(jnp.abs(gx)), jnp.max(jnp.abs(gu + transposed_times(e.B, gaps)), initial=0.0))
     product = jnp.max(jnp.where(inequality, s * y, 0.0), initial=0.0)
-    stationary = (slope <= 1e-6 * worst) & (product <= 1e-5 * half) & (worst > tolerance)
-
     d, dy = _step(program, state, y, mu)
     d_gaps = times(e.A, d.xs[:-1]) + times(e.B, d.us) - d.xs[1:]
     d_misses = along(rows, e.J, d.xs, d.us) + d.s
     fall = jnp.sum(gaps * d_gaps) + jnp.sum(misses * d_misses) - mu * jnp.sum(jnp.where(inequality, d.s / s, 0.0))
+
+    # Where the step promises nothing, damped or not, the violation is at its least for this mu.
+    damping = jnp.maximum(state.shift, LEAST_DAMPING)
+    least = (slope <= 1e-6 * worst) | (-fall * jnp.maximum(1.0, damping) <= 1e-10 * half)
+    stationary = least & (product <= 1e-5 * half) & (worst > tolerance)
 
     def merit(at: Values, z: Unknowns) -> Any:
         violation = 0.5 * (jnp.sum(at.gaps**2) + jnp.sum(missed(rows, at.c, z) ** 2))
@@ -82,17 +85,16 @@ def restore(program: Program, state: State, r: Residuals, tolerance: Any) -> Sta
     back = fine & (theta <= ENOUGH * state.mark) & state.filter.accepts(theta, phi)
     y = jnp.where(back, state.mu / jnp.where(inequality, point.s, 1.0), y + longest(y, dy, 0.99, inequality) * dy)
     point = replace(point, y=jnp.where(inequality, y, 0.0), costates=jnp.zeros_like(z.costates))
-    stuck = stationary | ~fine
+    stuck = stationary | ~(fine | least)
     failed = jnp.where(stationary, int(Status.INFEASIBLE), int(Status.STALLED))
-    damping = jnp.maximum(state.shift, LEAST_DAMPING)
     damping = jnp.where(trials == 1, damping / 4, damping * jnp.where(trials == 2, 2.0, 8.0))
     return replace(
         state,
-        z=jax.tree.map(lambda new, old: jnp.where(stuck, old, new), point, z),
+        z=jax.tree.map(lambda new, old: jnp.where(stuck | ~fine, old, new), point, z),
         status=jnp.where(stuck, failed, state.status),
         phase=jnp.where(back, OPTIMIZE, RESTORE),
-        shift=jnp.where(back, 0.0, damping),
-        mu_restore=jnp.where(slope <= 10 * mu, 0.2 * mu, mu),
+        shift=jnp.where(back | least, 0.0, damping),
+        mu_restore=jnp.where((slope <= 10 * mu) | least, 0.2 * mu, mu),
         step=alpha,
     )
 

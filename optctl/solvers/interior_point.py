@@ -107,6 +107,7 @@ class Settings:
         max_iterations: limit.
         floor: smallest size of the cost that the tolerance refers to; a controller at rest has nothing else.
         backend: one of BACKENDS.
+        seconds: what one call of the compiled kernel may take, infinity for no limit.
     """
 
     tolerance: Any
@@ -115,6 +116,7 @@ class Settings:
     max_iterations: int
     floor: Any = 0.0
     backend: str = "auto"
+    seconds: Any = np.inf
 
 
 def start(
@@ -187,9 +189,17 @@ def blank(program: Program, xs: Any, us: Any, settings: Settings) -> State:
         z=Unknowns(xs, us, jnp.zeros_like(xs), one, flat, one if soft else None, one if soft else None), e=e, mu=number,
         scale=number, floor=number, filter=filters.empty(dtype), theta_first=number, first_cost=number, shift=number,
         phase=jnp.asarray(OPTIMIZE), mark=number, mu_restore=number, short=none, iterations=none,
-        status=jnp.asarray(int(Status.ITERATION_LIMIT)), step=number, history=History(*(column,) * 6),
+        status=jnp.asarray(int(Status.ITERATION_LIMIT)), step=number, seconds=number, history=History(*(column,) * 6),
         K=jnp.zeros((N, nu, nx), dtype),
     )  # fmt: skip
+
+
+def expansion_at(program: Program, z: Unknowns, settings: Settings) -> Expansion:
+    """Return the expansion at a point, by whatever iterates there."""
+    problem, params = program.problem, program.params
+    if runs_natively(problem, z.xs, z.us, params, settings):
+        return native.iterate(program, replace(blank(program, z.xs, z.us, settings), z=z), settings, 0).e
+    return expand(problem, program.rows, z.xs, z.us, params, z.costates if settings.exact else None, z.y)
 
 
 def _push_inside(rows: Rows, xs: Any, us: Any, x0_free: Any, margin: Any) -> tuple[Any, Any]:
@@ -470,7 +480,7 @@ def one_by_one(function: Callable) -> Callable:
 @cache
 def compiled(function: Callable, natively: bool) -> Callable:
     """Return a function compiled for calls from the host; quickly, where the kernel does the work."""
-    static = [name for name in ("x0_free",) if name in inspect.signature(function).parameters]
+    static = [name for name in ("x0_free", "shift") if name in inspect.signature(function).parameters]
     return jax.jit(function, static_argnames=static, compiler_options=QUICKLY if natively else None)
 
 

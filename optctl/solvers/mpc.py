@@ -10,6 +10,7 @@ References: Rawlings, Mayne and Diehl (2017), Model Predictive Control, chapters
 """
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -22,12 +23,13 @@ import numpy as np
 from optctl._record import record
 from optctl._validate import as_float, as_whole, check_time_limit, check_tree, is_concrete
 from optctl.problem import Problem
-from optctl.solvers.expansion import expand, function_values
+from optctl.solvers.expansion import function_values
 from optctl.solvers.interior_point import (
     InteriorPoint,
     Settings,
     check_guess,
     compiled,
+    expansion_at,
     iterate,
     run,
     runs_natively,
@@ -47,6 +49,7 @@ from optctl.solvers.primal_dual import (
 from optctl.solvers.rows import PATH, Rows, flatten, make_rows
 from optctl.solvers.solution import Status
 
+TIME_SHARE = 0.8
 FEASIBLE, FLOOR = 1e-4, 1e-3
 """Violation up to which a plan counts as feasible; least size of the cost that the tolerance refers to: a controller at
 rest has a cost of zero, and nothing to compare with."""
@@ -60,6 +63,7 @@ class MPCPlan:
         xs: (N+1, nx) predicted states.
         us: (N, nu) planned inputs.
         u: (nu,) the input applied last.
+        predicted: (nx,) the state that the model, offset included, leads to; NaN before the first input.
         offset: (nx,) estimated offset of the model a step.
         status: a `Status` of the last solve; real-time iterations are ITERATION_LIMIT unless they happen to converge.
         iterations: Newton steps of the last solve.
@@ -72,6 +76,7 @@ class MPCPlan:
     xs: Any
     us: Any
     u: Any
+    predicted: Any
     offset: Any
     status: Any
     iterations: Any
@@ -110,7 +115,8 @@ class MPCRun:
         solved = int(np.sum(np.asarray(self.statuses) == Status.SOLVED))
         return (
             f"MPCRun: {len(self.us)} steps, {solved} solved to tolerance,"
-            f" {float(np.mean(self.iterations)):.1f} iterations a step; latency {latency}"
+            f" {float(np.mean(self.iterations)):.1f} iterations a step, violations up to"
+            f" {float(np.max(self.violations)):.1e}; latency {latency}"
         )
 
 
@@ -122,9 +128,13 @@ class MPC:
             sample to sample, put them into its params and pass those to `step`.
         du_max: a number or (nu,), largest change of the inputs from sample to sample; None is no limit.
         offset_gain: share of the prediction error that goes into the estimated offset of the model, 0 < gain <= 1, a
-            number or (nx,): steady errors vanish. None assumes that the model is right.
-        real_time: one Newton step a sample.
-        time_limit: seconds for a step, after which the best feasible plan found is applied; None has no limit.
+            number or (nx,). The plans then know a steady disturbance; the error that it causes vanishes where inputs
+            and references leave the cost no reason to keep some of it. None assumes that the model is right.
+        real_time: one Newton step a sample, cut short where it would cross a bound. It suits models whose derivatives
+            take long, plans that change little, and inputs off their bounds; elsewhere the violations of plans tell
+            (`MPCRun.violations`).
+        time_limit: seconds for a step: it makes as many iterations as should fit (one at least), and applies the better
+            of the plan reached and the last one moved on, feasible ones first. None has no limit.
         tolerance: of the solver; None is 1e-6 (1e-3 in float32).
         max_iterations: Newton steps a sample, at most.
         barrier: first barrier parameter of a warm start; with `real_time` the one that it keeps.
@@ -179,7 +189,14 @@ class MPC:
             if not (value > 0).all() or value.shape not in ((), (size,)):
                 many = "" if size is None else f", or ({size},) of them"
                 raise ValueError(f"`{name}` is {value}; expected a positive number{many}.")
+            if name == "offset_gain" and (value > 1).any():
+                raise ValueError(f"`offset_gain` is {value}; expected at most 1, a share of the prediction error.")
         check_time_limit(time_limit)
+        if real_time and offset_gain is not None:
+            raise ValueError(
+                "`offset_gain` needs plans that converge: with real_time=True the estimate and the unfinished iteration"
+                " may drive each other apart; leave one out (a converged step of a small model takes about as long)."
+            )
         if real_time and time_limit is not None:
             raise ValueError("`time_limit` has no use with real_time=True, one Newton step a sample; leave one out.")
         InteriorPoint(hessian)
@@ -188,12 +205,14 @@ class MPC:
         limit = as_whole(max_iterations, "max_iterations")
         self.nx, self.nu, self.dtype = nx, nu, dtype
         self.problem = controlled(problem, nx, nu, dtype, du_max)
-        self.limits_rates = du_max is not None
+        self.du_max = None if du_max is None else jnp.broadcast_to(jnp.asarray(du_max, dtype), nu)
         self.gain = None if offset_gain is None else jnp.asarray(offset_gain, dtype)
         self.real_time, self.time_limit = real_time, time_limit
         exact = hessian == "exact" and problem.dynamics.twice_differentiable
         self.settings = Settings(jnp.asarray(tolerance, dtype), jnp.asarray(barrier, dtype), exact, limit, FLOOR)
         self.params = problem.params
+        self._around: deque[float] = deque(maxlen=15)  # seconds, for the time limit
+        self._is_warm = False
         self.model = problem.dynamics
 
     def init(self, x: Any, params: Any = None, *, us: Any = None, xs: Any = None, u: Any = None) -> MPCPlan:
@@ -216,7 +235,7 @@ class MPC:
             xs = jnp.where(jnp.all(jnp.isfinite(xs)), xs, x)
         else:
             xs = jnp.asarray(as_float(xs, "xs", (N + 1, self.nx)), self.dtype).at[0].set(x)
-        if self.limits_rates:
+        if self.du_max is not None:
             xs = jnp.concatenate([xs, jnp.concatenate([u[None], us])], axis=1)
         free = (False,) * xs.shape[1]
         settings = replace(self.settings, barrier=None, max_iterations=1000)
@@ -227,7 +246,8 @@ class MPC:
         i, z = int(state.iterations), state.z
         violation = state.history.infeasibility[i]
         plan = MPCPlan(
-            z.xs[:, : self.nx], z.us, u, full[1], state.status, state.iterations, state.e.at.cost, violation, z
+            z.xs[:, : self.nx], z.us, u, jnp.full_like(x, jnp.nan), full[1], state.status, state.iterations,
+            state.e.at.cost, violation, z,
         )  # fmt: skip
         return self.prepare(plan, params, shift=False) if self.real_time else plan
 
@@ -254,7 +274,8 @@ class MPC:
             shift: move the plan on by one step.
         """
         full = (self._params(params), plan.offset)
-        return replace(plan, ready=_prepare(self.problem, full, plan.z, self.settings, shift))
+        prepare = compiled(_prepare, is_concrete((plan.z, full)) and self._runs_natively(plan.z, full))
+        return replace(plan, ready=prepare(self.problem, full, plan.z, self.settings, shift))
 
     def step(self, plan: MPCPlan, x: Any, params: Any = None) -> tuple[Any, MPCPlan]:
         """Return the input for the measured state, and the plan.
@@ -270,52 +291,51 @@ class MPC:
             raise ValueError(f"`plan` is a {type(plan).__name__}; expected what `init` or the last `step` returned.")
         offset = plan.offset
         if self.gain is not None:
-            error = x - plan.xs[1]
+            error = x - plan.predicted
             offset = offset + self.gain * jnp.where(jnp.isfinite(error), error, 0.0)
         full = (self._params(params), offset)
-        last = plan.u if self.limits_rates else None
+        last = None if self.du_max is None else plan.u
         if self.real_time:
             if plan.ready is None:
                 plan = self.prepare(plan, params)
-            out = _feedback(self.problem, full, plan.ready, x, last, self.settings)
+            feedback = compiled(_feedback, is_concrete((plan.z, full, x)) and self._runs_natively(plan.z, full))
+            out = feedback(self.problem, full, plan.ready, x, last, self.settings)
         elif self.time_limit is None:
             natively = is_concrete((plan.z, full, x)) and self._runs_natively(plan.z, full)
-            out = compiled(_resolve, natively)(self.problem, full, plan.z, x, last, self.settings)
+            most = self.settings.max_iterations
+            *out, _ = compiled(_resolve, natively)(self.problem, full, plan.z, x, last, self.settings, most)
         else:
             out = self._in_time(full, plan.z, x, last)
         z, status, iterations, cost, violation = out
         u = z.us[0]
-        return u, MPCPlan(z.xs[:, : self.nx], z.us, u, offset, status, iterations, cost, violation, z)
+        if self.du_max is not None:  # a plan that has not converged may miss it a little
+            u = jnp.clip(u, plan.u - self.du_max, plan.u + self.du_max)
+        predicted = plan.predicted
+        if self.gain is not None:
+            predicted = _model_step(self.model, full[0], x, u, 0) + offset
+        return u, MPCPlan(z.xs[:, : self.nx], z.us, u, predicted, offset, status, iterations, cost, violation, z)
 
-    def _in_time(self, params: Any, z: Unknowns, x: Any, last: Any) -> tuple[Any, ...]:
-        """Iterate until the tolerance or the time limit; return the best feasible point, else the least infeasible."""
-        began = time.perf_counter()
+    def _in_time(self, full: Any, z: Unknowns, x: Any, last: Any) -> tuple[Any, ...]:
+        """Solve in the time that is left after what surrounds the iterations, by what that took before."""
+        if not is_concrete((full, z, x)):
+            raise ValueError("`time_limit` needs the clock of the host; leave it out where `step` is traced.")
         assert self.time_limit is not None
-        xs, us, warm = _guess(self.problem, params, z, x, last)
-        natively, free = self._runs_natively(z, params), (False,) * xs.shape[1]
-        program, state = compiled(start, natively)(self.problem, xs, us, params, free, warm, self.settings)
-        best, rank, k, longest = None, (True, np.inf), 0, 0.0
-        while True:
-            before = time.perf_counter()
-            state = compiled(iterate, natively)(program, state, self.settings, k)
-            i = int(state.iterations)
-            violation, cost = float(state.history.infeasibility[i]), float(state.e.at.cost)
-            mine = (violation > FEASIBLE, violation if violation > FEASIBLE else cost)
-            if best is None or mine < rank:
-                best, rank = state, mine
-            now = time.perf_counter()
-            longest = max(longest, now - before)
-            if int(state.status) != Status.ITERATION_LIMIT or k >= self.settings.max_iterations:
-                break
-            if now - began + longest > self.time_limit:
-                best = replace(best, status=jnp.asarray(int(Status.TIME_LIMIT)))
-                break
-            k += 1
-        if int(state.status) == Status.SOLVED:
-            best = state
-        i = int(best.iterations)
-        kept = _finite_or(_shift(program.rows, z), best.z)
-        return kept, best.status, state.iterations, best.history.cost[i], best.history.infeasibility[i]
+        began, most = time.perf_counter(), self.settings.max_iterations
+        natively = self._runs_natively(z, full)
+        seconds = float(np.median(self._around)) if self._around else 0.0
+        left = max(0.0, self.time_limit - seconds) if natively else np.inf
+        stop = most if natively or not self._around else int(np.clip(TIME_SHARE * self.time_limit / seconds, 1, most))
+        settings = replace(self.settings, seconds=left)
+        out = compiled(_resolve, natively)(self.problem, full, z, x, last, settings, stop)
+        *out, seconds = out
+        if int(out[1]) == Status.ITERATION_LIMIT and int(out[2]) < most:
+            out[1] = jnp.asarray(int(Status.TIME_LIMIT))
+        took = time.perf_counter() - began
+        if self._is_warm:  # the first call compiles
+            # Around the native iterations, whose clock is their own; else of an iteration.
+            self._around.append(took - float(seconds) if natively else took / max(1, int(out[2])))
+        self._is_warm = True
+        return tuple(out)
 
     def simulate(
         self,
@@ -358,6 +378,8 @@ class MPC:
             u = np.asarray(u)
             latencies.append(time.perf_counter() - began)
             x = np.asarray(plant(x, u, k), x.dtype)
+            if not np.isfinite(x).all():
+                raise ValueError(f"`plant` returns {x} at sample {k}; expected finite numbers.")
             if x.shape != (self.nx,):
                 raise ValueError(f"`plant` returns shape {x.shape}; expected ({self.nx},), the next state.")
             xs.append(x)
@@ -407,13 +429,22 @@ def _guess(problem: Problem, params: Any, z: Unknowns, x: Any, last: Any) -> tup
     return xs, z.us, {"costates": z.costates, "y": z.y}
 
 
-def _resolve(problem: Problem, params: Any, z: Unknowns, x: Any, last: Any, settings: Settings) -> tuple[Any, ...]:
+def _resolve(
+    problem: Problem, params: Any, z: Unknowns, x: Any, last: Any, settings: Settings, stop: Any
+) -> tuple[Any, ...]:
+    """Solve from the plan moved on; where that does not converge, return the better of both, feasible ones first."""
     xs, us, warm = _guess(problem, params, z, x, last)
-    program, state = start(problem, xs, us, params, (False,) * xs.shape[1], warm, settings)
-    state = iterate(program, state, settings, settings.max_iterations)
-    violation = state.history.infeasibility[state.iterations]
-    kept = _finite_or(_shift(program.rows, z), state.z)
-    return kept, state.status, state.iterations, state.e.at.cost, violation
+    program, first = start(problem, xs, us, params, (False,) * xs.shape[1], warm, settings)
+    state = iterate(program, first, settings, stop)
+    rows = jnp.stack([jnp.zeros_like(state.iterations), state.iterations])
+    violations, costs = state.history.infeasibility[rows], state.history.cost[rows]
+    feasible = violations <= FEASIBLE
+    better = jnp.where(jnp.all(feasible), costs[0] < costs[1], violations[0] < violations[1])
+    back = (state.status != int(Status.SOLVED)) & better
+    plan = jax.tree.map(lambda new, old: jnp.where(back, old, new), state.z, first.z)
+    row = jnp.where(back, 0, 1)
+    kept = _finite_or(_shift(program.rows, z), plan)
+    return kept, state.status, state.iterations, costs[row], violations[row], state.seconds
 
 
 def _finite_or(last: Unknowns, new: Unknowns) -> Unknowns:
@@ -422,17 +453,15 @@ def _finite_or(last: Unknowns, new: Unknowns) -> Unknowns:
     return jax.tree.map(lambda new, last: jnp.where(good, new, last), new, last)
 
 
-@partial(jax.jit, static_argnames="shift")
 def _prepare(problem: Problem, params: Any, z: Unknowns, settings: Settings, shift: bool) -> tuple[Any, ...]:
     """Linearize and factor at the predicted state."""
     program = _rows_at(problem, params, z)
     z = _shift(program.rows, z) if shift else z
-    e = expand(problem, program.rows, z.xs, z.us, params, z.costates if settings.exact else None, z.y)
+    e = expansion_at(program, z, settings)
     _, weight = newton_rows(program.rows, e.at.c, z, settings.barrier)
     return z, e, weight, *factor(program, e, weight, jnp.zeros((), z.xs.dtype))
 
 
-@jax.jit
 def _feedback(problem: Problem, params: Any, ready: Any, x: Any, last: Any, settings: Settings) -> tuple[Any, ...]:
     """One right-hand side: move the plan's x_0 to the measured state."""
     z, e, weight, model, factors, _ = ready

@@ -24,7 +24,7 @@ LONGEST = 30_000
 """Most instructions of a tape; beyond, matrices are large and XLA is the better choice."""
 NUMBERS = (
     *("mu", "scale", "floor", "theta_first", "first_cost", "shift", "phase", "mark", "mu_restore", "short"),
-    *("iterations", "status", "step"),
+    *("iterations", "status", "step", "seconds"),
 )
 REMEMBERED = 64
 _TAPES: dict[Any, Any] = {}
@@ -195,7 +195,7 @@ def iterate(program: Program, state: Any, settings: Any, stop: Any) -> Any:
         jnp.asarray(info), jnp.asarray(kind, jnp.int32),
         jnp.concatenate(memories), flatten(rows.bounds, z.xs.dtype), given(rows.l1), given(rows.l2),
         jnp.asarray(program.x0_free, z.xs.dtype),
-        jnp.stack([jnp.asarray(settings.tolerance, z.xs.dtype), jnp.asarray(stop, z.xs.dtype)]),
+        jnp.stack([jnp.asarray(v, z.xs.dtype) for v in (settings.tolerance, stop, settings.seconds)]),
         numbers, jnp.stack([state.filter.theta, state.filter.phi]), jnp.stack(list(vars(state.history).values())),
         z.xs, z.us, z.costates, z.s, z.y, given(z.e), given(z.v),
     )  # fmt: skip

@@ -32,7 +32,8 @@ _MESSAGES = {
     Status.ITERATION_LIMIT: "iteration limit reached before the tolerance; raise max_iterations, try another method,"
     " or scale inputs and costs to similar sizes",
     Status.STALLED: "no further decrease found before the tolerance; rounding limits the cost, or its gradient is not"
-    " smooth: check_gradient(problem, us) tells which; a looser tolerance may be all that is possible",
+    " smooth: check_gradient(problem, us) tells which; a looser tolerance may be all that is possible; where"
+    " constraints are violated, start from another guess",
     Status.NON_FINITE: "met inf or NaN and kept the last finite iterate; the dynamics leave their domain or diverge:"
     " start from other inputs, add bounds, shorten the step dt, or keep the model defined outside its domain",
     Status.NOT_CONVEX: "the quadratic problem is not strictly convex in the inputs (R + B'PB is singular or has a"
@@ -190,9 +191,11 @@ class Solution:
         if np.ndim(self.status):
             solved = int(np.sum(np.asarray(self.converged)))
             return f"Solution batch ({self.method}): {solved} of {np.size(self.status)} converged"
+        violation = float(self.certificate.primal_feasibility)
+        missed = f", violation {violation:.2e}" if violation > float(self.certificate.tolerance) else ""
         return (
             f"{'Converged' if bool(self.converged) else 'NOT converged'} ({self.method}): {self.message}.\n"
             f"  cost {float(self.cost):.12g}, {int(self.iterations)} iterations, stationarity"
             f" {float(self.certificate.stationarity):.2e} (scaled {float(self.certificate.stationarity_scaled):.2e},"
-            f" tolerance {float(self.certificate.tolerance):.0e})"
+            f" tolerance {float(self.certificate.tolerance):.0e}){missed}"
         )

@@ -283,7 +283,7 @@ def _pick(problem: Problem, objective: Objective, method: Any) -> str:
             raise ValueError(f"method 'interior_point' needs free inputs; free is {objective.free}.")
         if method == "lq" and objective.free not in (("us",), ("us", "x0")):
             raise ValueError(f"method 'lq' solves for us (and x0); free is {objective.free}.")
-        if method == "ilqr" and objective.free != ("us",):
+        if method == "ilqr" and objective.free != ("us",) and not set(problem.constraint_names) - set(VARIABLE_BOUNDS):
             raise ValueError(
                 f"method 'ilqr' solves for us alone, with x0 and params given; free is {objective.free}: use"
                 " 'interior_point', 'newton_cg' or 'lbfgs'."

@@ -348,3 +348,23 @@ def test_gains_have_no_derivative_but_nan():
     assert np.isnan(in_K).all()
     assert np.isnan(in_k).all()
     assert np.isfinite(in_us).all()
+
+
+def test_a_transfer_without_enough_time_is_locally_infeasible():
+    """Minimum time with a bound on time below the optimum, 2 sqrt(3): the violation has a least value that is not zero."""
+    rate = oc.discretize(lambda z, u: jnp.array([z[2] * z[1], z[2] * u[0], 0.0 * z[2]]), 1 / 20, nx=3, nu=1)
+    problem = oc.Problem(
+        rate,
+        initial_cost=lambda z: z[2],
+        horizon=20,
+        x0_min=[0.0, 0.0, 0.1],
+        x0_max=[0.0, 0.0, 2.5],
+        u_min=-1.0,
+        u_max=1.0,
+        terminal_equality=lambda z: z[:2] - jnp.array([3.0, 0.0]),
+    )
+    sol = oc.solve(problem, x0=[0.0, 0.0, 1.0])
+    assert sol.status == oc.Status.INFEASIBLE
+    assert "violation" in repr(sol)
+    enough = oc.solve(problem.replace(x0_max=[0.0, 0.0, 9.0]), x0=[0.0, 0.0, 1.0])
+    np.testing.assert_allclose(enough.cost, 2 * np.sqrt(3.0), rtol=1e-3)

@@ -219,8 +219,44 @@ def test_bad_arguments_are_named():
         r"`plant` returns shape \(3,\)": lambda: mpc.simulate([0.0, 0.0], 2, lambda x, u, k: np.zeros(3)),
         r"`offset_gain` is .* or \(2,\) of them": lambda: oc.MPC(problem, offset_gain=[0.1] * 3),
         r"`du_max` is .* or \(1,\) of them": lambda: oc.MPC(problem, du_max=[0.1, 0.2]),
+        "`offset_gain` is 2.0; expected at most 1": lambda: oc.MPC(problem, offset_gain=2.0),
+        "`offset_gain` needs plans that converge": lambda: oc.MPC(problem, offset_gain=0.5, real_time=True),
+        "`plant` returns .* at sample 0": lambda: mpc.simulate([0.0, 0.0], 2, lambda x, u, k: x * np.nan),
         "`time_limit` has no use with real_time": lambda: oc.MPC(problem, real_time=True, time_limit=1.0),
     }
     for message, call in wrong.items():
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_a_right_model_has_no_offset_from_the_first_sample_on():
+    mass = oc.LinearDynamics([[1.0, 0.1], [0.0, 1.0]], [[0.005], [0.1]])
+    problem = oc.Problem(mass, lambda x, u: x @ x + 0.1 * u @ u, horizon=15, x0=[0.0, 0.0], u_min=-1.0, u_max=1.0)
+    with_observer, without = oc.MPC(problem, offset_gain=1.0), oc.MPC(problem)
+    x, plan, other = np.array([5.0, -3.0]), with_observer.init([5.0, -3.0]), without.init([5.0, -3.0])
+    for _ in range(3):
+        u, plan = with_observer.step(plan, x)
+        v, other = without.step(other, x)
+        np.testing.assert_allclose(u, v, atol=1e-6)
+        np.testing.assert_allclose(plan.offset, 0.0, atol=1e-9)
+        x = np.asarray(mass.step(x, u, 0, None))
+
+
+def test_unfinished_plans_keep_the_limits_of_rates():
+    mpc = oc.MPC(PROBLEM, du_max=3.0, max_iterations=1)
+    run = mpc.simulate(off([0.5, 0.3, 0.0, 0.5]), 10)
+    assert np.abs(np.diff(run.us[:, 0])).max() <= 3.0 + 1e-12
+    assert (run.statuses == oc.Status.ITERATION_LIMIT).any()
+
+
+def test_what_can_be_done_in_time_is_done():
+    mpc = oc.MPC(PROBLEM, time_limit=10.0)
+    run = mpc.simulate(off([0.3, 0.2, 0.0, 0.3]), 5)
+    assert (run.statuses == oc.Status.SOLVED).all()
+    mpc = oc.MPC(PROBLEM, time_limit=1e-9)
+    plan = mpc.init(GOAL)
+    for _ in range(3):  # one iteration is made in any case
+        u, plan = mpc.step(plan, off([0.5, 0.3, 0.0, 0.5]))
+    assert plan.status == oc.Status.TIME_LIMIT
+    assert plan.iterations == 1
+    assert jnp.isfinite(u).all()
