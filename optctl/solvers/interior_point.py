@@ -6,14 +6,16 @@ for a falling sequence of mu. Each Newton step is one linear-quadratic problem (
 `optctl.lq`. A filter line search (`barrier`) decides on the step: a trial point must lower the barrier cost or the
 infeasibility theta, the sum of all violations. A step that a curved constraint spoils gets one second-order correction.
 Where no step is acceptable, or steps stay short, a feasibility phase (`feasibility`) looks for a point that is; if it
-ends where the violation cannot be lowered, the problem is locally infeasible.
+ends where the violation cannot be lowered, the problem is locally infeasible. Quadratic programs take
+predictor-corrector steps, which need no line search.
 
-All iterations are one compiled program; from the host it is called for some iterations at a time, so that callbacks,
-time limits and Ctrl-C get their turn.
+`iterate` is the definition of all this. On a CPU the same iterations are one call of a compiled kernel (`native`), if
+the problem's functions have tapes. From the host it is called for some iterations at a time, so that callbacks, time
+limits and Ctrl-C get their turn.
 
 References: Waechter and Biegler (2006), On the implementation of an interior-point filter line-search algorithm for
-large-scale nonlinear programming; Rao, Wright and Rawlings (1998), Application of interior-point methods to model
-predictive control.
+large-scale nonlinear programming; Mehrotra (1992), On the implementation of a primal-dual interior point method; Rao,
+Wright and Rawlings (1998), Application of interior-point methods to model predictive control.
 """
 
 import inspect

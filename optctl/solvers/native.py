@@ -39,7 +39,7 @@ def reason_against(problem: Problem, xs: Any, us: Any, params: Any, exact: bool)
     try:
         tapes(problem, xs, us, params, exact)
     except Unsupported as why:
-        return str(why)
+        return f"no tape holds {why}"
     return None
 
 
