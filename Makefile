@@ -20,12 +20,10 @@ types: $(VENV)/.dev
 contracts: $(VENV)/.dev
 	$(BIN)/lint-imports
 
-# Most of the time goes into compiling, so the tests do without XLA's optimization (the examples run with it), share
-# what they have compiled, also with the next run, and those of a file stay together.
+# Most of the time goes into compiling, so the tests do without XLA's optimization (the examples run with it), and those
+# of a file stay together, which share compiled functions.
 unit: $(VENV)/.dev
-	JAX_COMPILATION_CACHE_DIR=$(CURDIR)/build/jax JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 \
-		JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1 \
-		XLA_FLAGS="--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 $$XLA_FLAGS" \
+	XLA_FLAGS="--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 $$XLA_FLAGS" \
 		$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 examples: $(VENV)/.dev
