@@ -55,7 +55,7 @@ Kernel<float> find_kernel<float>(Name name, const Sizes& sizes) { return finders
 template <>
 Kernel<double> find_kernel<double>(Name name, const Sizes& sizes) { return finders_for(name).in_double(name, sizes); }
 
-const TapeRunner& find_tape_runner() { return kernels().tape_runner; }
+TapeRunner find_tape_runner() { return kernels().tape_runner; }
 
 SolverKernel find_interior_point() { return kernels().interior_point; }
 

@@ -2,10 +2,8 @@
 //
 // Every operand is (batch..., core): the core's rank is a digit of the signature, and where it counts stages, its first
 // axis has one row per stage or a single row for all. Batch axes of length 1 are repeated, never copied.
-#include <algorithm>
 #include <cstdlib>
 #include <functional>
-#include <memory>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -170,41 +168,16 @@ ffi::Error solve(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRe
 // Memory that nobody has written to: room for what a loop fills in, without a pass of zeros over all of it.
 static ffi::Error unset_door(ffi::RemainingRets) { return ffi::Error::Success(); }
 
-static ffi::Error tape_door(ffi::Buffer<ffi::S32> code, ffi::Buffer<ffi::S32> info, ffi::Buffer<ffi::S32> inputs,
-                            ffi::Buffer<ffi::S32> outputs, ffi::Buffer<ffi::F64> values, ffi::Buffer<ffi::F64> memory,
+static ffi::Error tape_door(ffi::Buffer<ffi::S32> program, ffi::Buffer<ffi::F64> memory, ffi::Buffer<ffi::F64> values,
                             ffi::ResultBuffer<ffi::F64> results, int64_t repeat) {
-  const int32_t* sizes = info.typed_data();  // instructions in the prologue, slots, inputs, outputs
-  const auto& runner = optctl::find_tape_runner();
-  const int W = runner.lanes;
-  const int64_t N = values.dimensions()[0], length = code.dimensions()[0];
-  std::unique_ptr<double, void (*)(void*)> room(
-      static_cast<double*>(std::aligned_alloc(64, (sizes[1] + 8) * W * sizeof(double))), [](void* p) { std::free(p); });
-  double* slots = room.get();
-  for (int64_t first = 0; first < N; first += W) {
-    auto load = [&] {
-      for (int32_t i = 0; i < sizes[2]; ++i)
-        for (int w = 0; w < W && inputs.typed_data()[i] >= 0; ++w)
-          slots[inputs.typed_data()[i] * W + w] = values.typed_data()[std::min(first + w, N - 1) * sizes[2] + i];
-    };
-    load();
-    runner.run(code.typed_data(), 0, sizes[0], memory.typed_data(), slots);
-    for (int64_t k = 0; k < repeat; ++k) {
-      if (k) load();
-      runner.run(code.typed_data(), sizes[0], length, memory.typed_data(), slots);
-    }
-    for (int32_t i = 0; i < sizes[3]; ++i)
-      for (int w = 0; w < W && first + w < N; ++w)
-        results->typed_data()[(first + w) * sizes[3] + i] = slots[outputs.typed_data()[i] * W + w];
-  }
+  optctl::find_tape_runner()(program.typed_data(), memory.typed_data(), values.dimensions()[0], values.typed_data(),
+                             results->typed_data(), repeat);
   return ffi::Error::Success();
 }
 
 #pragma GCC visibility push(default)
 XLA_FFI_DEFINE_HANDLER_SYMBOL(optctl_tape, tape_door,
                               ffi::Ffi::Bind()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .Arg<ffi::Buffer<ffi::F64>>()
                                   .Arg<ffi::Buffer<ffi::F64>>()

@@ -3,7 +3,7 @@
 
 namespace optctl::OPTCTL_ISA {
 
-// Operands and results in the order of optctl/solvers/native.py.
+// Operands and results in the order of optctl/shooting/native.py.
 namespace {
 enum In { memory, bounds, l1, l2, x0_free, options, numbers, filter, history, xs, us, costates, s, y, e, v };
 enum Out {
@@ -18,9 +18,10 @@ extern const SolverKernel interior_point = [](const int32_t* info, const int32_t
   p.N = info[0], p.nx = info[1], p.nu = info[2], p.nz = p.nx + p.nu;
   for (int b = 0; b < 2; ++b) p.path[b] = info[3 + b], p.end[b] = info[5 + b];
   p.rows = info[7], p.has_soft = info[8], p.history = info[9];
-  for (int b = 0; b < block_count; ++b) p.block[b] = info[10 + b];
+  const bool wants_gains = info[10];
+  for (int b = 0; b < block_count; ++b) p.block[b] = info[11 + b];
   p.kind = kind, p.bounds = in[bounds], p.l1 = in[l1], p.l2 = in[l2], p.x0_free = in[x0_free];
-  const int32_t* program = info + 10 + block_count;
+  const int32_t* program = info + 11 + block_count;
 
   const int64_t N = p.N, misses = p.has_soft ? p.rows : 0;
   std::copy_n(in[numbers], sizeof(Numbers) / sizeof(double), out[numbers_out]);
@@ -40,7 +41,8 @@ extern const SolverKernel interior_point = [](const int32_t* info, const int32_t
   std::memcpy(&current, out[numbers_out], sizeof current);
   InteriorPoint method(p, program, in[memory], z, current, out[filter_out], out[history_out], expansion);
   method.iterate(in[options][0], in[options][1], in[options][2]);
-  method.gains(out[K]);
+  if (wants_gains) method.gains(out[K]);
+  else std::fill_n(out[K], N * p.nu * p.nx, 0.0);
   std::memcpy(out[numbers_out], &current, sizeof current);
   *out[cost] = method.cost();
 };

@@ -1,6 +1,6 @@
 // The iterations of the interior point method, with the functions on tapes and the linear algebra of lq.h.
 //
-// optctl/solvers/{barrier,feasibility,interior_point}.py are the definition and explain it; the names are theirs.
+// optctl/shooting/{barrier,feasibility,interior_point}.py are the definition and explain it; the names are theirs.
 #pragma once
 
 #include <chrono>
@@ -89,7 +89,7 @@ class InteriorPoint {
         functions_(layout, program, memory, e), model_(layout, layout.nu), space_(room(layout)) {
     for (Unknowns* u : {&d_, &corrected_, &trial_}) *u = unknowns();
     trial_values_ = {space_.take(p_.N * p_.nx), space_.take(p_.rows)};
-    r_ = space_.take(p_.rows), weight_ = space_.take(p_.rows), v_ = space_.take(p_.rows), dy_ = space_.take(p_.rows);
+    r_ = space_.take(p_.rows), weight_ = space_.take(p_.rows), v_ = space_.take(p_.rows);
     mu_ = space_.take(p_.rows), nu_ = space_.take(p_.rows), c_ = space_.take(p_.rows), gaps_ = space_.take(p_.N * p_.nx);
     g0_ = space_.take(p_.nx), gx_ = space_.take((p_.N + 1) * p_.nx), gu_ = space_.take(p_.N * p_.nu);
     for (int64_t i = 0; i < p_.rows; ++i) {
@@ -258,7 +258,7 @@ class InteriorPoint {
   // Newton's direction for these gaps and rows and the products aimed at, with the factors at hand.
   void direction(const double* gaps, const double* c, const Unknowns& d) {
     const int nx = p_.nx, nu = p_.nu;
-    newton_rows(p_, c, z_, mu_, nu_, r_, dy_);  // the weights are those of the factors already
+    newton_rows(p_, c, z_, mu_, nu_, r_, nullptr);  // the weights are those of the factors already
     for (int64_t i = 0; i < p_.rows; ++i) v_[i] = z_.y[i] + r_[i] * weight_[i];
     clear_slopes();
     add_transposed_rows(p_, e_, v_, g0_, gx_, gu_);
@@ -608,7 +608,7 @@ class InteriorPoint {
   Workspace<double> space_;
   Unknowns d_, corrected_, trial_;
   Values trial_values_;
-  double *r_, *weight_, *v_, *dy_, *mu_, *nu_, *c_, *gaps_, *g0_, *gx_, *gu_;
+  double *r_, *weight_, *v_, *mu_, *nu_, *c_, *gaps_, *g0_, *gx_, *gu_;
   int64_t inequalities_ = 0, softs_ = 0;
   double cost_ = 0, size_ = 1, stationarity_ = 0, infeasibility_ = 0, theta_ = 0, least_product_ = 0, most_product_ = 0;
 };

@@ -40,12 +40,10 @@ struct Finders {
   Kernel<double> (*in_double)(Name, const Sizes&);
 };
 
-// A program of scalar instructions, run over so many stages at a time (see tape.h).
-struct TapeRunner {
-  int lanes;
-  void (*run)(const int32_t* code, int64_t from, int64_t to, const double* memory, double* slots);
-};
-const TapeRunner& find_tape_runner();
+// A tape over N stages, inputs and results (N, .), its body `repeat` times (see tape.h).
+using TapeRunner = void (*)(const int32_t* program, const double* memory, int64_t N, double* values, double* results,
+                            int64_t repeat);
+TapeRunner find_tape_runner();
 
 // The interior point method: sizes and tapes, kinds of the rows, operands and results.
 using SolverKernel = void (*)(const int32_t* info, const int32_t* kind, const double* const* in, double* const* out);

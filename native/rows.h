@@ -1,6 +1,6 @@
 // The algebra of the constraints' rows: products with their Jacobian, barrier terms, step lengths.
 //
-// optctl/solvers/{rows,primal_dual}.py state the formulas and are their definition.
+// optctl/shooting/{rows,primal_dual}.py state the formulas and are their definition.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +18,7 @@ inline double largest_of(int64_t count, const double* v) {
   return most;
 }
 
-// y (m) += A x for packed stages; x and y need no padding.
+// y (m) += A x. Unlike those of dense.h, these vectors are rows of packed arrays, without padding.
 inline void add_product(int m, int n, const double* A, const double* x, double* y) {
   for (int i = 0; i < m; ++i) {
     double sum = 0;
@@ -233,7 +233,7 @@ inline double barrier_slope(const Layout& p, const Expansion& e, const Unknowns&
 
 constexpr double proximal = 1e-8;  // weight of equalities
 
-// r and 1/d of each row, J dz - d dy = -r; zeros where it is off. The products s y are to become mu, e v nu.
+// r and (unless it is null) 1/d of each row, J dz - d dy = -r; zeros where it is off. The products s y are to become mu, e v nu.
 inline void newton_rows(const Layout& p, const double* c, const Unknowns& z, const double* mu, const double* nu, double* r,
                         double* weight) {
   for (int64_t i = 0; i < p.rows; ++i) {
@@ -245,10 +245,10 @@ inline void newton_rows(const Layout& p, const double* c, const Unknowns& z, con
         r[i] -= z.e[i] + give * (z.y[i] + nu[i] / z.e[i] - p.l1[i] - p.l2[i] * z.e[i]);
         d += give;
       }
-      weight[i] = 1 / d;
+      if (weight) weight[i] = 1 / d;
     } else {
       r[i] = p.kind[i] & equality ? c[i] : 0;
-      weight[i] = p.kind[i] & equality ? 1 / proximal : 0;
+      if (weight) weight[i] = p.kind[i] & equality ? 1 / proximal : 0;
     }
   }
 }

@@ -1,10 +1,18 @@
-// The tape of one instruction set.
+// A tape by itself, for one instruction set.
 #include "tape.h"
 
 #include "kernels.h"
 
 namespace optctl::OPTCTL_ISA {
 
-extern const TapeRunner tape_runner = {tape_lanes, run_tape<tape_lanes>};
+extern const TapeRunner tape_runner = [](const int32_t* program, const double* memory, int64_t N, double* values,
+                                         double* results, int64_t repeat) {
+  StageTape tape;
+  tape.read(program, memory, N);
+  std::vector<Field> in, out;
+  append(in, values, tape.inputs());
+  append(out, results, tape.outputs());
+  for (int64_t k = 0; k < repeat; ++k) tape.run(in, out);
+};
 
 }  // namespace optctl::OPTCTL_ISA

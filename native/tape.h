@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "functions.h"
 #include "simd.h"
@@ -133,6 +134,80 @@ __attribute__((noinline)) void run_tape(const int32_t* code, int64_t from, int64
 #undef OPTCTL_EACH
 #undef OPTCTL_LANES
 #undef OPTCTL_NEXT
+}
+
+// Numbers t = 0, 1, ... lie `step` apart.
+struct Field {
+  double* p;
+  ptrdiff_t step;
+};
+
+// One function of a stage as a tape, run over all stages, `tape_lanes` at a time.
+class StageTape {
+ public:
+  // Reads its part of the program; returns what lies behind it.
+  const int32_t* read(const int32_t* program, const double* memory, int64_t count) {
+    length_ = program[0], prologue_ = program[1], slots_ = program[2], inputs_count_ = program[3];
+    outputs_count_ = program[4];
+    code_ = program + 6;
+    inputs_ = code_ + 5 * length_;
+    outputs_ = inputs_ + inputs_count_;
+    once_ = outputs_ + outputs_count_;
+    memory_ = memory + program[5];
+    count_ = count;
+    const int64_t blocks = (count + tape_lanes - 1) / tape_lanes;
+    size_ = slots_ * tape_lanes;
+    const size_t room = size_ * (prologue_ ? blocks : 1) + 8;
+    space_.resize(room);
+    const auto address = reinterpret_cast<std::uintptr_t>(space_.data());
+    first_ = space_.data() + (64 - address % 64) % 64 / sizeof(double);
+    return once_ + outputs_count_;
+  }
+
+  // Input k of stage t is in[k].p[t * in[k].step]; likewise the outputs, which go to `also`, too, where it is not null.
+  void run(const std::vector<Field>& in, const std::vector<Field>& out, const std::vector<Field>* also = nullptr) {
+    for (int64_t begin = 0; begin < count_; begin += tape_lanes) {
+      const int64_t lanes = count_ - begin < tape_lanes ? count_ - begin : tape_lanes;
+      double* slots = first_ + (prologue_ ? begin / tape_lanes * size_ : 0);
+      for (int k = 0; k < inputs_count_; ++k) {
+        if (inputs_[k] < 0) continue;
+        double* to = slots + inputs_[k] * tape_lanes;
+        const double* from = in[k].p + begin * in[k].step;
+        for (int64_t l = 0; l < tape_lanes; ++l) to[l] = from[(l < lanes ? l : lanes - 1) * in[k].step];
+      }
+      if (!started_) run_tape<tape_lanes>(code_, 0, prologue_, memory_, slots);
+      run_tape<tape_lanes>(code_, prologue_, length_, memory_, slots);
+      for (int k = 0; k < outputs_count_; ++k) {
+        if (started_ && once_[k]) continue;
+        const double* from = slots + outputs_[k] * tape_lanes;
+        store(from, lanes, begin, out[k]);
+        if (also && (*also)[k].p) store(from, lanes, begin, (*also)[k]);
+      }
+    }
+    started_ = true;
+  }
+
+  int inputs() const { return inputs_count_; }
+  int outputs() const { return outputs_count_; }
+
+ private:
+  static void store(const double* from, int64_t lanes, int64_t begin, Field to) {
+    double* p = to.p + begin * to.step;
+    for (int64_t l = 0; l < lanes; ++l) p[l * to.step] = from[l];
+  }
+
+  int64_t length_, prologue_, slots_, count_, size_;
+  int inputs_count_, outputs_count_;
+  const int32_t *code_, *inputs_, *outputs_, *once_;
+  const double* memory_;
+  std::vector<double> space_;
+  double* first_;
+  bool started_ = false;
+};
+
+// Append the fields of `columns` numbers a stage.
+inline void append(std::vector<Field>& fields, double* p, int columns) {
+  for (int k = 0; k < columns; ++k) fields.push_back({p + k, columns});
 }
 
 }  // namespace optctl::OPTCTL_ISA

@@ -30,15 +30,14 @@ from optctl.continuous import (
     MarchStatus,
     NeuralODE,
     ODEGradient,
-    Refinement,
     Signal,
     Trajectory,
     integrate,
     neural_ode,
     ode_gradient,
     ode_hessian_vector_product,
-    refine,
 )
+from optctl.control import MPC, MPCPlan, MPCRun
 from optctl.dynamics import (
     AbstractDynamics,
     Adjoint,
@@ -64,21 +63,12 @@ from optctl.estimation import (
 from optctl.lq import LQSolution, dare, dlqe, dlqr, lqr, to_cvxpy
 from optctl.policies import MLP, TrainingResult, closed_loop, mlp, train, train_layers, train_policy
 from optctl.problem import Problem
+from optctl.refinement import Refinement, refine
+from optctl.result import Status
+from optctl.shooting import InteriorPoint
 from optctl.soft import Soft
-from optctl.solvers import (
-    ILQR,
-    MPC,
-    Certificate,
-    History,
-    InteriorPoint,
-    MPCPlan,
-    MPCRun,
-    Multistart,
-    Solution,
-    Status,
-    multistart,
-    solve,
-)
+from optctl.solution import Certificate, History, Solution
+from optctl.solvers import ILQR, Multistart, multistart, solve
 
 __version__ = "0.1.0"
 

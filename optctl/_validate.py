@@ -16,6 +16,11 @@ def is_concrete(value: Any) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
 
 
+def cast(value: Any, dtype: Any) -> Any:
+    """Return an array of a type; itself where it has that type, which saves a call of compiled code."""
+    return value if value.dtype == dtype else value.astype(dtype)
+
+
 def check_time_limit(value: Any) -> None:
     """Raise unless a time limit is None or a positive number of seconds."""
     if value is not None and (not isinstance(value, int | float | np.number) or not value > 0):

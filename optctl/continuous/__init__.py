@@ -5,7 +5,6 @@ from optctl.continuous.integrate import Trajectory, integrate
 from optctl.continuous.march import MarchStatus
 from optctl.continuous.neural import NeuralODE, neural_ode
 from optctl.continuous.ode import ODE, Event, Signal
-from optctl.continuous.refine import Refinement, refine
 
 __all__ = [
     "ODE",
@@ -13,12 +12,10 @@ __all__ = [
     "MarchStatus",
     "NeuralODE",
     "ODEGradient",
-    "Refinement",
     "Signal",
     "Trajectory",
     "integrate",
     "neural_ode",
     "ode_gradient",
     "ode_hessian_vector_product",
-    "refine",
 ]

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, as_whole, check_like, check_shape, check_tree, result_shape
+from optctl._validate import as_float, as_whole, cast, check_like, check_shape, check_tree, result_shape
 from optctl.dynamics.stage import stage_function
 
 DENSE_LIMIT = 24
@@ -257,7 +257,7 @@ class AbstractDynamics:
         """Check arrays and bring them to one floating type."""
         checked = [as_float(array, name, finite=False) for name, array in arrays.items()]
         dtype = np.result_type(*(array.dtype for array in checked))
-        return [array if array.dtype == dtype else array.astype(dtype) for array in checked]
+        return [cast(array, dtype) for array in checked]
 
 
 def _products_with_matrix(stage: Any) -> tuple[Any, Any]:

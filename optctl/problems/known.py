@@ -4,7 +4,8 @@ from typing import Any
 
 from optctl._record import record
 from optctl.problem import Problem
-from optctl.solvers import Solution, solve
+from optctl.solution import Solution
+from optctl.solvers import solve
 
 
 @record(static=("free",))

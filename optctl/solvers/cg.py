@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse.linalg
 
+from optctl.result import Status
+from optctl.solution import cost_size
 from optctl.solvers.iterate import Iterate, advance, start
-from optctl.solvers.objective import Objective, cost_size, scaled_stationarity
-from optctl.solvers.solution import Status
+from optctl.solvers.objective import Objective, scaled_stationarity
 
 
 @partial(jax.jit, static_argnames=("max_iterations",))

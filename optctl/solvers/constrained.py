@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from optctl._validate import as_float, is_concrete
+from optctl._validate import as_float, cast, is_concrete
 from optctl.problem import once
-from optctl.solvers.interior_point import InteriorPoint, Settings, interior_point
-from optctl.solvers.lift import BEHIND, lift, split
+from optctl.shooting.interior_point import InteriorPoint, Settings, interior_point
+from optctl.shooting.lift import BEHIND, lift, split
+from optctl.shooting.rows import PATH, TERMINAL
+from optctl.solution import Solution
 from optctl.solvers.objective import Objective
-from optctl.solvers.rows import PATH, TERMINAL
-from optctl.solvers.solution import Solution
 
 WARM_BARRIER = 1e-3
 """First barrier parameter of a warm start."""
@@ -44,13 +44,13 @@ def constrained(
         us = warm_start.us if us is None else objective.us
         xs = warm_start.xs if xs is None else xs
         params = warm_start.params if "params" in objective.free else params
-    us = objective.us if us is None else _cast(us, dtype)
+    us = objective.us if us is None else cast(us, dtype)
     x0 = objective.x0
     _check_constraints(objective)
     if xs is None:
         xs = _first_states(problem, x0, us, params)
     else:
-        xs = _cast(as_float(xs, "xs", (N + 1, nx)), dtype)
+        xs = cast(as_float(xs, "xs", (N + 1, nx)), dtype)
         if problem.x0 is not None:
             xs = _with_first(xs, x0)
     x0_free = (problem.x0 is None,) * nx
@@ -74,10 +74,6 @@ def constrained(
         callback=None if callback is None else lambda solution: callback(lower(solution)),
     )  # fmt: skip
     return lower(solution)
-
-
-def _cast(value: Any, dtype: Any) -> Any:
-    return value if value.dtype == dtype else value.astype(dtype)
 
 
 def _with_first(xs: Any, x0: Any) -> Any:

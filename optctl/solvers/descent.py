@@ -20,9 +20,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optctl.result import Status
+from optctl.solution import cost_size
 from optctl.solvers.iterate import Iterate, advance, start
-from optctl.solvers.objective import Objective, cost_size, projected_gradient, scaled_stationarity
-from optctl.solvers.solution import Status
+from optctl.solvers.objective import Objective, projected_gradient, scaled_stationarity
 
 MEMORY = 10
 SUFFICIENT = 1e-4

@@ -39,10 +39,11 @@ from optctl._record import record
 from optctl.lq.kkt import times, transposed_times
 from optctl.lq.model import LQ
 from optctl.problem import Problem
+from optctl.result import Status
+from optctl.solution import History, cost_size
 from optctl.solvers.boxed import FIRST_SHIFT, LARGEST_SHIFT, SHIFT_FACTOR, Policy, best_policy, keep, unit
 from optctl.solvers.iterate import Iterate
-from optctl.solvers.objective import Objective, cost_size, projected_gradient, scaled_stationarity
-from optctl.solvers.solution import History, Status
+from optctl.solvers.objective import Objective, projected_gradient, scaled_stationarity
 
 SUFFICIENT = 0.1
 """The share of the promised decrease that a step must bring."""

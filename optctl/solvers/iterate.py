@@ -5,7 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from optctl._record import record
-from optctl.solvers.solution import History, Status
+from optctl.result import Status
+from optctl.solution import History
 
 
 @record()

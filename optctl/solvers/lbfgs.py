@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 
+from optctl.result import Status
+from optctl.solution import History, cost_size
 from optctl.solvers.iterate import Iterate
-from optctl.solvers.objective import Objective, cost_size, projected_gradient, scaled_stationarity
-from optctl.solvers.solution import History, Status
+from optctl.solvers.objective import Objective, projected_gradient, scaled_stationarity
 
 MEMORY = 20
 

@@ -9,7 +9,7 @@ import numpy as np
 from optctl._record import record
 from optctl._validate import as_float, as_whole
 from optctl.problem import Problem
-from optctl.solvers.solution import Solution
+from optctl.solution import Solution
 from optctl.solvers.solve import solve
 
 

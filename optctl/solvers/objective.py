@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from optctl._record import record
 from optctl.adjoint.gradient import Gradient, costate_gradient, total_cost
 from optctl.problem import Problem
-from optctl.solvers.solution import Certificate
+from optctl.solution import Certificate, cost_size
 
 
 @record(static=("free",))
@@ -112,18 +112,6 @@ def projected_gradient(z: Any, slope: Any, lower: Any, upper: Any) -> Any:
 def scaled_stationarity(z: Any, residual: Any, size: Any) -> Any:
     """Return max |residual| max(1, |z|) over the size of the cost: a relative change of cost."""
     return jnp.max(jnp.abs(residual) * jnp.maximum(1.0, jnp.abs(z)), initial=0.0) / size
-
-
-def cost_size(cost: Any, first_cost: Any) -> Any:
-    """Return the size of the cost that tolerances refer to.
-
-    It is |J|, or the change since the first guess where that is smaller (a constant in J must not make everything
-    look small), but at least 1e-3 |J|, and 1e-6 of the first cost for a J that vanishes; 1 where both vanish.
-    """
-    changed = jnp.minimum(jnp.abs(cost), jnp.abs(first_cost - cost))
-    least = jnp.maximum(1e-3 * jnp.abs(cost), 1e-6 * jnp.abs(first_cost))
-    size = jnp.maximum(jnp.maximum(changed, least), jnp.finfo(cost.dtype).tiny ** 0.5)
-    return jnp.where((cost == 0) & (first_cost == 0), 1.0, size)
 
 
 def certify(objective: Objective, z: Any, slope: Any, cost: Any, first_cost: Any, tolerance: Any) -> tuple[Any, Any]:

@@ -10,21 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl import lq
-from optctl._validate import as_float, as_whole, check_shape, check_time_limit, is_concrete
+from optctl._validate import as_float, as_whole, cast, check_shape, check_time_limit, is_concrete
 from optctl.adjoint.gradient import Gradient
 from optctl.adjoint.hessian import require_second_derivatives
 from optctl.lq.model import LQ, is_linear_quadratic
 from optctl.problem import PARAMS_BOUNDS, Problem, once
+from optctl.result import Status
+from optctl.shooting.interior_point import InteriorPoint, Settings
+from optctl.solution import History, Solution
 from optctl.solvers.cg import conjugate_gradient, lowest_curvature, slope_mismatch
 from optctl.solvers.constrained import constrained
 from optctl.solvers.descent import gradient_descent
 from optctl.solvers.ilqr import ILQR, ilqr
-from optctl.solvers.interior_point import InteriorPoint, Settings
 from optctl.solvers.iterate import Iterate
 from optctl.solvers.lbfgs import lbfgs
 from optctl.solvers.newton_cg import newton_cg
 from optctl.solvers.objective import Objective, certify, certify_stages
-from optctl.solvers.solution import History, Solution, Status
 
 METHODS = {
     "lq": "exact solution of linear-quadratic problems by the Riccati recursion",
@@ -238,7 +239,7 @@ def _objective(problem: Problem, us: Any, x0: Any, params: Any, free: Any) -> Ob
         us = np.zeros((problem.steps, dynamics.nu), x0.dtype) if us is None else as_float(us, "us")
         check_shape(us, "us", (problem.horizon, dynamics.nu))
         both = np.result_type(us.dtype, x0.dtype)
-        us, x0 = (v if v.dtype == both else v.astype(both) for v in (us, x0))
+        us, x0 = cast(us, both), cast(x0, both)
     else:
         x0 = jnp.asarray(x0)
     objective = Objective(problem, us, x0, jax.tree.map(jnp.asarray, problem.params), names)

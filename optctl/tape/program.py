@@ -67,6 +67,11 @@ class Tape:
     constants: np.ndarray
     captured: tuple
 
+    def packed(self, offset: int = 0) -> np.ndarray:
+        """Return the tape as the kernels read it; its memory begins at an offset."""
+        head = [len(self.code), self.prologue, self.slots, len(self.inputs), len(self.outputs), offset]
+        return np.concatenate([head, self.code.ravel(), self.inputs, self.outputs, self.once]).astype(np.int32)
+
 
 def compile_tape(
     function: Callable, varying: Sequence[Any], uniform: Any, *, fixed: Sequence[int] = (), limit: int = 200_000
@@ -115,10 +120,9 @@ def memory(tape: Tape, uniform: Any) -> Any:
 def run(tape: Tape, values: Any, uniform: Any, repeat: int = 1) -> Any:
     """Return the results (N, outputs) of a tape for varying inputs (N, inputs); the body is run `repeat` times."""
     _native.require()
-    info = np.array([tape.prologue, tape.slots, tape.inputs.size, tape.outputs.size], np.int32)
     result = jax.ShapeDtypeStruct((values.shape[0], tape.outputs.size), jnp.float64)
     return jax.ffi.ffi_call("optctl_tape", result)(
-        tape.code, info, tape.inputs, tape.outputs, values, memory(tape, uniform), repeat=np.int64(repeat)
+        tape.packed(), memory(tape, uniform), values, repeat=np.int64(repeat)
     )
 
 

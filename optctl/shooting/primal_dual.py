@@ -18,8 +18,8 @@ from optctl.lq.kkt import Point, transposed_times
 from optctl.lq.model import LQ
 from optctl.lq.riccati import Factors
 from optctl.problem import Problem
-from optctl.solvers.expansion import Expansion, Values
-from optctl.solvers.rows import DELTA, Rows, along, squared, transposed
+from optctl.shooting.expansion import Expansion, Values
+from optctl.shooting.rows import DELTA, Rows, along, squared, transposed
 
 FIRST_SHIFT, LARGEST_SHIFT = 1e-4, 1e12
 

@@ -22,9 +22,11 @@ import numpy as np
 
 from optctl._record import record
 from optctl._validate import as_float, as_whole, check_time_limit, check_tree, is_concrete
+from optctl.control.model import controlled
 from optctl.problem import Problem
-from optctl.solvers.expansion import function_values
-from optctl.solvers.interior_point import (
+from optctl.result import Status
+from optctl.shooting.expansion import function_values
+from optctl.shooting.interior_point import (
     InteriorPoint,
     Settings,
     check_guess,
@@ -35,8 +37,7 @@ from optctl.solvers.interior_point import (
     runs_natively,
     start,
 )
-from optctl.solvers.mpc_model import controlled
-from optctl.solvers.primal_dual import (
+from optctl.shooting.primal_dual import (
     Program,
     Unknowns,
     factor,
@@ -46,8 +47,7 @@ from optctl.solvers.primal_dual import (
     newton_rows,
     solve_step,
 )
-from optctl.solvers.rows import PATH, Rows, flatten, make_rows
-from optctl.solvers.solution import Status
+from optctl.shooting.rows import PATH, Rows, flatten, make_rows
 
 TIME_SHARE = 0.8
 FEASIBLE, FLOOR = 1e-4, 1e-3
@@ -209,7 +209,9 @@ class MPC:
         self.gain = None if offset_gain is None else jnp.asarray(offset_gain, dtype)
         self.real_time, self.time_limit = real_time, time_limit
         exact = hessian == "exact" and problem.dynamics.twice_differentiable
-        self.settings = Settings(jnp.asarray(tolerance, dtype), jnp.asarray(barrier, dtype), exact, limit, FLOOR)
+        self.settings = Settings(
+            jnp.asarray(tolerance, dtype), jnp.asarray(barrier, dtype), exact, limit, FLOOR, gains=False
+        )
         self.params = problem.params
         self._around: deque[float] = deque(maxlen=15)  # seconds, for the time limit
         self._is_warm = False
@@ -417,24 +419,21 @@ def _rows_at(problem: Problem, params: Any, z: Unknowns) -> Program:
     return Program(problem, params, free, make_rows(problem, z.xs, z.us, shapes, free))
 
 
-@jax.jit
-def _guess(problem: Problem, params: Any, z: Unknowns, x: Any, last: Any) -> tuple[Any, Any, dict]:
-    """Return the plan moved on, from the measured state."""
-    program = _rows_at(problem, params, z)
-    z = _shift(program.rows, z)
+def _guess(problem: Problem, params: Any, z: Unknowns, x: Any, last: Any) -> Any:
+    """Return the states of a plan that was moved on, from the measured state to where the model leads in the end."""
     N = z.us.shape[0]
     first = x if last is None else jnp.concatenate([x, last])
     end = problem.dynamics.step(z.xs[-2], z.us[-1], jnp.asarray(N - 1), params)
-    xs = z.xs.at[0].set(first).at[-1].set(jnp.where(jnp.all(jnp.isfinite(end)), end, z.xs[-1]))
-    return xs, z.us, {"costates": z.costates, "y": z.y}
+    return z.xs.at[0].set(first).at[-1].set(jnp.where(jnp.all(jnp.isfinite(end)), end, z.xs[-1]))
 
 
 def _resolve(
     problem: Problem, params: Any, z: Unknowns, x: Any, last: Any, settings: Settings, stop: Any
 ) -> tuple[Any, ...]:
     """Solve from the plan moved on; where that does not converge, return the better of both, feasible ones first."""
-    xs, us, warm = _guess(problem, params, z, x, last)
-    program, first = start(problem, xs, us, params, (False,) * xs.shape[1], warm, settings)
+    last_plan = _shift(_rows_at(problem, params, z).rows, z)
+    xs, warm = _guess(problem, params, last_plan, x, last), {"costates": last_plan.costates, "y": last_plan.y}
+    program, first = start(problem, xs, last_plan.us, params, (False,) * xs.shape[1], warm, settings)
     state = iterate(program, first, settings, stop)
     rows = jnp.stack([jnp.zeros_like(state.iterations), state.iterations])
     violations, costs = state.history.infeasibility[rows], state.history.cost[rows]
@@ -443,7 +442,7 @@ def _resolve(
     back = (state.status != int(Status.SOLVED)) & better
     plan = jax.tree.map(lambda new, old: jnp.where(back, old, new), state.z, first.z)
     row = jnp.where(back, 0, 1)
-    kept = _finite_or(_shift(program.rows, z), plan)
+    kept = _finite_or(last_plan, plan)
     return kept, state.status, state.iterations, costs[row], violations[row], state.seconds
 
 

@@ -4,11 +4,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from optctl.solvers.barrier import largest
-from optctl.solvers.expansion import Expansion
-from optctl.solvers.objective import cost_size
-from optctl.solvers.primal_dual import Program, Unknowns, lagrangian_slopes, price_of_misses
-from optctl.solvers.solution import Certificate
+from optctl.shooting.barrier import largest
+from optctl.shooting.expansion import Expansion
+from optctl.shooting.primal_dual import Program, Unknowns, lagrangian_slopes, price_of_misses
+from optctl.solution import Certificate, cost_size
 
 
 def certify_point(

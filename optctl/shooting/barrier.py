@@ -11,11 +11,10 @@ import jax.numpy as jnp
 
 from optctl._record import record
 from optctl.lq import sweeps
-from optctl.solvers import filter as filters
-from optctl.solvers.expansion import Expansion, Values, evaluate
-from optctl.solvers.filter import Filter
-from optctl.solvers.objective import cost_size
-from optctl.solvers.primal_dual import (
+from optctl.shooting import filter as filters
+from optctl.shooting.expansion import Expansion, Values, evaluate
+from optctl.shooting.filter import Filter
+from optctl.shooting.primal_dual import (
     Program,
     Unknowns,
     barrier_cost,
@@ -33,7 +32,7 @@ from optctl.solvers.primal_dual import (
     quadratic_model,
     solve_step,
 )
-from optctl.solvers.solution import History
+from optctl.solution import History, cost_size
 
 OPTIMIZE, RESTORE, PREDICT = 0, 1, 2
 KAPPA_EPS, KAPPA_MU, THETA_MU = 10.0, 0.2, 1.5

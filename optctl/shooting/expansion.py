@@ -7,6 +7,7 @@ r"""A problem along a trajectory that need not satisfy anything: values, slopes 
 Bounds need neither: their slope is one and their curvature zero.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 
 from optctl._record import record
 from optctl.problem import Problem
-from optctl.solvers.rows import PATH, TERMINAL, Rows, bounded_values, flatten
+from optctl.shooting.rows import PATH, TERMINAL, Rows, bounded_values, flatten
 
 
 @record()
@@ -87,6 +88,15 @@ def evaluate(problem: Problem, rows: Rows, xs: Any, us: Any, params: Any) -> Val
     return Values(cost, reached - xs[1:], flatten(c, xs.dtype))
 
 
+def differentiate(cost: Callable, rows: Sequence[Callable], ys: Sequence[Any] | None, z: Any) -> tuple[Any, Any, list]:
+    """Return the slope of a cost, the Hessian of cost + sum y'row (no rows where ys is None), the Jacobians of rows."""
+
+    def lagrangian(z: Any) -> Any:
+        return cost(z) + sum(y @ row(z) for row, y in zip(rows, ys or (), strict=ys is not None))
+
+    return jax.grad(cost)(z), jax.hessian(lagrangian)(z), [jax.jacfwd(row)(z) for row in rows]
+
+
 def expand(problem: Problem, rows: Rows, xs: Any, us: Any, params: Any, costates: Any, y: Any) -> Expansion:
     """Return values, slopes and curvatures; `costates` None leaves the curvature of dynamics and rows out."""
     nx, exact = xs.shape[1], costates is not None
@@ -94,38 +104,28 @@ def expand(problem: Problem, rows: Rows, xs: Any, us: Any, params: Any, costates
     path = [name for name in PATH if name in ys]
 
     def stage(x: Any, u: Any, t: Any, ys: list) -> Any:
-        def at(name: str) -> Any:
-            return lambda z: getattr(problem, name)(z[:nx], z[nx:], t, params)
+        def at(function: Callable) -> Callable:
+            return lambda z: function(z[:nx], z[nx:], t, params)
 
-        def cost(z: Any) -> Any:
-            return problem.cost_at(z[:nx], z[nx:], t, params)
+        functions = [at(getattr(problem, name)) for name in path]
+        return differentiate(at(problem.cost_at), functions, ys if exact else None, jnp.concatenate([x, u]))
 
-        def lagrangian(z: Any) -> Any:
-            return cost(z) + sum(y @ at(name)(z) for name, y in zip(path, ys, strict=True)) if exact else cost(z)
-
-        z = jnp.concatenate([x, u])
-        return jax.grad(cost)(z), jax.hessian(lagrangian)(z), {name: jax.jacfwd(at(name))(z) for name in path}
-
-    slope, W, J = jax.vmap(stage)(xs[:-1], us, jnp.arange(us.shape[0]), [ys[name] for name in path])
+    slope, W, of_path = jax.vmap(stage)(xs[:-1], us, jnp.arange(us.shape[0]), [ys[name] for name in path])
+    J = dict(zip(path, of_path, strict=True))
     if exact and not problem.dynamics.is_linear:
         W = W + problem.dynamics.hessians(xs, us, costates, params)
     A, B = problem.dynamics.jacobians(xs, us, params)
 
-    def end(x: Any) -> Any:
-        rows_end = sum(ys[name] @ getattr(problem, name)(x, params) for name in TERMINAL if name in ys and exact)
-        return problem.end_cost(x, params) + rows_end
-
     x0, xN = xs[0], xs[-1]
-    for name in TERMINAL:
-        if name in ys:
-            J[name] = jax.jacfwd(getattr(problem, name))(xN, params)
     q0, W0 = jnp.zeros_like(x0), jnp.zeros((nx, nx), xs.dtype)
-    if problem.initial_cost is not None:
-        q0, W0 = jax.grad(problem.start_cost)(x0, params), jax.hessian(problem.start_cost)(x0, params)
     qf, Wf = jnp.zeros_like(q0), jnp.zeros_like(W0)
-    if problem.terminal_cost is not None:
-        qf = jax.grad(problem.end_cost)(xN, params)
-    if problem.terminal_cost is not None or any(name in ys for name in TERMINAL):
-        Wf = jax.hessian(end)(xN)
+    if problem.initial_cost is not None:
+        q0, W0, _ = differentiate(lambda x: problem.start_cost(x, params), [], None, x0)
+    at_end = [name for name in TERMINAL if name in ys]
+    if problem.terminal_cost is not None or at_end:
+        functions = [lambda x, name=name: getattr(problem, name)(x, params) for name in at_end]
+        prices = [ys[name] for name in at_end] if exact else None
+        qf, Wf, of_end = differentiate(lambda x: problem.end_cost(x, params), functions, prices, xN)
+        J |= dict(zip(at_end, of_end, strict=True))
     qs = jnp.concatenate([slope[:, :nx], qf[None]])
     return Expansion(evaluate(problem, rows, xs, us, params), q0, qs, slope[:, nx:], A, B, J, W0, W, Wf)

@@ -13,11 +13,11 @@ import numpy as np
 
 from optctl import _native
 from optctl.problem import STAGE_FUNCTIONS, STATE_FUNCTIONS, Problem
-from optctl.solvers.expansion import Expansion, Values
-from optctl.solvers.filter import SIZE, Filter
-from optctl.solvers.primal_dual import Program, Unknowns
-from optctl.solvers.rows import BLOCKS, PATH, TERMINAL, flatten
-from optctl.solvers.solution import History
+from optctl.shooting.expansion import Expansion, Values, differentiate
+from optctl.shooting.filter import SIZE, Filter
+from optctl.shooting.primal_dual import Program, Unknowns
+from optctl.shooting.rows import BLOCKS, PATH, TERMINAL, flatten
+from optctl.solution import History
 from optctl.tape import Tape, Unsupported, compile_tape, memory
 
 LONGEST = 30_000
@@ -106,20 +106,10 @@ def _make_tapes(uniform: Any, xs: Any, us: Any, exact: bool) -> tuple[Tape, ...]
         return cost(z, t, parts), *(rows(name, z, t, parts) for name in PATH), step(z, t, parts)
 
     def stage_expansion(x: Any, u: Any, t: Any, costate: Any, g: Any, h: Any, parts: Any) -> tuple[Any, ...]:
-        z = jnp.concatenate([x, u])
-
-        def lagrangian(z: Any) -> Any:
-            value = cost(z, t, parts)
-            if not exact:
-                return value
-            value = value + g @ rows(PATH[0], z, t, parts) + h @ rows(PATH[1], z, t, parts)
-            return value if parts["dynamics"].is_linear else value + costate @ step(z, t, parts)
-
-        F = jax.jacfwd(lambda z: step(z, t, parts))(z)
-        J = [jax.jacfwd(lambda z, name=name: rows(name, z, t, parts))(z) for name in PATH]
-        W = jax.hessian(lagrangian)(z)[upper]
-        slope = jax.grad(lambda z: cost(z, t, parts))(z)
-        return *stage_values(x, u, t, parts), slope, F[:, :nx], F[:, nx:], *J, W
+        functions = [lambda z: step(z, t, parts), *(lambda z, name=name: rows(name, z, t, parts) for name in PATH)]
+        ys = [costate, g, h] if exact else None
+        slope, W, (F, *J) = differentiate(lambda z: cost(z, t, parts), functions, ys, jnp.concatenate([x, u]))
+        return *stage_values(x, u, t, parts), slope, F[:, :nx], F[:, nx:], *J, W[upper]
 
     def of_state(name: str, x: Any, parts: Any) -> Any:
         f = parts[name]
@@ -131,23 +121,17 @@ def _make_tapes(uniform: Any, xs: Any, us: Any, exact: bool) -> tuple[Tape, ...]
         return of_state("terminal_cost", x, parts), *(of_state(name, x, parts) for name in TERMINAL)
 
     def end_expansion(x: Any, g: Any, h: Any, parts: Any) -> tuple[Any, ...]:
-        def lagrangian(x: Any) -> Any:
-            value = of_state("terminal_cost", x, parts)
-            rows = g @ of_state(TERMINAL[0], x, parts) + h @ of_state(TERMINAL[1], x, parts)
-            return value + rows if exact else value
-
-        J = [jax.jacfwd(lambda x, name=name: of_state(name, x, parts))(x) for name in TERMINAL]
-        slope = jax.grad(lambda x: of_state("terminal_cost", x, parts))(x)
-        return *end_values(x, parts), slope, *J, jax.hessian(lagrangian)(x)
+        functions = [lambda x, name=name: of_state(name, x, parts) for name in TERMINAL]
+        ys = [g, h] if exact else None
+        slope, W, J = differentiate(lambda x: of_state("terminal_cost", x, parts), functions, ys, x)
+        return *end_values(x, parts), slope, *J, W
 
     def start_values(x: Any, parts: Any) -> tuple[Any, ...]:
         return (of_state("initial_cost", x, parts),)
 
     def start_expansion(x: Any, parts: Any) -> tuple[Any, ...]:
-        def of(x: Any) -> Any:
-            return of_state("initial_cost", x, parts)
-
-        return of(x), jax.grad(of)(x), jax.hessian(of)(x)
+        slope, W, _ = differentiate(lambda x: of_state("initial_cost", x, parts), [], None, x)
+        return *start_values(x, parts), slope, W
 
     x, u = jax.ShapeDtypeStruct((nx,), xs.dtype), jax.ShapeDtypeStruct((nu,), us.dtype)
     t = jax.ShapeDtypeStruct((), jnp.zeros((), int).dtype)
@@ -177,9 +161,10 @@ def iterate(program: Program, state: Any, settings: Any, stop: Any) -> Any:
     sizes = dict(rows.shapes)
     widths = [sizes[name][-1] if name in sizes else 0 for name in (*PATH, *TERMINAL)]
     R, K = z.s.size, state.history.cost.size
+    begins = np.cumsum([0, *(m.size for m in memories)])
     info = np.concatenate([
-        [N, nx, nu, *widths, R, rows.soft is not None, K, *_offsets(rows.shapes)],
-        *_programs(made, [m.size for m in memories]),
+        [N, nx, nu, *widths, R, rows.soft is not None, K, settings.gains, *_offsets(rows.shapes)],
+        *(tape.packed(begin) for tape, begin in zip(made, begins, strict=False)),
     ]).astype(np.int32)  # fmt: skip
     kinds = (rows.inequality, rows.equality, rows.elastic, rows.soft)
     kind = sum(jnp.where(on, 2**k, 0) for k, on in enumerate(kinds) if on is not None)
@@ -231,13 +216,3 @@ def _offsets(shapes: Any) -> list[int]:
         starts[name] = at
         at += int(np.prod(shape, dtype=int))
     return [starts.get(name, 0 if name in (*PATH, *TERMINAL) else -1) for name in BLOCKS]
-
-
-def _programs(made: tuple[Tape, ...], sizes: list[int]) -> list[np.ndarray]:
-    """Return the tapes as the kernel reads them."""
-    programs, offset = [], 0
-    for tape, size in zip(made, sizes, strict=True):
-        head = [len(tape.code), tape.prologue, tape.slots, len(tape.inputs), len(tape.outputs), offset]
-        programs += [np.asarray(head), tape.code.ravel(), tape.inputs, tape.outputs, tape.once]
-        offset += size
-    return programs

@@ -33,16 +33,17 @@ from optctl._record import record
 from optctl._validate import is_concrete
 from optctl.lq.kkt import times
 from optctl.problem import Problem
-from optctl.solvers import filter as filters
-from optctl.solvers import native
-from optctl.solvers.barrier import OPTIMIZE, PREDICT, RESTORE, State, largest, optimize, predict, residuals
-from optctl.solvers.certificate import certify_point
-from optctl.solvers.expansion import Expansion, Values, evaluate, expand, function_shapes, function_values
-from optctl.solvers.feasibility import restore
-from optctl.solvers.primal_dual import Program, Unknowns, factor, infeasibility, newton_rows
-from optctl.solvers.rows import PATH, TERMINAL, Rows, bound_arrays, flatten, make_rows
-from optctl.solvers.sensitivity import settle, unknown
-from optctl.solvers.solution import History, Solution, Status
+from optctl.result import Status
+from optctl.shooting import filter as filters
+from optctl.shooting import native
+from optctl.shooting.barrier import OPTIMIZE, PREDICT, RESTORE, State, largest, optimize, predict, residuals
+from optctl.shooting.certificate import certify_point
+from optctl.shooting.expansion import Expansion, Values, evaluate, expand, function_shapes, function_values
+from optctl.shooting.feasibility import restore
+from optctl.shooting.primal_dual import Program, Unknowns, factor, infeasibility, newton_rows
+from optctl.shooting.rows import PATH, TERMINAL, Rows, bound_arrays, flatten, make_rows
+from optctl.shooting.sensitivity import settle, unknown
+from optctl.solution import History, Solution
 
 FIRST_BARRIER = 0.1
 BACKENDS = ("auto", "native", "jax")
@@ -98,7 +99,7 @@ class InteriorPoint:
             raise ValueError(f"`barrier` is {self.barrier!r}; expected a positive number, or None.")
 
 
-@record(static=("exact", "max_iterations", "backend"))
+@record(static=("exact", "max_iterations", "backend", "gains"))
 class Settings:
     """How to run.
 
@@ -110,6 +111,7 @@ class Settings:
         floor: smallest size of the cost that the tolerance refers to; a controller at rest has nothing else.
         backend: one of BACKENDS.
         seconds: what one call of the compiled kernel may take, infinity for no limit.
+        gains: compute the feedback gains where the iterations stop; else they are zero.
     """
 
     tolerance: Any
@@ -119,6 +121,7 @@ class Settings:
     floor: Any = 0.0
     backend: str = "auto"
     seconds: Any = np.inf
+    gains: bool = True
 
 
 def start(
@@ -136,8 +139,8 @@ def start(
     xs, us = _push_inside(rows, xs, us, jnp.asarray(x0_free), margin)
     guess = blank(program, xs, us, settings)
     if runs_natively(problem, xs, us, params, settings):
-        e = native.iterate(program, guess, settings, 0).e
-        at, slopes = e.at, (e.qs, e.rs)
+        found = expansion_at(program, guess.z, settings)
+        at, slopes = found.at, (found.qs, found.rs)
     else:
         at = evaluate(problem, rows, xs, us, params)
         slopes = jax.grad(lambda xs, us: problem.trajectory_cost(xs, us, params), (0, 1))(xs, us)
@@ -200,7 +203,8 @@ def expansion_at(program: Program, z: Unknowns, settings: Settings) -> Expansion
     """Return the expansion at a point, by whatever iterates there."""
     problem, params = program.problem, program.params
     if runs_natively(problem, z.xs, z.us, params, settings):
-        return native.iterate(program, replace(blank(program, z.xs, z.us, settings), z=z), settings, 0).e
+        state = replace(blank(program, z.xs, z.us, settings), z=z)
+        return native.iterate(program, state, replace(settings, gains=False), 0).e
     return expand(problem, program.rows, z.xs, z.us, params, z.costates if settings.exact else None, z.y)
 
 
@@ -265,6 +269,8 @@ def iterate(program: Program, state: State, settings: Settings, stop: Any) -> St
         return jax.lax.cond(going, step, lambda state: state, state), going
 
     state, _ = jax.lax.while_loop(lambda carry: carry[1], body, (state, jnp.asarray(True)))
+    if not settings.gains:
+        return state
     _, weight = newton_rows(rows, state.e.at.c, state.z, state.mu)
     return replace(state, K=factor(program, state.e, weight, state.shift)[1].K)
 
@@ -286,26 +292,29 @@ def run(
     callback: Callable | None = None,
     every: int = 1,
 ) -> State:
-    """Iterate to the end, in turns."""
+    """Iterate to the end, in turns. The kernel minds the time by itself; without it, limits make turns of one."""
     last = settings.max_iterations
     natively = runs_natively(program.problem, state.z.xs, state.z.us, program.params, settings)
     began, turn, done = time.perf_counter(), TURN, 0
     if callback is not None:
         turn = every
-    elif time_limit is not None:
+    elif time_limit is not None and not natively:
         turn = 1
     while True:
-        before = time.perf_counter()
-        state = compiled(iterate, natively)(program, state, settings, min(last, done + turn))
+        before, stop = time.perf_counter(), min(last, done + turn)
+        if time_limit is not None:
+            settings = replace(settings, seconds=max(0.0, time_limit - (before - began)))
+        state = compiled(iterate, natively)(program, state, settings, stop)
         status, done = int(state.status), int(state.iterations)
         now = time.perf_counter()
         if callback is not None:
             callback(state)
         if status != Status.ITERATION_LIMIT or done >= last:
             return state
-        if time_limit is not None and now - began + (now - before) > time_limit:
+        ahead = 0.0 if natively else now - before  # what another turn would take
+        if time_limit is not None and (done < stop or now - began + ahead > time_limit):
             return replace(state, status=jnp.asarray(int(Status.TIME_LIMIT)))
-        if callback is None and time_limit is None:
+        if callback is None and (natively or time_limit is None):
             turn = int(np.clip(turn * TURN_SECONDS / max(now - before, 1e-6), 1, last))
 
 

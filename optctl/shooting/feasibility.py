@@ -17,9 +17,10 @@ import jax.numpy as jnp
 
 from optctl.lq import sweeps
 from optctl.lq.kkt import Point, times, transposed_times
-from optctl.solvers.barrier import HALVINGS, OPTIMIZE, RESTORE, Residuals, State
-from optctl.solvers.expansion import Values, evaluate
-from optctl.solvers.primal_dual import (
+from optctl.result import Status
+from optctl.shooting.barrier import HALVINGS, OPTIMIZE, RESTORE, Residuals, State
+from optctl.shooting.expansion import Values, evaluate
+from optctl.shooting.primal_dual import (
     Program,
     Unknowns,
     barrier_cost,
@@ -29,8 +30,7 @@ from optctl.solvers.primal_dual import (
     near,
     quadratic_model,
 )
-from optctl.solvers.rows import DELTA, along, transposed
-from optctl.solvers.solution import Status
+from optctl.shooting.rows import DELTA, along, transposed
 
 ENOUGH = 0.1
 LEAST_DAMPING = 1e-6

@@ -19,7 +19,8 @@ from optctl.continuous.integrate import integrate
 from optctl.continuous.ode import ODE
 from optctl.dynamics.discretize import Discretized, RunningCost
 from optctl.problem import BOUNDS, Problem
-from optctl.solvers import Solution, solve
+from optctl.solution import Solution
+from optctl.solvers import solve
 
 ORDERS = {"euler": 1, "midpoint": 2, "rk4": 4, "implicit_midpoint": 2, "trapezoid": 2}
 MOST_PARTS = 8

@@ -20,9 +20,9 @@ from optctl._record import record
 from optctl.lq.kkt import Point
 from optctl.lq.solution import solve_system
 from optctl.lq.sweeps import factor
-from optctl.solvers.expansion import Expansion, evaluate, function_values
-from optctl.solvers.primal_dual import Program, Unknowns, newton_rows, price_of_misses, quadratic_model
-from optctl.solvers.rows import along, transposed
+from optctl.shooting.expansion import Expansion, evaluate, function_values
+from optctl.shooting.primal_dual import Program, Unknowns, newton_rows, price_of_misses, quadratic_model
+from optctl.shooting.rows import along, transposed
 
 
 @record()

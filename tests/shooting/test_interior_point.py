@@ -69,7 +69,7 @@ def test_too_little_force_is_locally_infeasible(limits):
 
 
 def test_second_solve_does_not_recompile_and_warm_starts_are_short(swing):
-    from optctl.solvers import interior_point
+    from optctl.shooting import interior_point
 
     solves = interior_point.compiled(interior_point._solve, True)
     before = solves._cache_size()

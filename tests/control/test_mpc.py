@@ -51,8 +51,8 @@ def test_the_cartpole_recovers_from_200_random_disturbances():
 
 
 def test_a_step_is_the_solution_of_its_problem_and_never_recompiles():
-    from optctl.solvers import mpc as module
-    from optctl.solvers.interior_point import compiled
+    from optctl.control import mpc as module
+    from optctl.shooting.interior_point import compiled
 
     plan = CONTROLLER.init(GOAL)
     before, resolve = None, compiled(module._resolve, True)
