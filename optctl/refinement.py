@@ -20,7 +20,7 @@ from optctl.continuous.ode import ODE
 from optctl.dynamics.discretize import Discretized, RunningCost
 from optctl.problem import BOUNDS, Problem
 from optctl.solution import Solution
-from optctl.solvers import solve
+from optctl.solvers.solve import solve
 
 ORDERS = {"euler": 1, "midpoint": 2, "rk4": 4, "implicit_midpoint": 2, "trapezoid": 2}
 MOST_PARTS = 8

@@ -5,7 +5,7 @@ from typing import Any
 from optctl._record import record
 from optctl.problem import Problem
 from optctl.solution import Solution
-from optctl.solvers import solve
+from optctl.solvers.solve import solve
 
 
 @record(static=("free",))
