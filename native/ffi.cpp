@@ -176,6 +176,12 @@ static ffi::Error tape_door(ffi::Buffer<ffi::S32> program, ffi::Buffer<ffi::F64>
 }
 
 #pragma GCC visibility push(default)
+// A tape run without XLA, for those who judge it: its body once, inputs and results (N, .).
+extern "C" void optctl_run_tape(const int32_t* program, const double* memory, int64_t N, double* values,
+                                double* results) {
+  optctl::find_tape_runner()(program, memory, N, values, results, 1);
+}
+
 XLA_FFI_DEFINE_HANDLER_SYMBOL(optctl_tape, tape_door,
                               ffi::Ffi::Bind()
                                   .Arg<ffi::Buffer<ffi::S32>>()
