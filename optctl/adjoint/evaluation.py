@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl.adjoint.interpreter import Interpreted, Uninterpreted, interpret
+from optctl.constraint import Constraint
 from optctl.problem import STAGE_FUNCTIONS, STATE_FUNCTIONS, Problem
 
 ROWS = 4096
@@ -61,7 +62,8 @@ class Evaluator:
     def __init__(
         self, problem: Problem, params: Any, sizes: tuple[int, int, int], many: int, substitute: Callable | None = None
     ) -> None:
-        parts = {name: getattr(problem, name) for name in ("dynamics", *STAGE_FUNCTIONS, *STATE_FUNCTIONS)}
+        held = {name: getattr(problem, name) for name in ("dynamics", *STAGE_FUNCTIONS, *STATE_FUNCTIONS)}
+        parts = {name: f.function if isinstance(f, Constraint) else f for name, f in held.items()}
         leaves, structure = jax.tree.flatten((parts, params))
         traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
         if substitute is None and traced:

@@ -152,6 +152,51 @@ def can_judge(problem: Problem, solution: Any) -> bool:
     return plain and hasattr(solution.xs, "dtype") and solution.xs.dtype == np.float64
 
 
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """The rows of one constraint at a point.
+
+    Attributes:
+        name: the constraint's.
+        c: values, <= 0 or = 0.
+        room: what may be rounding.
+        y: multipliers.
+        l1: price of a miss, infinite for hard rows.
+        l2: price of half its square.
+        miss: how much is missed.
+        equal: c = 0.
+    """
+
+    name: str
+    c: np.ndarray
+    room: np.ndarray
+    y: np.ndarray
+    l1: np.ndarray
+    l2: np.ndarray
+    miss: np.ndarray
+    equal: bool
+
+    @classmethod
+    def hard(cls, name: str, c: np.ndarray, room: np.ndarray, y: np.ndarray) -> "Row":
+        """Return rows c <= 0 without a price."""
+        return cls(name, c, room, y, np.full(c.shape, np.inf), np.zeros(c.shape), np.maximum(c, 0.0), False)
+
+    def wrong(self) -> np.ndarray:
+        """Return by how much each multiplier has the wrong sign, or exceeds the price."""
+        limit = self.l1 + self.l2 * self.miss
+        above = np.maximum((np.abs(self.y) if self.equal else self.y) - limit, 0.0)
+        return above if self.equal else np.maximum(-self.y, above)
+
+    def product(self) -> np.ndarray:
+        """Return the products of multipliers and distances, and of misses and what is left of their prices."""
+        soft = np.isfinite(self.l1)
+        distance = np.zeros_like(self.c) if self.equal else np.abs(np.where(soft, self.miss - self.c, self.c) * self.y)
+        limit = np.where(soft, self.l1, 0.0) + self.l2 * self.miss
+        return np.maximum(
+            distance, np.where(soft, np.abs(limit * self.miss - self.y * np.where(self.miss > 0, self.c, 0.0)), 0.0)
+        )
+
+
 class Judge:
     """The conditions of optimality at one solution, from the problem and the solution alone."""
 
@@ -197,70 +242,66 @@ class Judge:
         costs = [found[name] for name in COSTS if name in found]
         total = sum(float(s.values.sum()) for s in costs)
         size = sum(float((np.abs(s.values) + np.abs(s.slope)).sum()) for s in costs)
-        noise = sum(float(np.where(np.isfinite(s.noise), s.noise, 0.0).sum()) for s in costs)
-        size = size if np.isfinite(size) else abs(total)
+        room = sum(float(np.where(np.isfinite(s.noise), s.noise, 0.0).sum()) for s in costs)
         for name in (*PATH, *END[1:]):
-            price = prices(self.problem, name) if name in found else None
-            if price is not None:
-                soft = np.isfinite(price[0])
-                miss = np.where(soft, np.maximum(found[name].values, 0.0), 0.0)
-                total += float((np.where(soft, price[0], 0.0) * miss + price[1] * miss**2 / 2).sum())
-                size += float((np.where(soft, price[0], 0.0) * (miss + VALUE)).sum())
-        if not abs(total - self.cost) <= VALUE * max(size, abs(self.cost)) + noise:
+            if name in found:
+                row = self._row(name, found[name])
+                soft = np.isfinite(row.l1)
+                price = np.where(soft, row.l1, 0.0) * row.miss + row.l2 * row.miss**2 / 2
+                total, size = total + float(price.sum()), size + float(price.sum())
+                room += 10 * self.claimed["complementarity"] * float(soft.sum())
+        size = size if np.isfinite(size) else abs(total)
+        if not abs(total - self.cost) <= VALUE * max(size, abs(self.cost)) + room:
             self._note("cost", None, "value", self.cost, total)
+
+    def _row(self, name: str, s: Slope) -> "Row":
+        """Return a constraint's rows at the solution, with their prices; infinite ones of hard rows."""
+        held = getattr(self.problem, name)
+        c, equal = s.values, name.endswith("_equality")
+        on = np.broadcast_to(True if held.on is None else np.asarray(held.on), c.shape)
+        l1 = np.broadcast_to(np.inf if held.l1 is None else np.asarray(held.l1), c.shape)
+        l2 = np.broadcast_to(0.0 if held.l1 is None else np.asarray(held.l2), c.shape)
+        l2 = np.where(np.isfinite(l1), l2, 0.0)
+        c = np.where(on, c, 0.0 if equal else -1.0)
+        room = np.where(on, VALUE * (np.abs(s.values) + np.abs(s.slope)) + s.noise, 0.0)
+        y = np.where(on, self.multiplier(name, c), 0.0)
+        return Row(name, c, room, y, l1, l2, np.abs(c) if equal else np.maximum(c, 0.0), equal)
 
     def _judge_rows(self, found: dict[str, Slope]) -> tuple[float, float, float]:
         """Compare gaps, rows, bounds and multipliers with the claims; return primal, products, dual."""
-        allowed = 2 * self.claimed["primal_feasibility"]
-        product_allowed = 2 * self.claimed["complementarity"]
+        claimed = self.claimed
         f = found["f"]
         scale = np.abs(f.values) + np.abs(f.slope)
-        gaps = [("f", np.abs(f.values - self.xs[1:]), VALUE * scale + f.noise)]
-        worst, products, wrong = 0.0, 0.0, 0.0
-        rows: list[tuple] = []
-        for name in (*PATH, *END[1:]):
-            if name in found:
-                s = found[name]
-                room = VALUE * (np.abs(s.values) + np.abs(s.slope)) + s.noise
-                rows.append((name, s.values, room, self.multiplier(name, s.values), prices(self.problem, name)))
-        rows += self._bounds()
-        for name, c, room, y, price in rows:
-            equal = name.endswith("_equality")
-            over = np.abs(c) if equal else np.maximum(c, 0.0)
-            hard = over if price is None else np.where(np.isfinite(price[0]), 0.0, over)
-            gaps.append((name, hard, room))
-            if equal:
-                continue
-            miss, limit = np.zeros_like(c), np.inf
-            if price is not None:
-                miss = np.where(np.isfinite(price[0]), over, 0.0)
-                limit = price[0] + price[1] * miss
-            with np.errstate(invalid="ignore"):
-                product = np.abs(np.where(y == 0, 0.0, y * (miss - c)))
-                if price is not None:
-                    rest = np.where(miss > 0, miss * np.abs(limit - y), 0.0)
-                    product = np.maximum(product, rest)
-            bad = np.maximum(-y, np.maximum(y - limit, 0.0))
-            most = product_allowed + np.abs(y) * np.where(np.isfinite(room), room, np.inf)
-            self._exceeds(name, "product of multiplier and distance", product, most, self.claimed["complementarity"])
-            sign_allowed = 2 * self.claimed["dual_feasibility"] + 1e-9 * np.abs(y).max(initial=0.0)
-            self._exceeds(name, "multiplier", bad, sign_allowed, self.claimed["dual_feasibility"])
-            products, wrong = max(products, product.max(initial=0.0)), max(wrong, bad.max(initial=0.0))
-        for name, miss, room in gaps:
-            self._exceeds(name, "gap" if name == "f" else "violation", miss, allowed + room, allowed / 2)
-            worst = max(worst, float(np.max(miss, initial=0.0)))
-        return worst, float(products), float(wrong)
+        gaps = np.abs(f.values - self.xs[1:])
+        self._exceeds(
+            "f", "gap", gaps, 2 * claimed["primal_feasibility"] + VALUE * scale + f.noise, "primal_feasibility"
+        )
+        worst, products, wrong = np.max(gaps, initial=0.0), 0.0, 0.0
+        rows = [self._row(name, found[name]) for name in (*PATH, *END[1:]) if name in found]
+        for row in rows + self._bounds() + self._params_bounds():
+            hard = np.where(np.isfinite(row.l1), 0.0, row.miss)
+            self._exceeds(
+                row.name, "violation", hard, 2 * claimed["primal_feasibility"] + row.room, "primal_feasibility"
+            )
+            bad, product = row.wrong(), row.product()
+            most = 2 * claimed["complementarity"] + (np.abs(row.y) + 1e-9) * row.room
+            self._exceeds(row.name, "product of multiplier and distance", product, most, "complementarity")
+            most = 2 * claimed["dual_feasibility"] + 1e-9 * np.abs(row.y).max(initial=0.0)
+            self._exceeds(row.name, "multiplier", bad, most, "dual_feasibility")
+            worst = max(worst, np.max(hard, initial=0.0))
+            products, wrong = max(products, np.max(product, initial=0.0)), max(wrong, np.max(bad, initial=0.0))
+        return float(worst), float(products), float(wrong)
 
-    def _exceeds(self, name: str, what: str, value: np.ndarray, most: Any, claimed: float) -> None:
+    def _exceeds(self, name: str, what: str, value: np.ndarray, most: Any, claim: str) -> None:
         over = ~(value <= most)
         if over.any():
             worst = np.unravel_index(np.argmax(np.where(over, np.nan_to_num(value, nan=np.inf), -1.0)), value.shape)
             staged = name in (*PATH, "f") or (name[:2] in ("x_", "u_") and value.ndim == 2)
             offset = 1 if name[:2] == "x_" and len(value) == self.xs.shape[0] - 1 else 0
-            self._note(name, int(worst[0]) + offset if staged else None, what, claimed, value[worst])
+            self._note(name, int(worst[0]) + offset if staged else None, what, self.claimed[claim], value[worst])
 
-    def _bounds(self) -> list[tuple]:
-        """Return bounds as rows: name, c, what may be rounding, multiplier, no price."""
+    def _bounds(self) -> list["Row"]:
+        """Return the bounds of states and inputs as rows."""
         rows = []
         start = "x0" in self.free or self.problem.x0 is None
         free = {"x": self.xs if start else self.xs[1:], "u": self.us, "x0": self.xs[0]}
@@ -283,10 +324,10 @@ class Judge:
                     fixed = np.broadcast_to(np.asarray(other), (self.xs if stem == "x" else z).shape)
                     y = np.where(fixed[len(fixed) - len(z) :] == full, 0.0, y)
                 room = VALUE * (np.abs(z) + np.abs(np.where(there, full, 0.0)))
-                rows.append((f"{stem}_{side}", c, room, y, None))
-        return rows + self._params_bounds()
+                rows.append(Row.hard(f"{stem}_{side}", c, room, y))
+        return rows
 
-    def _params_bounds(self) -> list[tuple]:
+    def _params_bounds(self) -> list["Row"]:
         rows = []
         for side, sign in (("min", -1.0), ("max", 1.0)):
             bound = getattr(self.problem, f"params_{side}")
@@ -298,7 +339,7 @@ class Judge:
                 there = np.isfinite(b)
                 c = np.where(there, sign * (p - np.where(there, b, 0.0)), -1.0)
                 mine = np.zeros(p.shape) if y is None else np.where(there, np.asarray(jax.tree.leaves(y)[k]), 0.0)
-                rows.append((f"params_{side}", c, VALUE * np.abs(p), mine, None))
+                rows.append(Row.hard(f"params_{side}", c, VALUE * np.abs(p), mine))
         return rows
 
     def _lagrangian(self, v: dict[str, np.ndarray], size: Any = None) -> tuple[np.ndarray, np.ndarray]:
@@ -308,9 +349,13 @@ class Judge:
             ends = np.zeros(len(STENCIL))
             for name, value in v.items():
                 if name in ("stage_cost", *PATH):
-                    stages = stages + (value if name == "stage_cost" else value * self.multiplier(name, value[0])).sum(-1)
+                    stages = stages + (value if name == "stage_cost" else value * self.multiplier(name, value[0])).sum(
+                        -1
+                    )
                 elif name in END:
-                    ends = ends + (value if name == "terminal_cost" else value * self.multiplier(name, value[0])).sum(-1)
+                    ends = ends + (value if name == "terminal_cost" else value * self.multiplier(name, value[0])).sum(
+                        -1
+                    )
             return stages, ends
 
     def _pulls(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -375,7 +420,9 @@ class Judge:
         """The same along a direction in the parameters, for the whole horizon."""
         rng, leaves = np.random.default_rng(1), jax.tree.leaves(self.params)
         structure = jax.tree.structure(self.params)
-        d = [np.maximum(np.abs(p), 0.1 * np.abs(p).max(initial=0.0) or 1.0) * rng.uniform(-1, 1, p.shape) for p in leaves]
+        d = [
+            np.maximum(np.abs(p), 0.1 * np.abs(p).max(initial=0.0) or 1.0) * rng.uniform(-1, 1, p.shape) for p in leaves
+        ]
         zeros = np.zeros((len(STENCIL), 1, 1))
         xs, us = self.xs[None] + zeros, self.us[None] + zeros
 
@@ -405,14 +452,6 @@ class Judge:
 
         if refuted([first]) and refuted([first, *(estimate(h)[0] for h in STEPS[1:])]):
             self._note("the Lagrangian", None, "slope in `params`", allowed / 2, float(first.slope[0]) + pull)
-
-
-def prices(problem: Problem, name: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the prices (l1, l2) of a constraint that may be missed, None for a hard one."""
-    call = getattr(getattr(problem, name), "call", None)
-    if not hasattr(call, "l1"):
-        return None
-    return np.asarray(call.l1), np.asarray(call.l2)
 
 
 def judge(problem: Problem, solution: Any, free: tuple[str, ...]) -> Verdict:
