@@ -460,4 +460,5 @@ def judge(problem: Problem, solution: Any, free: tuple[str, ...]) -> Verdict:
     Raises:
         Uninterpreted: where functions hold values that are being traced.
     """
-    return Judge(problem, solution, free).verdict()
+    with np.errstate(all="ignore"):
+        return Judge(problem, solution, free).verdict()

@@ -209,9 +209,14 @@ def _while(eqn: Any) -> Callable:
     def loop(*args: Any) -> list[Any]:
         carry = list(args[second:])
         for _ in range(MOST_TURNS):
-            if not going(*args[:first], *carry)[0]:
+            on = going(*args[:first], *carry)[0]
+            if not on.any():
                 return carry
-            carry = body(*args[first:second], *carry)
+            moved = body(*args[first:second], *carry)
+            if on.ndim:  # a batch goes on until the last of it has ended; the others stay
+                keep = [np.reshape(on, (*on.shape, *[1] * (m.ndim - on.ndim))) for m in moved]
+                moved = [np.where(k, m, c) for k, m, c in zip(keep, moved, carry, strict=True)]
+            carry = moved
         raise Uninterpreted(f"a loop of it takes more than {MOST_TURNS} turns")
 
     return _with_names(loop, going, body)

@@ -23,6 +23,7 @@ from optctl.solvers.constrained import constrained
 from optctl.solvers.descent import gradient_descent
 from optctl.solvers.ilqr import ILQR, ilqr
 from optctl.solvers.iterate import Iterate
+from optctl.solvers.judged import judged
 from optctl.solvers.lbfgs import lbfgs
 from optctl.solvers.newton_cg import newton_cg
 from optctl.solvers.objective import Objective, certify, certify_stages
@@ -154,7 +155,7 @@ def solve(
             objective, settings, options, xs=xs, us=us, warm_start=warm_start, callback=callback, every=callback_every,
             time_limit=time_limit,
         )  # fmt: skip
-        return _told(solution, verbose)
+        return _told(problem, solution, verbose)
     z = objective.pack(objective)
     _refuse_options(method, xs=xs, warm_start=warm_start, callback=callback, time_limit=time_limit)
     K = k = None
@@ -183,12 +184,13 @@ def solve(
                 " method is differentiated through: the costates and multipliers of a solution are its sensitivities."
             )
         iterate = lbfgs(objective, z, tolerance=float(tolerance), max_iterations=limit)
-    return _told(_finish(objective, iterate, tolerance, K, k, method), verbose)
+    return _told(problem, _finish(objective, iterate, tolerance, K, k, method), verbose)
 
 
-def _told(solution: Solution, verbose: bool) -> Solution:
-    """Cut the history to the iterations made, and print if asked to."""
+def _told(problem: Problem, solution: Solution, verbose: bool) -> Solution:
+    """Judge the solution, cut the history to the iterations made, and print if asked to."""
     if is_concrete(solution):
+        solution = judged(problem, solution)
         rows = slice(int(solution.iterations) + 1)
         history = jax.tree.map(lambda column: np.asarray(column)[rows], solution.history)
         solution = dataclasses.replace(solution, history=history)  # type: ignore[type-var]
