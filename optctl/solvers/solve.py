@@ -15,7 +15,7 @@ from optctl.adjoint.gradient import Gradient
 from optctl.adjoint.hessian import require_second_derivatives
 from optctl.lq.model import LQ, is_linear_quadratic
 from optctl.problem import PARAMS_BOUNDS, Problem, once
-from optctl.result import Status
+from optctl.result import Status, nan_in_batch
 from optctl.shooting.interior_point import InteriorPoint, Settings
 from optctl.solution import History, Solution
 from optctl.solvers.cg import conjugate_gradient, lowest_curvature, slope_mismatch
@@ -192,6 +192,9 @@ def _told(solution: Solution, verbose: bool) -> Solution:
         rows = slice(int(solution.iterations) + 1)
         history = jax.tree.map(lambda column: np.asarray(column)[rows], solution.history)
         solution = dataclasses.replace(solution, history=history)  # type: ignore[type-var]
+    else:
+        cost = solution.cost + nan_in_batch(solution.converged).astype(solution.cost.dtype)
+        solution = dataclasses.replace(solution, cost=cost)  # type: ignore[type-var]
     if verbose:
         print(f"{solution.table()}\n{solution!r}")
     return solution
@@ -408,6 +411,7 @@ def _certified(
         xs=g.xs, us=values["us"], x0=values["x0"], params=values["params"], costates=g.costates,
         multipliers=_by_name(objective, multipliers), K=K, k=k, cost=g.cost, status=status, converged=converged,
         iterations=iterate.iterations, certificate=certificate, history=history, method=method,
+        free=objective.free, residuals={},
     )  # fmt: skip
 
 

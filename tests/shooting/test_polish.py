@@ -18,7 +18,7 @@ def bounded(seed, N=20, nx=8, nu=4):
     rng = np.random.default_rng(seed)
     A, B = np.eye(nx) + 0.1 * rng.normal(size=(nx, nx)), rng.normal(size=(nx, nu))
     A /= max(1.0, np.abs(np.linalg.eigvals(A)).max() + 0.01)
-    return A, B, rng.normal(size=nx)
+    return A, B, 5 * rng.normal(size=nx)
 
 
 @jax.jit
@@ -39,8 +39,8 @@ def test_every_solved_member_of_a_batch_is_right():
     slopes = jax.vmap(lambda problem, us: oc.gradient(problem, us).us)(problems, sols.us)
     distance = np.abs(sols.us - np.clip(sols.us - slopes, -0.3, 0.3))
     assert distance.max() < 1e-9
-    assert np.mean(np.abs(sols.us) > 0.3 - 1e-12) > 0.05
-    assert np.asarray(sols.iterations).mean() < 12
+    assert np.mean(np.abs(sols.us) > 0.3 - 1e-12) > 0.2
+    assert np.asarray(sols.iterations).mean() < 15
 
 
 @pytest.mark.parametrize("method", METHODS)
