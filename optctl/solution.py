@@ -197,7 +197,8 @@ class Solution(Result):
         if status is Status.SOLVED:
             return "solved: the certificate holds"
         if self.note and status is Status.NON_FINITE:
-            return f"met inf or NaN: {self.note}"
+            met = "met inf or NaN" if np.isfinite(self.cost) else "the first guess itself gives inf or NaN"
+            return f"{met}: {self.note}"
         if self.note:
             return f"{status.message}: {self.note}"
         if status is Status.NON_FINITE and not np.isfinite(self.cost):

@@ -48,7 +48,7 @@ def _less_in_total_order(a: Any, b: Any) -> Any:
     return (a < b) | (np.isnan(b) & ~np.isnan(a))
 
 
-for _name, _function in {
+_ELEMENTWISE: dict[str, Callable] = {
     "add": np.add, "add_any": np.add, "sub": np.subtract, "mul": np.multiply, "neg": np.negative, "max": np.maximum,
     "min": np.minimum, "abs": np.abs, "sign": np.sign, "floor": np.floor, "ceil": np.ceil, "sqrt": np.sqrt,
     "cbrt": np.cbrt, "exp": np.exp, "exp2": np.exp2, "expm1": np.expm1, "log": np.log, "log1p": np.log1p,
@@ -62,7 +62,8 @@ for _name, _function in {
     "erf": _erf("erf"), "erfc": _erf("erfc"), "erf_inv": _erf("erfinv"), "lgamma": _erf("gammaln"),
     "digamma": _erf("psi"), "lt_to": _less_in_total_order, "le_to": lambda a, b: ~_less_in_total_order(b, a),
     "not": np.invert,
-}.items():  # fmt: skip
+}  # fmt: skip
+for _name, _function in _ELEMENTWISE.items():
     _plain(_function, _name)
 
 

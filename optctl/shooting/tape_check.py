@@ -2,7 +2,8 @@ r"""Tapes judged when they are made: values, Jacobians and curvature against tho
 
     values      at the guess, and at random points around it
     F d, J d    against differences of the values along a random direction d a stage
-    d'W d       against second differences of l + costate'f + y'(g, h), with random costates and multipliers
+    d'W d       against second differences of l + costate'f + y'(g, h), with random costates and multipliers, at the
+                random points alone: a guess may rest where curvature changes within less than any h
 
 The tapes run by a plain call of compiled code (`_native.run_tape`). Data that are being traced are replaced by random
 numbers: what is judged is the tape, not the data. A tape that disagrees is not used.
@@ -122,13 +123,13 @@ def check_tapes(
     points = [guess, [near(z) for z in guess], [rng.uniform(0.2, 0.8, z.shape) for z in guess]]
     for seed, (x, u) in enumerate(points):
         with np.errstate(all="ignore"):
-            found = _judge(_Point(tapes, memories, x, u, seed, exact), evaluate)
+            found = _judge(_Point(tapes, memories, x, u, seed, exact), evaluate, bends=seed > 0)
         if found is not None:
             return found
     return None
 
 
-def _judge(at: _Point, evaluate: Evaluator) -> Disagreement | None:
+def _judge(at: _Point, evaluate: Evaluator, *, bends: bool) -> Disagreement | None:
     def values(h: float) -> dict[str, np.ndarray]:
         return evaluate(around(at.xs, at.dxs, h), around(at.us, at.dus, h))
 
@@ -164,7 +165,7 @@ def _judge(at: _Point, evaluate: Evaluator) -> Disagreement | None:
             found = _jacobian(name, J, d, slopes, values)
             if found is not None:
                 return found
-        found = _curvature(k, at.full[k][:, column:], d, at, values)
+        found = _curvature(k, at.full[k][:, column:], d, at, values) if bends else None
         if found is not None:
             return found
     return None
@@ -244,6 +245,7 @@ def _lagrangian(k: int, at: _Point, v: dict[str, np.ndarray]) -> np.ndarray:
     """Return l + costate'f + y'(g, h) along the stencil, (5, N), or that of the end or the start, (5, 1)."""
     if k == 2:
         return v["initial_cost"] if "initial_cost" in v else np.zeros((len(STENCIL), 1))
+    names: tuple[str, ...]
     names, y = (PATH, at.y) if k == 0 else (TERMINAL, at.y_end)
     total = (v["f"] * at.costates).sum(-1) if k == 0 else np.zeros(len(STENCIL))
     if not at.exact:

@@ -1,16 +1,17 @@
 """A solution judged on the host by a computation of its own: neither tapes, kernels nor XLA have a part in it."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from optctl._validate import is_concrete
 from optctl.adjoint.culprit import culprit
-from optctl.adjoint.independent import can_judge, judge
+from optctl.adjoint.independent import Verdict, can_judge, judge
 from optctl.adjoint.interpreter import Uninterpreted
 from optctl.problem import Problem
 from optctl.result import Status
-from optctl.solution import Solution
+from optctl.solution import Certificate, Solution
 
 JUDGED = (Status.SOLVED, Status.STALLED, Status.INFEASIBLE)
 """How solves end whose numbers are worth a second computation."""
@@ -43,9 +44,9 @@ def judged(problem: Problem, solution: Solution) -> Solution:
     return replace(solution, certificate=_with_figures(solution.certificate, found), checked=by)
 
 
-def _with_figures(certificate: object, found: object) -> object:
+def _with_figures(certificate: Certificate, found: Verdict) -> Certificate:
     """Return the certificate with what was found apart from the solver, the scaled figures by the same factor."""
-    made = {}
+    made: dict[str, Any] = {}
     for name in ("primal_feasibility", "dual_feasibility", "complementarity"):
         claimed, own = float(getattr(certificate, name)), getattr(found, name)
         made[name] = np.asarray(own)
