@@ -391,13 +391,36 @@ class Judge:
             if sure.any():
                 excess = np.where(sure, np.abs(estimates[0].slope + pulls) / np.maximum(size, 1e-300), -1.0)
                 t = int(np.argmax(excess))
-                self._note("the Lagrangian", t, "slope", allowed[t] / 2, estimates[0].slope[t] + pulls[t])
+                if not self._blame(t, v):
+                    self._note("the Lagrangian", t, "slope", allowed[t] / 2, estimates[0].slope[t] + pulls[t])
         if self.problem.x0 is None and "x0" in self.free:
             s = terms.get("initial_cost")
             slope, error = (0.0, 0.0) if s is None else (float(s.slope[0]), float(s.error[0]))
             most = 2 * self.claimed["stationarity"] * np.abs(self.dxs[0]).sum() + error
             if abs(start + slope) > most + SLOPE * (start_size + abs(slope)):
                 self._note("initial_cost", 0, "slope", most, start + slope)
+
+    def _blame(self, t: int, v: dict[str, np.ndarray]) -> bool:
+        """Name the functions whose derivative by JAX is not that of their values, at the end or at a stage."""
+        N, blamed = len(self.us), False
+        x, u, params = self.xs[t], self.us[min(t, N - 1)], self.params
+        directions = self.dxs[t], self.dus[min(t, N - 1)]
+        for name in END if t == N else ("f", "stage_cost", *PATH):
+            if name not in v:
+                continue
+            function = self.problem.dynamics.step if name == "f" else getattr(self.problem, name)
+
+            def here(x: Any, u: Any, function: Any = function) -> Any:
+                return function(x, params) if t == N else function(x, u, t, params)
+
+            claimed = np.atleast_1d(np.asarray(jax.jvp(here, (x, u), directions)[1]))
+            own = differences(v[name] if t == N else v[name][:, t], STEPS[0])
+            wrong = differ(claimed, [own], np.abs(claimed) + np.abs(own.slope), SLOPE)
+            if wrong.any():
+                k = int(np.argmax(wrong))
+                self._note(name, t, "derivative along a direction", claimed[k], own.slope[k])
+                blamed = True
+        return blamed
 
     def _slopes_of(self, v: dict[str, np.ndarray], h: float) -> Slope:
         stages, ends = self._lagrangian(v)

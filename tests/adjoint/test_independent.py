@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -158,3 +159,16 @@ def test_solutions_on_kinks_and_at_the_edge_of_a_domain_are_not_refused():
     )
     for problem in (kink, edge):
         assert oc.solve(problem).status != oc.Status.DISAGREEMENT
+
+
+def test_a_derivative_that_is_not_that_of_the_values_is_named():
+    """What is stationary for it is not for the values: no certificate, whatever JAX says."""
+    cost = lambda x, u: (u[0] - 1.0) ** 2 + jax.lax.stop_gradient(0.1 * u[0])
+    given = oc.Problem(oc.LinearDynamics([[1.0]], [[1.0]]), cost, horizon=3, x0=[0.0], u_max=5.0)
+    solution = oc.solve(given, method="lbfgs")
+    assert solution.status == oc.Status.DISAGREEMENT
+    assert not solution.converged
+    assert "derivative along a direction of `stage_cost` at stage" in solution.message
+    assert np.isfinite(solution.cost)
+    with pytest.warns(RuntimeWarning, match="derivative of `stage_cost` at stage 0"):
+        assert not oc.solve(given, method="interior_point", max_iterations=30).converged
