@@ -8,6 +8,7 @@
 
 #include "kernels.h"
 #include "lq.h"
+#include "operands.h"
 #include "rows.h"
 
 namespace optctl::OPTCTL_ISA {
@@ -68,11 +69,15 @@ enum Status { solved = 0, iteration_limit = 1, stalled = 2, non_finite = 3, unbo
 
 enum Phase { optimizing = 0, restoring = 1, predicting = 2 };
 
-// What the loop carries besides the unknowns, as it lies in memory.
+// What the loop carries besides the unknowns, and how to run, as they lie in memory.
+#define OPTCTL_FIELD(name) double name;
 struct Numbers {
-  double mu, scale, floor, theta_first, first_cost, shift, phase, mark, mu_restore, short_steps, iterations, status, step,
-      seconds, filter_count;
+  OPTCTL_NUMBERS(OPTCTL_FIELD)
 };
+struct Settings {
+  OPTCTL_SETTINGS(OPTCTL_FIELD)
+};
+#undef OPTCTL_FIELD
 
 constexpr int filter_size = 32;
 constexpr double kappa_eps = 10, kappa_mu = 0.2, theta_mu = 1.5, s_theta = 1.1, s_phi = 2.3, eta = 1e-4;
@@ -98,9 +103,10 @@ class InteriorPoint {
     }
   }
 
-  // Iterate until the tolerance, a failure, `stop` iterations, or where another one would probably end after so many
-  // seconds; one is made in any case.
-  void iterate(double tolerance, double stop, double seconds) {
+  // Iterate until the tolerance, a failure, `stop` iterations, or where another one would probably end after the
+  // `seconds`; one is made in any case.
+  void iterate(const Settings& settings) {
+    const double tolerance = settings.tolerance;
     using Clock = std::chrono::steady_clock;
     const auto began = Clock::now();
     const double first = n_.iterations;
@@ -119,8 +125,8 @@ class InteriorPoint {
       if (falls) n_.status = unbounded;
       if (done) n_.status = solved;
       if (!std::isfinite(theta_) || !std::isfinite(cost_) || !std::isfinite(stationarity_)) n_.status = non_finite;
-      if (n_.status != iteration_limit || !(n_.iterations < stop)) return;
-      if (n_.iterations > first && elapsed + longest_one > seconds) return;
+      if (n_.status != iteration_limit || !(n_.iterations < settings.stop)) return;
+      if (n_.iterations > first && elapsed + longest_one > settings.seconds) return;
       n_.iterations += 1;
       const double least = 1e-2 * tolerance * std::min(size_, n_.scale);
       if (n_.phase == optimizing) optimize(least);
@@ -322,7 +328,7 @@ class InteriorPoint {
     const double mu = next_barrier(least);
     if (mu < n_.mu) {
       std::fill_n(filter_, 2 * filter_size, INFINITY);
-      n_.filter_count = 0;
+      n_.entries = 0;
     }
     n_.mu = mu;
     aim(mu);
@@ -336,9 +342,9 @@ class InteriorPoint {
       found = search(phi, &falls, &alpha);
     }
     if (!(falls && found)) {  // a step along which the barrier cost must fall makes no entry; any other one does
-      const int at = static_cast<int64_t>(n_.filter_count) % filter_size;
+      const int at = static_cast<int64_t>(n_.entries) % filter_size;
       filter_[at] = theta_, filter_[filter_size + at] = phi;
-      n_.filter_count += 1;
+      n_.entries += 1;
     }
     n_.short_steps = found && alpha < short_step ? n_.short_steps + 1 : 0;
     const bool leave = !found || (n_.short_steps >= patience && infeasibility_ > 1e-3);

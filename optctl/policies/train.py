@@ -226,6 +226,11 @@ def train_policy(
         [[-0.618]]
     """
     loop = closed_loop(problem, policy)
+    if problem.constraint_names:
+        raise ValueError(
+            f"training by gradients cannot keep the constraints {problem.constraint_names}; bound the inputs inside the"
+            " policy, such as u_max * tanh(...), and put penalties on the rest into the cost."
+        )
     params = jax.tree.map(jnp.asarray, check_tree(params, "params"))
     if batch_size is not None and not is_whole(batch_size):
         raise ValueError(f"`batch_size` is {batch_size}; expected at least 1, or None for all states.")

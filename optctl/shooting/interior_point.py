@@ -36,7 +36,17 @@ from optctl.problem import Problem
 from optctl.result import Status
 from optctl.shooting import filter as filters
 from optctl.shooting import native
-from optctl.shooting.barrier import OPTIMIZE, PREDICT, RESTORE, State, largest, optimize, predict, residuals
+from optctl.shooting.barrier import (
+    NUMBERS,
+    OPTIMIZE,
+    PREDICT,
+    RESTORE,
+    State,
+    largest,
+    optimize,
+    predict,
+    residuals,
+)
 from optctl.shooting.certificate import certify_point
 from optctl.shooting.expansion import Expansion, Values, evaluate, expand, function_shapes, function_values
 from optctl.shooting.feasibility import restore
@@ -178,7 +188,7 @@ def blank(program: Program, xs: Any, us: Any, settings: Settings) -> State:
     N, nx, nu = len(us), xs.shape[1], us.shape[1]
     z, dtype = nx + nu, xs.dtype
     m = int(np.sum([np.prod(shape, dtype=int) for _, shape in rows.shapes], dtype=int))
-    flat, number, none = jnp.zeros(m, dtype), jnp.zeros((), dtype), jnp.asarray(0)
+    flat, number = jnp.zeros(m, dtype), jnp.zeros((), dtype)
     J = {
         name: jnp.zeros((*shape, z if name in PATH else nx), dtype)
         for name, shape in rows.shapes
@@ -191,11 +201,9 @@ def blank(program: Program, xs: Any, us: Any, settings: Settings) -> State:
     column = jnp.full(settings.max_iterations + 1, jnp.nan, dtype)
     one, soft = flat + 1, rows.soft is not None
     return State(
-        z=Unknowns(xs, us, jnp.zeros_like(xs), one, flat, one if soft else None, one if soft else None), e=e, mu=number,
-        scale=number, floor=number, filter=filters.empty(dtype), theta_first=number, first_cost=number, shift=number,
-        phase=jnp.asarray(OPTIMIZE), mark=number, mu_restore=number, short=none, iterations=none,
-        status=jnp.asarray(int(Status.ITERATION_LIMIT)), step=number, seconds=number, history=History(*(column,) * 6),
-        K=jnp.zeros((N, nu, nx), dtype),
+        z=Unknowns(xs, us, jnp.zeros_like(xs), one, flat, one if soft else None, one if soft else None), e=e,
+        filter=filters.empty(dtype), history=History(*(column,) * 6), K=jnp.zeros((N, nu, nx), dtype),
+        **{name: jnp.asarray(value, dtype if isinstance(value, float) else int) for name, value in NUMBERS.items()},
     )  # fmt: skip
 
 

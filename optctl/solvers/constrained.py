@@ -57,7 +57,7 @@ def constrained(
     lifted = "params" in objective.free
     if lifted:
         flat = ravel_pytree(params)[0].astype(dtype)
-        problem = lift(problem, params, nx)
+        problem = lift(problem, params, nx, us.shape[1])
         xs = jnp.concatenate([xs, jnp.broadcast_to(flat, (N + 1, flat.size))], axis=1)
         x0_free += (True,) * flat.size
         if warm is not None:
