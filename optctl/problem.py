@@ -305,7 +305,7 @@ class Problem:
 
 
 def once(data: Any, check: Callable[[], Any]) -> Any:
-    """Return what `check()` returns, which depends on functions and shapes alone; run it once for all data like these."""
+    """Return what `check()` returns, which depends on functions and shapes alone; it runs once for data like these."""
     leaves, structure = jax.tree.flatten(data)
     key = (
         structure,

@@ -12,7 +12,6 @@ from optctl.tape import degree
 X, W = jnp.arange(1.0, 4.0), jnp.ones((3, 3)) + jnp.eye(3)
 
 
-
 @jax.custom_jvp
 def own_rule(x):
     return 2 * x
@@ -166,5 +165,7 @@ def test_structure_of_problems(name):
         assert sol.method == "lq"
         assert sol.converged
     else:
-        with pytest.raises(ValueError, match=r"is not (linear|quadratic) \(it (takes|multiplies) .*; use method='newton"):
+        with pytest.raises(
+            ValueError, match=r"is not (linear|quadratic) \(it (takes|multiplies) .*; use method='newton"
+        ):
             oc.lq.LQ.from_problem(problem)

@@ -52,8 +52,8 @@ def lqr(
         method: as for `lq.solve`; "cg" needs x0.
 
     Returns:
-        An `LQSolution` with xs, us, costates, gains K and k (u = K x + k) and the value function P, p. Where R + B'P B is
-        singular at some stage, `failed_stage` names it, and `raise_if_failed` raises.
+        An `LQSolution` with xs, us, costates, gains K and k (u = K x + k) and the value function P, p. Where
+        R + B'P B is singular at some stage, `failed_stage` names it, and `raise_if_failed` raises.
 
     Raises:
         ValueError: for shapes that do not fit, weights that are not symmetric or have negative eigenvalues (the

@@ -234,8 +234,9 @@ def _checked(value: Any, name: str, shape: tuple[int, ...], dtype: Any, *, stage
 def is_linear_quadratic(problem: Problem) -> bool:
     """True if the dynamics are affine in states and inputs, and the costs polynomials of degree two at most.
 
-    The functions' structure decides, not their numbers, so the answer is the same under `jit`, `grad` and `vmap`. It is
-    never wrongly True; it may be wrongly False, where a function is quadratic in a roundabout way, such as a norm squared.
+    The functions' structure decides, not their numbers, so the answer is the same under `jit`, `grad` and `vmap`. It
+    is never wrongly True; it may be wrongly False, where a function is quadratic in a roundabout way, such as a norm
+    squared.
     """
     dynamics = problem.dynamics
     known = dynamics.nx is not None and dynamics.nu is not None and dynamics.has_jax_step

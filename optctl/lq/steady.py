@@ -6,11 +6,11 @@ One doubling step does the work of as many Riccati steps as all before it togeth
 
     A <- A W A,   G <- G + A W G A',   H <- H + A' H W A,    W = (I + G H)^{-1},    G = B R^{-1} B',  H -> P
 
-That needs an inverse of R, which P itself does not: R + B'P B has to be invertible. So the steps are taken for X = P - s I,
-which solves the same equation with the weights Q + s (A'A - I), M + s A'B and R + s B'B. X begins at zero, that is, P at
-s I: a terminal cost that sees every mode, also those outside the unit circle that Q does not see, and that lies above
-every P of indefinite weights, if s is large enough. Newton's method (Kleinman's: P is the cost of its own gain) then
-restores the digits that s has cost. A shift that leads to no stabilizing P is followed by a thousand times larger one.
+That needs an inverse of R, which P itself does not: it needs one of R + B'P B. So the steps are taken for X = P - s I,
+which solves the same equation with the weights Q + s (A'A - I), M + s A'B and R + s B'B. X begins at zero, that is, P
+at s I: a terminal cost that sees every mode, also those outside the unit circle that Q does not see, and that lies
+above every P of indefinite weights, if s is large enough. Newton's method (P is the cost of its own gain) then restores
+the digits that s has cost. A shift that leads to no stabilizing P is followed by one a thousand times as large.
 
 Derivatives do not go through these steps. To first order P changes only by the data, seen along the stationary u = K x;
 this is linear in dP, and doubling solves it too:
@@ -220,7 +220,7 @@ def _solve(A: Any, B: Any, Q: Any, R: Any, M: Any, *, words: _Words, minimum: bo
     if not float(radius) < 1:
         P, radius, least = _ordered_schur(*still)
     if not float(radius) < 1:
-        raise ValueError(f"no stabilizing solution: {_reason(*map(np.asarray, still), words)}.")
+        raise ValueError(f"no stabilizing solution: {_reason(words, *map(np.asarray, still))}.")
     if minimum and not float(least) > 0:
         raise ValueError(
             f"no minimum: {words.S} has the eigenvalue {float(least):.6g} at the stabilizing solution P; expected > 0."
@@ -240,7 +240,7 @@ def _ordered_schur(A: Any, B: Any, Q: Any, R: Any, M: Any) -> tuple[Any, Any, An
     return P, radius if done else np.inf, least
 
 
-def _reason(A: Any, B: Any, Q: Any, R: Any, M: Any, words: _Words) -> str:
+def _reason(words: _Words, A: Any, B: Any, Q: Any, R: Any, M: Any) -> str:
     """Say why there is no stabilizing solution."""
     nx, nu = B.shape
     near = 1e-3 if A.dtype == np.float32 else 1e-7

@@ -298,9 +298,15 @@ EYE, ROW, COLUMN = np.eye(2), np.ones((1, 2)), np.ones((2, 1))
         (lambda: oc.dare(EYE, COLUMN, EYE + np.tri(2), ONE), r"`Q` is not symmetric: \|Q - Q'\| reaches 1"),
         (lambda: oc.dare(EYE, COLUMN, EYE, ONE, ROW), r"`M` has shape \(1, 2\); expected \(2, 1\)"),
         (lambda: oc.dlqr(EYE, COLUMN, np.stack([EYE] * 3), ONE), r"`Q` has shape \(3, 2, 2\); expected \(2, 2\)"),
-        (lambda: oc.dlqr(ONE, ONE, ONE, ONE, 2 * ONE), "no stabilizing solution: a mode .* on the unit circle: the cost"),
+        (
+            lambda: oc.dlqr(ONE, ONE, ONE, ONE, 2 * ONE),
+            "no stabilizing solution: a mode .* on the unit circle: the cost",
+        ),
         (lambda: oc.dlqr(ONE / 2, ONE, ONE, -9 * ONE), r"no minimum: R \+ B'P B has the eigenvalue -7.57.*`dare` ret"),
-        (lambda: oc.dare(0.5 * EYE, 0 * EYE, EYE, np.diag([1.0, 0])), r"R \+ B'P B is singular whatever P is: some comb"),
+        (
+            lambda: oc.dare(0.5 * EYE, 0 * EYE, EYE, np.diag([1.0, 0])),
+            r"R \+ B'P B is singular whatever P is: some comb",
+        ),
         (lambda: dlqe(0.5 * EYE, 0 * ROW, EYE, 0 * ONE), r"C P C' \+ V is singular whatever P is: .* noise in `V`"),
         (lambda: oc.dlqr(np.zeros((0, 0)), np.zeros((0, 1)), EYE, ONE), "expected at least one state"),
         (lambda: dlqe(ROW, ROW, EYE, ONE), r"`A` has shape \(1, 2\); expected \(1, 1\)"),
@@ -311,7 +317,10 @@ EYE, ROW, COLUMN = np.eye(2), np.ones((1, 2)), np.ones((2, 1))
         (lambda: dlqe(EYE, ROW, EYE, -ONE), "`V` is not positive semidefinite: its lowest eigenvalue is -1"),
         (lambda: dlqe(EYE, None, EYE, ONE), "`C` is missing"),
         (lambda: dlqe(2 * ONE, 0 * ONE, ONE, ONE), r"\(`A`, `C`\) is not detectable: no measurement sees the mode 2 "),
-        (lambda: dlqe(ONE, ONE, 0 * ONE, ONE), "no stabilizing solution: a mode .* on the unit circle: `W` does not drive"),
+        (
+            lambda: dlqe(ONE, ONE, 0 * ONE, ONE),
+            "no stabilizing solution: a mode .* on the unit circle: `W` does not drive",
+        ),
     ],
 )
 def test_bad_input(call, message):

@@ -1,7 +1,7 @@
 """The degree of a function in some of its arguments, read from its jaxpr: structure, whatever the numbers are.
 
-Every element of every array gets a number: 0, it does not depend on the variables; 1 or 2, it is a polynomial of at most
-that degree in them, whose coefficients may depend on everything else (time, parameters, captured data); MORE, it may be
+Every element of every array gets a number: 0, it does not depend on the variables; 1 or 2, it is a polynomial in them
+of that degree at most, whose coefficients may depend on all else (time, parameters, captured data); MORE, it may be
 anything. Sums take the greater of two degrees, products add them, elements keep theirs where they are moved, and a
 primitive without a rule turns what depends on the variables into MORE. So a degree is never claimed that is too low; it
 may be too high, as for x - x, or |x|^2 by a norm that is squared (whose derivative at zero is not a quadratic's).
