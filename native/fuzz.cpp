@@ -4,14 +4,20 @@
 //
 // Every case is run in both types by every compiled version of the kernels for which this processor has instructions.
 #include "fuzz.h"
+#include "fuzz_solver.h"
+#include "fuzz_tape.h"
 
 #include <functional>
 #include <thread>
 
 #include "batch.h"
 
-#define OPTCTL_DECLARE(isa) \
-  namespace optctl::isa { extern const Finders lq_finders, gaussian_finders, square_root_finders; }
+#define OPTCTL_DECLARE(isa)                                               \
+  namespace optctl::isa {                                                 \
+  extern const Finders lq_finders, gaussian_finders, square_root_finders; \
+  extern const TapeRunner tape_runner;                                    \
+  extern const SolverKernel interior_point;                               \
+  }
 OPTCTL_DECLARE(portable)
 #ifdef OPTCTL_X86
 OPTCTL_DECLARE(sized)  // portable with fixed sizes, as other processors have it
@@ -24,10 +30,14 @@ namespace optctl::fuzz {
 struct Version {
   const char* name;
   const Finders &lq, &gaussian, &square_root;
+  TapeRunner run_tape;
+  SolverKernel solve;
 };
 
 std::vector<Version> versions() {
-#define OPTCTL_ADD(isa) found.push_back({#isa, isa::lq_finders, isa::gaussian_finders, isa::square_root_finders})
+#define OPTCTL_ADD(isa)                                                                           \
+  found.push_back({#isa, isa::lq_finders, isa::gaussian_finders, isa::square_root_finders, isa::tape_runner, \
+                   isa::interior_point})
   std::vector<Version> found;
   OPTCTL_ADD(portable);
 #ifdef OPTCTL_X86
@@ -379,6 +389,20 @@ void batch_case(const Sizes& s) {
   }
 }
 
+// One problem solved on several threads at once.
+void solver_batch() {
+  const Trajectory problem;
+  const Solve alone(problem, 15);
+  alone.run(find_interior_point());
+  std::vector<Solve> batch;
+  for (int i = between(1, 6); i > 0; --i) batch.emplace_back(problem, 15);
+  {
+    Pool pool;
+    run_batch(pool, static_cast<int64_t>(batch.size()), [&](int64_t i) { batch[i].run(find_interior_point()); });
+  }
+  for (const Solve& solve : batch) expect(solve.same_as(alone), "a solve on another thread", NAN, NAN);
+}
+
 // ---- All of it.
 
 Sizes random_sizes() {
@@ -411,13 +435,37 @@ void all_versions(uint64_t seed, const char* type, const Sizes& s) {
   }
 }
 
+int solved = 0, tried = 0;  // trajectories: many of the random ones have no feasible point
+
+void solver_case(uint64_t seed) {
+  const Trajectory problem;
+  for (const Version& version : versions()) {
+    set_where(seed, "interior point", version.name, {problem.N, problem.nx, problem.nu, 0});
+    const Solve solve(problem);
+    solve.run(version.solve);
+    ++tried;
+    if (solve.solved()) ++solved, solve.check();
+  }
+}
+
+void tape_cases(uint64_t seed) {
+  for (const Version& version : versions()) {
+    set_where(seed, "double", version.name, {});
+    check_operations(version.run_tape);
+    check_programs(version.run_tape);
+  }
+}
+
 void one_case(uint64_t seed) {
   source.seed(seed);
   const Sizes s = random_sizes();
   all_versions<float>(seed, "float", s);
   all_versions<double>(seed, "double", s);
+  tape_cases(seed);
+  solver_case(seed);
   set_where(seed, "double", "batch", s);
   batch_case(s);
+  solver_batch();
 }
 
 }  // namespace optctl::fuzz
@@ -427,6 +475,7 @@ int main(int argc, char** argv) {
   const uint64_t seed = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1;
   for (uint64_t i = 0; i < cases; ++i) optctl::fuzz::one_case(seed + i);
   for (const auto& version : optctl::fuzz::versions()) std::printf("%s ", version.name);
-  std::printf("kernels, %llu cases: %d mismatches\n", static_cast<unsigned long long>(cases), optctl::fuzz::failures);
+  std::printf("kernels, %llu cases, %d of %d trajectories solved: %d mismatches\n",
+              static_cast<unsigned long long>(cases), optctl::fuzz::solved, optctl::fuzz::tried, optctl::fuzz::failures);
   return optctl::fuzz::failures != 0;
 }

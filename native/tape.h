@@ -6,24 +6,17 @@
 #include <vector>
 
 #include "functions.h"
+#include "operations.h"
 #include "simd.h"
 
 namespace optctl::OPTCTL_ISA {
 
-// In the order of OPERATIONS in optctl/tape/expressions.py.
-#define OPTCTL_OPERATIONS(X) \
-  X(load) X(lookup) X(add) X(sub) X(mul) X(div) X(muladd) X(negmuladd) X(mulsub) X(add_m) X(sub_m) X(rsub_m) \
-  X(mul_m) X(div_m) X(muladd_m) X(negmuladd_m) X(mulsub_m) X(muladd_c) X(negmuladd_c) X(neg) X(abs) X(sign) \
-  X(floor) X(ceil) X(round) X(rint) X(trunc) X(sqrt) X(isfinite) X(min) X(max) X(select) X(eq) X(ne) X(lt) X(le) \
-  X(sin) X(cos) X(exp) X(log) X(pow) X(tan) X(asin) X(acos) X(atan) X(atan2) X(sinh) X(cosh) X(tanh) X(asinh) \
-  X(acosh) X(atanh) X(exp2) X(expm1) X(log1p) X(cbrt) X(erf) X(erfc) X(rem)
-
 constexpr int tape_lanes = 16;  // fewer cost more jumps, more do not fit into the first cache
 
-// Run instructions [from, to); slots is (slots, W), aligned to 64 bytes.
+// Run instructions [from, to); slots is (slots, W), aligned to 64 bytes; memory holds `size` numbers.
 template <int W>
 __attribute__((noinline)) void run_tape(const int32_t* code, int64_t from, int64_t to, const double* memory,
-                                        double* slots) {
+                                        int64_t size, double* slots) {
   constexpr int L = std::min(W, machine_lanes<double>);
   using V = typename Vec<double, L>::Register;
   using F = Functions<L>;
@@ -71,7 +64,11 @@ __attribute__((noinline)) void run_tape(const int32_t* code, int64_t from, int64
   lookup : {
     double* const d = slot(1);
     const double* const index = slot(2);
-    for (int i = 0; i < W; ++i) d[i] = memory[p[3] + p[4] * (index[i] > 0 ? static_cast<int64_t>(index[i]) : 0)];
+    for (int i = 0; i < W; ++i) {  // whatever the index is, even NaN, nothing outside of the memory is read
+      const double k = index[i] > 0 ? index[i] : 0;
+      const int64_t at = p[3] + p[4] * static_cast<int64_t>(k < 0x1p31 ? k : 0x1p31);
+      d[i] = memory[at < 0 ? 0 : at < size ? at : size - 1];
+    }
     OPTCTL_NEXT
   }
   OPTCTL_EACH(add, A() + B())
@@ -149,7 +146,8 @@ class StageTape {
   const int32_t* read(const int32_t* program, const double* memory, int64_t count) {
     length_ = program[0], prologue_ = program[1], slots_ = program[2], inputs_count_ = program[3];
     outputs_count_ = program[4];
-    code_ = program + 6;
+    numbers_ = program[6];
+    code_ = program + 7;
     inputs_ = code_ + 5 * length_;
     outputs_ = inputs_ + inputs_count_;
     once_ = outputs_ + outputs_count_;
@@ -175,8 +173,8 @@ class StageTape {
         const double* from = in[k].p + begin * in[k].step;
         for (int64_t l = 0; l < tape_lanes; ++l) to[l] = from[(l < lanes ? l : lanes - 1) * in[k].step];
       }
-      if (!started_) run_tape<tape_lanes>(code_, 0, prologue_, memory_, slots);
-      run_tape<tape_lanes>(code_, prologue_, length_, memory_, slots);
+      if (!started_) run_tape<tape_lanes>(code_, 0, prologue_, memory_, numbers_, slots);
+      run_tape<tape_lanes>(code_, prologue_, length_, memory_, numbers_, slots);
       for (int k = 0; k < outputs_count_; ++k) {
         if (started_ && once_[k]) continue;
         const double* from = slots + outputs_[k] * tape_lanes;
@@ -196,7 +194,7 @@ class StageTape {
     for (int64_t l = 0; l < lanes; ++l) p[l * to.step] = from[l];
   }
 
-  int64_t length_, prologue_, slots_, count_, size_;
+  int64_t length_, prologue_, slots_, count_, size_, numbers_;
   int inputs_count_, outputs_count_;
   const int32_t *code_, *inputs_, *outputs_, *once_;
   const double* memory_;

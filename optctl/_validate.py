@@ -165,13 +165,8 @@ def as_weight(
     if not is_concrete(value) or 0 in value.shape:
         return value
     matrix = np.asarray(value, dtype=float)
-    scale = np.maximum(np.abs(matrix).max(axis=(-1, -2), keepdims=True), 1e-300)
+    scale = _check_symmetric(matrix, name, value.dtype)
     single = value.dtype == np.float32
-    skew = np.abs(matrix - np.swapaxes(matrix, -1, -2))
-    if (skew > (1e-6 if single else 1e-9) * scale).any():
-        raise ValueError(
-            f"`{name}` is not symmetric: |{name} - {name}'| reaches {skew.max():.3g}. Use ({name} + {name}.T) / 2."
-        )
     lowest = np.linalg.eigvalsh(matrix)[..., 0]
     worst = float(lowest.min())
     where = f" at stage {int(np.argmin(lowest))}" if matrix.ndim == 3 else ""
@@ -179,8 +174,31 @@ def as_weight(
         raise ValueError(
             f"`{name}` is not positive definite: its lowest eigenvalue{where} is {worst:.3g}; expected > 0."
         )
-    if (lowest < -(1e-6 if single else 1e-12) * scale[..., 0, 0]).any():
+    if (lowest < -(1e-6 if single else 1e-12) * scale).any():
         raise ValueError(
             f"`{name}` is not positive semidefinite: its lowest eigenvalue{where} is {worst:.3g}; expected >= 0."
         )
     return value
+
+
+def as_symmetric(value: Any, name: str, shape: tuple[int, int]) -> Any:
+    """Return a symmetric matrix of the given shape, which need not be definite.
+
+    Raises:
+        ValueError: for another shape, NaN, or a matrix that is not symmetric.
+    """
+    value = as_float(value, name, shape)
+    if is_concrete(value) and 0 not in value.shape:
+        _check_symmetric(np.asarray(value, dtype=float), name, value.dtype)
+    return value
+
+
+def _check_symmetric(matrix: np.ndarray, name: str, dtype: Any) -> Any:
+    """Raise unless a matrix, or each of a stack, is symmetric; return the size of its largest entry."""
+    scale = np.maximum(np.abs(matrix).max(axis=(-1, -2)), 1e-300)
+    skew = np.abs(matrix - np.swapaxes(matrix, -1, -2))
+    if (skew > (1e-6 if dtype == np.float32 else 1e-9) * scale[..., None, None]).any():
+        raise ValueError(
+            f"`{name}` is not symmetric: |{name} - {name}'| reaches {skew.max():.3g}. Use ({name} + {name}.T) / 2."
+        )
+    return scale

@@ -34,7 +34,7 @@ PARAMS_BOUNDS = ("params_min", "params_max")
 CONSTRAINTS = (*BOUNDS, *PARAMS_BOUNDS, *FUNCTION_CONSTRAINTS)
 
 REMEMBERED = 256
-_CHECKED: set[tuple] = set()
+_CHECKED: dict[tuple, Any] = {}
 
 
 @record(static=("horizon", "memory"))
@@ -304,19 +304,20 @@ class Problem:
         object.__setattr__(self, name, value)
 
 
-def once(data: Any, check: Callable[[], None]) -> None:
-    """Run a check that depends on functions and shapes alone, unless data like these have passed one before."""
+def once(data: Any, check: Callable[[], Any]) -> Any:
+    """Return what `check()` returns, which depends on functions and shapes alone; it runs once for data like these."""
     leaves, structure = jax.tree.flatten(data)
     key = (
         structure,
         tuple([(np.shape(leaf), leaf.dtype if hasattr(leaf, "dtype") else type(leaf)) for leaf in leaves]),
     )
     if key in _CHECKED:
-        return
-    check()
+        return _CHECKED[key]
+    result = check()
     if len(_CHECKED) >= REMEMBERED:
         _CHECKED.clear()
-    _CHECKED.add(key)
+    _CHECKED[key] = result
+    return result
 
 
 def _own(value: Any) -> Any:

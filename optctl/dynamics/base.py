@@ -83,6 +83,10 @@ class AbstractDynamics:
         """Return x_{t+1}, shape (nx,), from x (nx,), u (nu,), the stage index and the parameters."""
         raise NotImplementedError
 
+    def like_step(self, x: Any, u: Any, t: Any, params: Any) -> Any:
+        """Return what is a polynomial in (x, u) of the step's degree: the step, unless a loop hides its structure."""
+        return self.step(x, u, t, params)
+
     def rollout(self, x0: Any, us: Any, params: Any = None) -> Any:
         """Return the states xs, shape (N+1, nx), from x0 (nx,) and inputs us (N, nu).
 

@@ -87,6 +87,7 @@ METHODS: dict[str, Callable] = {
     "implicit_midpoint": implicit_midpoint,
     "trapezoid": trapezoid,
 }
+IMPLICIT = ("implicit_midpoint", "trapezoid")
 
 
 @record(static=("method", "nx", "nu", "labels", "hold"))
@@ -113,6 +114,14 @@ class Discretized(AbstractDynamics):
             return _zero_order_hold(lambda x, u: self.rate(x, u, start, params), x, u, h)
         held = self.held(u, start, h)
         return METHODS[self.method](lambda x, seconds: self.rate(x, held(seconds), seconds, params), x, start, h)
+
+    def like_step(self, x: Any, u: Any, t: Any, params: Any) -> Any:
+        """An implicit step of an ODE is affine where an explicit one is."""
+        if self.method not in IMPLICIT:
+            return self.step(x, u, t, params)
+        start, h = self.interval(t, x.dtype)
+        held = self.held(u, start, h)
+        return euler(lambda x, seconds: self.rate(x, held(seconds), seconds, params), x, start, h)
 
     def integral(self, rate: Callable) -> "RunningCost":
         """Return the stage cost that integrates `rate(x, u[, t[, params]])` by the scheme of these dynamics.

@@ -38,7 +38,7 @@ def lqr(
         A: (nx, nx).
         B: (nx, nu).
         Q: (nx, nx), symmetric, positive semidefinite.
-        R: (nu, nu), symmetric, positive definite.
+        R: (nu, nu), symmetric, positive semidefinite; it may be singular, such as zero, where R + B'P B is not.
         Qf: (nx, nx) terminal weight; None takes Q (of the last stage).
         M: (nx, nu) cross weight.
         q: (nx,) linear state weight.
@@ -52,7 +52,8 @@ def lqr(
         method: as for `lq.solve`; "cg" needs x0.
 
     Returns:
-        An `LQSolution` with xs, us, costates, gains K and k (u = K x + k) and the value function P, p.
+        An `LQSolution` with xs, us, costates, gains K and k (u = K x + k) and the value function P, p. Where
+        R + B'P B is singular at some stage, `failed_stage` names it, and `raise_if_failed` raises.
 
     Raises:
         ValueError: for shapes that do not fit, weights that are not symmetric or have negative eigenvalues (the
@@ -76,7 +77,7 @@ def lqr(
         raise ValueError(f"`B` has shape {B.shape}; expected ({nx}, nu) or (N, {nx}, nu), as `A` is {A.shape}.")
     nu = B.shape[-1]
     Q = as_weight(Q, "Q", (nx, nx))
-    R = as_weight(R, "R", (nu, nu), definite=True)
+    R = as_weight(R, "R", (nu, nu))
     Qf = (Q[-1] if Q.ndim == 3 else Q) if Qf is None else as_weight(Qf, "Qf", (nx, nx))
     check_shape(Qf, "Qf", (nx, nx))
     given = {"A": (A, (nx, nx)), "B": (B, (nx, nu)), "Q": (Q, (nx, nx)), "R": (R, (nu, nu))}

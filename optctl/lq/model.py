@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, is_concrete, is_whole, runs_now
+from optctl._validate import as_float, is_concrete, is_whole
 from optctl.dynamics.stage import StageFunction
-from optctl.problem import Problem
+from optctl.problem import Problem, once
+from optctl.tape import degree
 
 
 @record(static=("horizon", "x0_free"))
@@ -184,18 +185,16 @@ class LQ:
         Bounds on x_0 are among those: to fix components of it, `replace(x0=..., x0_free=...)` in the model.
 
         Raises:
-            ValueError: if the dynamics are not linear (as probed) or a cost is not quadratic, naming which.
+            ValueError: if the dynamics are not linear or a cost is not quadratic by its structure, naming which.
         """
         dynamics = problem.dynamics
         if dynamics.nx is None or dynamics.nu is None or not dynamics.has_jax_step:
             raise ValueError(
                 f"`dynamics` is {type(dynamics).__name__}; expected LinearDynamics, or a step of known size."
             )
-        if runs_now(problem):
-            name = _not_quadratic(problem)
-            if name is not None:
-                what = "linear" if name == "dynamics" else "quadratic"
-                raise ValueError(f"`{name}` is not {what}; use method='newton_cg' or 'lbfgs'.")
+        reason = _departure(problem)
+        if reason:
+            raise ValueError(f"{reason}; use method='newton_cg' or 'lbfgs'.")
         return _model_along(problem, *zero_trajectory(problem), problem.params, None)
 
 
@@ -233,8 +232,43 @@ def _checked(value: Any, name: str, shape: tuple[int, ...], dtype: Any, *, stage
 
 
 def is_linear_quadratic(problem: Problem) -> bool:
-    """True if the dynamics are `LinearDynamics` and all costs are quadratic, as probed at several sizes."""
-    return problem.dynamics.is_linear and _not_quadratic(problem) is None
+    """True if the dynamics are affine in states and inputs, and the costs polynomials of degree two at most.
+
+    The functions' structure decides, not their numbers, so the answer is the same under `jit`, `grad` and `vmap`. It
+    is never wrongly True; it may be wrongly False, where a function is quadratic in a roundabout way, such as a norm
+    squared.
+    """
+    dynamics = problem.dynamics
+    known = dynamics.nx is not None and dynamics.nu is not None and dynamics.has_jax_step
+    return known and not _departure(problem)
+
+
+def _departure(problem: Problem) -> str:
+    """Say which function is not linear (dynamics) or quadratic (costs), and why; nothing if all are."""
+    parts = (problem.dynamics, problem.stage_cost, problem.terminal_cost, problem.initial_cost)
+    return once(("degrees", parts, problem.params, problem.x0), lambda: _find_departure(problem))
+
+
+def _find_departure(problem: Problem) -> str:
+    xs, us = jax.eval_shape(lambda: zero_trajectory(problem))
+    x, u = (jax.ShapeDtypeStruct(z.shape[1:], z.dtype) for z in (xs, us))
+    t = jax.ShapeDtypeStruct((), jnp.result_type(int))
+    dynamics = problem.dynamics
+    functions = {
+        "dynamics": (None if dynamics.is_linear else dynamics.like_step, (x, u), (t, problem.params)),
+        "stage_cost": (problem.stage_cost, (x, u), (t, problem.params)),
+        "terminal_cost": (problem.terminal_cost, (x,), (problem.params,)),
+        "initial_cost": (problem.initial_cost, (x,), (problem.params,)),
+    }
+    for name, (function, variables, others) in functions.items():
+        if function is None:
+            continue
+        found, primitive = degree(function, variables, others)
+        if found > (1 if name == "dynamics" else 2):
+            what = "linear" if name == "dynamics" else "quadratic"
+            why = f"it takes `{primitive}` of states or inputs" if primitive else "it multiplies states or inputs"
+            return f"`{name}` is not {what} ({why})"
+    return ""
 
 
 def zero_trajectory(problem: Problem) -> tuple[Any, Any]:
@@ -289,51 +323,3 @@ def _expand_stages(problem: Problem, xs: Any, us: Any, params: Any) -> tuple[Any
         return *jax.value_and_grad(cost)(z), jax.hessian(cost)(z)
 
     return problem.dynamics.map_stages(expand, xs, us)
-
-
-PROBE_SCALES = (1e-2, 1.0, 1e3, 1e6)
-"""Probing at several sizes finds costs that are quadratic only near the origin, or only away from it."""
-
-
-def _not_quadratic(problem: Problem) -> str | None:
-    """Name the part that departs from its model (linear dynamics, quadratic costs) somewhere, or None."""
-    gaps = jax.device_get(_quadratic_gaps(problem))
-    for name, gap in gaps.items():
-        tolerance = 1e-3 if gap.dtype == np.float32 else 1e-8
-        if getattr(problem, name) is not None and not np.all(gap <= tolerance):
-            return name
-    return None
-
-
-@jax.jit
-def _quadratic_gaps(problem: Problem) -> dict[str, Any]:
-    """Largest relative distance of each cost's slope from its model's, at points of several sizes."""
-    xs, us = zero_trajectory(problem)
-    rng = np.random.default_rng(0)
-    noise_x, noise_u = (jnp.asarray(rng.normal(size=z.shape), z.dtype) for z in (xs, us))
-
-    def slopes(xs: Any, us: Any) -> dict[str, Any]:
-        step = lambda x, u, t: problem.dynamics.step(x, u, t, problem.params)  # noqa: E731
-        nothing = jnp.zeros((1,), xs.dtype)
-        return {
-            "dynamics": nothing if problem.dynamics.is_linear else problem.dynamics.map_stages(step, xs, us),
-            "stage_cost": _expand_stages(problem, xs, us, problem.params)[1],
-            "terminal_cost": _expand(problem.terminal_cost, xs[-1], problem.params)[1],
-            "initial_cost": _expand(problem.initial_cost, xs[0], problem.params)[1],
-        }
-
-    first = slopes(xs, us)
-
-    def gaps(scale: Any) -> dict[str, Any]:
-        direction = (scale * noise_x, scale * noise_u)
-        there = slopes(*direction)
-        change = jax.jvp(slopes, (xs, us), direction)[1]
-
-        def gap(there: Any, first: Any, change: Any) -> Any:
-            size = jnp.max(jnp.abs(there)) + jnp.max(jnp.abs(first)) + jnp.max(jnp.abs(change))
-            return jnp.max(jnp.abs(there - first - change)) / (size + jnp.finfo(size.dtype).tiny)
-
-        return jax.tree.map(gap, there, first, change)
-
-    probed = jax.vmap(gaps)(jnp.asarray(PROBE_SCALES, xs.dtype))
-    return jax.tree.map(jnp.max, probed)

@@ -6,8 +6,14 @@ One doubling step does the work of as many Riccati steps as all before it togeth
 
     A <- A W A,   G <- G + A W G A',   H <- H + A' H W A,    W = (I + G H)^{-1},    G = B R^{-1} B',  H -> P
 
-Derivatives do not go through these steps. K minimizes over u, so to first order P changes only by the data, seen along
-u = K x; this is linear in dP, and doubling solves it too:
+That needs an inverse of R, which P itself does not: it needs one of R + B'P B. So the steps are taken for X = P - s I,
+which solves the same equation with the weights Q + s (A'A - I), M + s A'B and R + s B'B. X begins at zero, that is, P
+at s I: a terminal cost that sees every mode, also those outside the unit circle that Q does not see, and that lies
+above every P of indefinite weights, if s is large enough. Newton's method (P is the cost of its own gain) then restores
+the digits that s has cost. A shift that leads to no stabilizing P is followed by one a thousand times as large.
+
+Derivatives do not go through these steps. To first order P changes only by the data, seen along the stationary u = K x;
+this is linear in dP, and doubling solves it too:
 
     dP - F'dP F = [I; K]'(dTheta + 2 sym(dZ'P Z))[I; K],     Z = [A, B], Theta = [[Q, M], [M', R]], F = A + B K.
 
@@ -16,11 +22,13 @@ P on the right is itself differentiable, and so is the linear equation: the rule
 The steady-state Kalman filter is the dual: its covariance solves the equation of A', C', W, V.
 
 References: Chu, Fan, Lin and Wang (2004), Structure-preserving algorithms for periodic discrete-time algebraic Riccati
-equations, International Journal of Control 77, section 2; Smith (1968), Matrix equation XA + BX = C, SIAM Journal on
-Applied Mathematics 16; Kao and Hennequin (2020), Automatic differentiation of Sylvester, Lyapunov, and algebraic
-Riccati equations, arXiv 2011.11430.
+equations, International Journal of Control 77, section 2; Hewer (1971), An iterative technique for the computation of
+the steady state gains for the discrete optimal regulator, IEEE Transactions on Automatic Control 16 (Newton's method);
+Smith (1968), Matrix equation XA + BX = C, SIAM Journal on Applied Mathematics 16; Kao and Hennequin (2020), Automatic
+differentiation of Sylvester, Lyapunov, and algebraic Riccati equations, arXiv 2011.11430.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -28,9 +36,12 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from optctl._validate import as_float, as_weight, check_shape, is_concrete
+from optctl._validate import as_float, as_symmetric, as_weight, check_shape, is_concrete
 
 DOUBLINGS = 60
+NEWTON_STEPS = 40
+SHIFTS = (1e-3, 1.0, 1e3, 1e6)
+"""Values of s that are tried in turn, in the unit of P that the weights suggest."""
 
 
 def dare(A: Any, B: Any, Q: Any, R: Any, M: Any = None) -> Any:
@@ -39,12 +50,15 @@ def dare(A: Any, B: Any, Q: Any, R: Any, M: Any = None) -> Any:
     Args:
         A: (nx, nx).
         B: (nx, nu).
-        Q: (nx, nx), symmetric, positive semidefinite.
-        R: (nu, nu), symmetric, positive definite.
-        M: (nx, nu) cross weight, [Q M; M' R] positive semidefinite; None is zero.
+        Q: (nx, nx), symmetric.
+        R: (nu, nu), symmetric.
+        M: (nx, nu) cross weight; None is zero.
+
+    No weight need be definite. Where R + B'P B is not, P belongs to a game, not to a minimum, and `dlqr` refuses it.
 
     Raises:
-        ValueError: as `dlqr`.
+        ValueError: for wrong shapes, weights that are not symmetric, or if there is no stabilizing solution, with the
+            reason. Under `jit` or `vmap`, where numbers cannot be looked at, P is NaN instead.
 
     Example:
         >>> import optctl as oc
@@ -54,7 +68,8 @@ def dare(A: Any, B: Any, Q: Any, R: Any, M: Any = None) -> Any:
     References:
         Chu, Fan, Lin and Wang (2004), International Journal of Control 77, section 2.
     """
-    return dlqr(A, B, Q, R, M)[1]
+    data = _regulator(A, B, Q, R, M)
+    return _solve(*data, words=REGULATOR)
 
 
 def dlqr(A: Any, B: Any, Q: Any, R: Any, M: Any = None) -> tuple[Any, Any]:
@@ -65,14 +80,18 @@ def dlqr(A: Any, B: Any, Q: Any, R: Any, M: Any = None) -> tuple[Any, Any]:
     Args:
         A: (nx, nx).
         B: (nx, nu).
-        Q: (nx, nx), symmetric, positive semidefinite.
-        R: (nu, nu), symmetric, positive definite.
-        M: (nx, nu) cross weight, [Q M; M' R] positive semidefinite; None is zero.
+        Q: (nx, nx), symmetric.
+        R: (nu, nu), symmetric.
+        M: (nx, nu) cross weight; None is zero.
+
+    R may be singular, even zero, and no weight need be definite: what counts is that there is a gain under which x goes
+    to zero and which minimizes, R + B'P B > 0.
 
     Raises:
-        ValueError: for wrong shapes or weights, or if no stabilizing solution is found: (A, B) not stabilizable or a
-            mode on the unit circle that the cost does not see. Where numbers cannot be looked at, under `jit` or
-            `vmap`, K and P are NaN instead, and also if the cost does not see a mode outside the unit circle.
+        ValueError: for wrong shapes, weights that are not symmetric, or if there is no such gain, with the reason:
+            (A, B) not stabilizable, a mode on the unit circle that the cost does not see, inputs that neither cost nor
+            move anything, or weights so negative that no minimum exists. Where numbers cannot be looked at, under
+            `jit` or `vmap`, K and P are NaN instead.
 
     Example:
         >>> import optctl as oc
@@ -83,19 +102,9 @@ def dlqr(A: Any, B: Any, Q: Any, R: Any, M: Any = None) -> tuple[Any, Any]:
     References:
         Anderson and Moore (1990), Optimal Control: Linear Quadratic Methods, chapter 3.
     """
-    A, nx = _square(A)
-    B = as_float(B, "B", (nx, None))
-    nu = B.shape[1]
-    Q = as_weight(Q, "Q", (nx, nx), stages=False)
-    R = as_weight(R, "R", (nu, nu), definite=True, stages=False)
-    if M is None:
-        M = jnp.zeros((nx, nu), A.dtype)
-    else:
-        M = as_float(M, "M", (nx, nu))
-        as_weight(jnp.block([[Q, M], [M.T, R]]), "[Q M; M' R]", (nx + nu, nx + nu), stages=False)
-    A, B, Q, R, M = _same_type(A, B, _symmetric(Q), _symmetric(R), M)
-    reason = "(`A`, `B`) may not be stabilizable, or `Q` does not see a mode of `A` on the unit circle"
-    P = _solve(A, B, Q, R, M, loop="A + B K", reason=reason)
+    data = _regulator(A, B, Q, R, M)
+    P = _solve(*data, words=REGULATOR, minimum=True)
+    A, B, _, R, M = data
     return _gain(A, B, R, M, P), P
 
 
@@ -113,7 +122,8 @@ def dlqe(A: Any, C: Any, W: Any, V: Any) -> tuple[Any, Any]:
         A: (nx, nx).
         C: (ny, nx).
         W: (nx, nx) covariance of w, symmetric, positive semidefinite; may be singular.
-        V: (ny, ny) covariance of v, symmetric, positive definite.
+        V: (ny, ny) covariance of v, symmetric, positive semidefinite; may be singular, such as zero, where
+            C P C' + V is not.
 
     Returns:
         L, shape (nx, ny), and P, shape (nx, nx).
@@ -121,7 +131,7 @@ def dlqe(A: Any, C: Any, W: Any, V: Any) -> tuple[Any, Any]:
     Raises:
         ValueError: for wrong shapes or covariances, or if no filter with a stable error is found: (A, C) not detectable
             or a mode on the unit circle that the noise does not drive; under `jit` or `vmap` L and P are NaN instead,
-            as for `dlqr`. A singular V is refused even where C P C' + V would be invertible.
+            as for `dlqr`.
 
     Example:
         >>> import optctl as oc
@@ -137,11 +147,47 @@ def dlqe(A: Any, C: Any, W: Any, V: Any) -> tuple[Any, Any]:
     C = as_float(C, "C", (None, nx))
     ny = C.shape[0]
     W = as_weight(W, "W", (nx, nx), stages=False)
-    V = as_weight(V, "V", (ny, ny), definite=True, stages=False)
+    V = as_weight(V, "V", (ny, ny), stages=False)
     A, C, W, V = _same_type(A, C, _symmetric(W), _symmetric(V))
-    reason = "(`A`, `C`) may not be detectable, or `W` does not drive a mode of `A` on the unit circle"
-    P = _solve(A.T, C.T, W, V, jnp.zeros_like(C.T), loop="A - A L C", reason=reason)
+    P = _solve(A.T, C.T, W, V, jnp.zeros_like(C.T), words=FILTER, minimum=True)
     return _filter_gain(C, V, P), P
+
+
+@dataclasses.dataclass(frozen=True)
+class _Words:
+    """How a user of the regulator, or of the filter, calls the parts of the equation."""
+
+    reach: str
+    unreached: str
+    unseen: str
+    S: str
+    idle: str
+
+
+REGULATOR = _Words(
+    reach="(`A`, `B`) is not stabilizable",
+    unreached="no input reaches",
+    unseen="the cost does not see it, or the weights are too negative",
+    S="R + B'P B",
+    idle="some combination of the inputs neither costs nor moves anything; leave it out, or give it a weight in `R`",
+)
+FILTER = _Words(
+    reach="(`A`, `C`) is not detectable",
+    unreached="no measurement sees",
+    unseen="`W` does not drive it",
+    S="C P C' + V",
+    idle="some combination of the measurements is always zero; leave it out, or give it noise in `V`",
+)
+
+
+def _regulator(A: Any, B: Any, Q: Any, R: Any, M: Any) -> list[Any]:
+    """Return the data of the regulator, checked, of one type."""
+    A, nx = _square(A)
+    B = as_float(B, "B", (nx, None))
+    nu = B.shape[1]
+    Q, R = as_symmetric(Q, "Q", (nx, nx)), as_symmetric(R, "R", (nu, nu))
+    M = jnp.zeros((nx, nu), A.dtype) if M is None else as_float(M, "M", (nx, nu))
+    return _same_type(A, B, _symmetric(Q), _symmetric(R), M)
 
 
 def _square(A: Any) -> tuple[Any, int]:
@@ -161,52 +207,118 @@ def _same_type(*arrays: Any) -> list[Any]:
     return [jnp.asarray(array, jnp.result_type(*arrays)) for array in arrays]
 
 
-def _solve(A: Any, B: Any, Q: Any, R: Any, M: Any, *, loop: str, reason: str) -> Any:
-    """Return P with its derivative, or raise; `loop` names the matrix that should be stable."""
+def _solve(A: Any, B: Any, Q: Any, R: Any, M: Any, *, words: _Words, minimum: bool = False) -> Any:
+    """Return P with its derivative, or raise; NaN under `jit`. Asked for a minimum, R + B'P B must be positive."""
     data = A, B, Q, R, M
     # Inside `grad`, but outside `jit`, this leaves plain numbers: a failure raises there too.
     still = jax.lax.stop_gradient(data)
-    P, radius = _stabilizing(*still)
-    if is_concrete(radius) and not float(radius) < 1:
-        P, radius = _ordered_schur(*still, radius)
-    if is_concrete(radius) and not float(radius) < 1:
-        if np.isnan(radius):
-            what = "the doubling iteration did not converge"
-        else:
-            what = f"{loop} has spectral radius {float(radius):.6g}"
-        raise ValueError(f"no stabilizing solution: {what}; {reason}.")
+    P, radius, least = _stabilizing(*still)
+    if not is_concrete(P):
+        if minimum:
+            P = jnp.where(least > 0, P, jnp.nan)
+        return _value(*data, P)
+    if not float(radius) < 1:
+        P, radius, least = _ordered_schur(*still)
+    if not float(radius) < 1:
+        raise ValueError(f"no stabilizing solution: {_reason(words, *map(np.asarray, still))}.")
+    if minimum and not float(least) > 0:
+        raise ValueError(
+            f"no minimum: {words.S} has the eigenvalue {float(least):.6g} at the stabilizing solution P; expected > 0."
+            " Check the signs of the weights; `dare` returns this P, a saddle point's."
+        )
     return _value(*data, P)
 
 
-def _ordered_schur(A: Any, B: Any, Q: Any, R: Any, M: Any, radius: Any) -> tuple[Any, Any]:
-    """Find the stabilizing solution where doubling found another one: the cost does not see an unstable mode."""
-    A, B, Q, R, M = (np.asarray(m) for m in (A, B, Q, R, M))
+def _ordered_schur(A: Any, B: Any, Q: Any, R: Any, M: Any) -> tuple[Any, Any, Any]:
+    """Find the stabilizing solution where doubling found none: that of a game, which no Riccati step leads to."""
     try:
-        P = scipy.linalg.solve_discrete_are(A, B, Q, R, s=M)
+        with np.errstate(all="ignore"):
+            P = scipy.linalg.solve_discrete_are(*(np.asarray(m, float) for m in (A, B, Q, R)), s=np.asarray(M, float))
     except (np.linalg.LinAlgError, ValueError):
-        return None, radius
-    K = -np.linalg.solve(R + B.T @ P @ B, M.T + B.T @ P @ A)
-    return jnp.asarray(P, A.dtype), np.abs(np.linalg.eigvals(A + B @ K)).max()
+        return None, np.inf, np.nan
+    P, radius, least, done = _polished(A, B, Q, R, M, jnp.asarray(P, A.dtype))
+    return P, radius if done else np.inf, least
+
+
+def _reason(words: _Words, A: Any, B: Any, Q: Any, R: Any, M: Any) -> str:
+    """Say why there is no stabilizing solution."""
+    nx, nu = B.shape
+    near = 1e-3 if A.dtype == np.float32 else 1e-7
+    size = max(np.linalg.norm(A, 2), np.linalg.norm(B, 2) if nu else 0.0)
+    for mode in sorted(np.linalg.eigvals(A), key=lambda z: -np.abs(z)):
+        if np.abs(mode) < 1 - near:
+            break
+        if np.linalg.svd(np.hstack([A - mode * np.eye(nx), B]), compute_uv=False)[-1] <= near * size:
+            return f"{words.reach}: {words.unreached} the mode {mode:.6g} of `A`, whose size is {np.abs(mode):.6g}"
+    scale = max(np.abs(R).max(initial=0.0), 1e-300)
+    if nu and np.linalg.matrix_rank(np.vstack([R / scale, B / max(np.abs(B).max(), 1e-300)])) < nu:
+        return f"{words.S} is singular whatever P is: {words.idle}"
+    # The eigenvalues of the optimality system z x = A x + B u, costate = Q x + M u + z A'costate, 0 = ...
+    zero = np.zeros
+    left = np.block([[A, zero((nx, nx)), B], [Q, -np.eye(nx), M], [M.T, zero((nu, nx)), R]])
+    right = np.block([[np.eye(nx), zero((nx, nx + nu))], [zero((nx, nx)), -A.T, zero((nx, nu))],
+                      [zero((nu, nx)), -B.T, zero((nu, nu))]])  # fmt: skip
+    sizes = np.abs(scipy.linalg.eigvals(left, right))
+    on_circle = sizes[np.isfinite(sizes) & (np.abs(sizes - 1) < 10 * np.sqrt(near / 1e5))]
+    if on_circle.size:
+        return f"a mode of the optimal loop would have size {on_circle[0]:.6g}, on the unit circle: {words.unseen}"
+    return f"no symmetric P with an invertible {words.S} makes the loop stable; the weights may be too negative"
 
 
 @jax.jit
-def _stabilizing(A: Any, B: Any, Q: Any, R: Any, M: Any) -> tuple[Any, Any]:
-    """Return P, NaN if it does not stabilize, and the spectral radius of A + B K."""
+def _stabilizing(A: Any, B: Any, Q: Any, R: Any, M: Any) -> tuple[Any, Any, Any]:
+    """Return P, NaN if it does not stabilize, the spectral radius of A + B K, and the least eigenvalue of R + B'P B."""
+    largest = lambda m: jnp.max(jnp.abs(m), initial=0.0)  # noqa: E731
+    b = largest(B)
+    unit = largest(Q) + jnp.where(b > 0, largest(R) / b**2 + largest(M) / b, 0.0)
+    unit = jnp.where((unit > 0) & jnp.isfinite(unit), unit, 1.0)
+    shifts = jnp.asarray(SHIFTS, A.dtype)
+
+    def attempt(carry: tuple) -> tuple:
+        i, *_ = carry
+        return i + 1, *_polished(A, B, Q, R, M, _shifted(A, B, Q, R, M, shifts[i] * unit))
+
+    nothing = jnp.full_like(A, jnp.nan), jnp.array(jnp.inf, A.dtype), jnp.array(jnp.nan, A.dtype), jnp.array(False)
+    _, P, radius, least, done = jax.lax.while_loop(lambda c: ~c[4] & (c[0] < len(SHIFTS)), attempt, (0, *nothing))
+    return jnp.where(done, P, jnp.nan), jnp.where(done, radius, jnp.inf), least
+
+
+def _shifted(A: Any, B: Any, Q: Any, R: Any, M: Any, s: Any) -> Any:
+    """Return P by doubling from P = s I."""
+    eye, nx = jnp.eye(A.shape[0], dtype=A.dtype), A.shape[0]
+    Q, R, M = Q + s * (A.T @ A - eye), R + s * (B.T @ B), M + s * (A.T @ B)
     RinvBM = jnp.linalg.solve(R, jnp.concatenate([B.T, M.T], axis=1))
-    RinvB, RinvM = RinvBM[:, : A.shape[0]], RinvBM[:, A.shape[0] :]
-    P = _double(A - B @ RinvM, B @ RinvB, Q - M @ RinvM)
-    P = _refine(_refine(P, A, B, Q, R, M), A, B, Q, R, M)
+    RinvB, RinvM = RinvBM[:, :nx], RinvBM[:, nx:]
+    return _double(A - B @ RinvM, _symmetric(B @ RinvB), _symmetric(Q - M @ RinvM)) + s * eye
+
+
+@jax.jit
+def _polished(A: Any, B: Any, Q: Any, R: Any, M: Any, P: Any) -> tuple[Any, Any, Any, Any]:
+    """Return P after Newton's method, the spectral radius, the least eigenvalue of R + B'P B, and if it converged."""
+    eps = jnp.finfo(A.dtype).eps
+    good = eps**0.4  # next to the unit circle rounding leaves no more
+
+    def step(carry: tuple) -> tuple:
+        P, last, _, i = carry
+        better = _refine(P, A, B, Q, R, M)
+        d = jnp.sqrt(jnp.abs(jnp.diagonal(better)))  # small entries of P beside large ones count, too
+        change = jnp.max(jnp.abs(better - P) / (jnp.outer(d, d) + eps * jnp.max(d) ** 2 + jnp.finfo(d.dtype).tiny))
+        change = jnp.where(jnp.isfinite(change), change, jnp.inf)
+        going = (change > 8 * eps) & jnp.isfinite(change) & ~((change < good) & (change >= last / 2))
+        return jnp.where(jnp.isfinite(change), better, P), change, going, i + 1
+
+    start = P, jnp.array(jnp.inf, A.dtype), jnp.array(True), 0
+    P, change, _, _ = jax.lax.while_loop(lambda c: c[2] & (c[3] < NEWTON_STEPS), step, start)
     radius = jnp.max(jnp.abs(jnp.linalg.eigvals(A + B @ _gain(A, B, R, M, P))))
-    return jnp.where(radius < 1, P, jnp.nan), radius
+    least = jnp.min(jnp.linalg.eigvalsh(R + B.T @ P @ B), initial=jnp.inf)
+    return P, radius, least, (change < good) & (radius < 1)
 
 
 def _refine(P: Any, A: Any, B: Any, Q: Any, R: Any, M: Any) -> Any:
-    """One Newton step: the cost of the gain that P gives; P itself where that gain does not stabilize."""
+    """One step of Newton's method: the cost of the gain that P gives; not finite where that gain does not stabilize."""
     K = _gain(A, B, R, M, P)
     cross = M @ K
-    better = _smith(A + B @ K, Q + K.T @ R @ K + cross + cross.T)
-    better = (better + better.T) / 2
-    return jnp.where(jnp.all(jnp.isfinite(better)), better, P)
+    return _symmetric(_smith(A + B @ K, Q + K.T @ R @ K + cross + cross.T))
 
 
 def _double(A: Any, G: Any, H: Any) -> Any:

@@ -308,7 +308,8 @@ def _pick(problem: Problem, objective: Objective, method: Any) -> str:
     if problem.constraint_names or "params" in objective.free or not problem.dynamics.twice_differentiable:
         return "lbfgs"
     whole = objective.free == ("us",) + (("x0",) if problem.x0 is None else ())
-    if whole and runs_now(problem) and problem.dynamics.is_linear and is_linear_quadratic(problem):
+    dense = problem.dynamics.is_linear or (small and problem.memory == "full")
+    if whole and dense and is_linear_quadratic(problem):
         return "lq"
     light = smooth and small and problem.dynamics.has_jax_step and problem.memory == "full"
     return "ilqr" if light and objective.free == ("us",) else "newton_cg"

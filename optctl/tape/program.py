@@ -56,6 +56,7 @@ class Tape:
         once: bool, which results are there after the prologue.
         constants: float64, behind the uniform values in memory.
         captured: arrays behind the constants in memory: JAX tracers that the function holds.
+        numbers: how many numbers lie in memory; no instruction reads outside of them.
     """
 
     code: np.ndarray
@@ -66,10 +67,11 @@ class Tape:
     once: np.ndarray
     constants: np.ndarray
     captured: tuple
+    numbers: int
 
     def packed(self, offset: int = 0) -> np.ndarray:
         """Return the tape as the kernels read it; its memory begins at an offset."""
-        head = [len(self.code), self.prologue, self.slots, len(self.inputs), len(self.outputs), offset]
+        head = [len(self.code), self.prologue, self.slots, len(self.inputs), len(self.outputs), offset, self.numbers]
         return np.concatenate([head, self.code.ravel(), self.inputs, self.outputs, self.once]).astype(np.int32)
 
 
@@ -177,6 +179,7 @@ def _assemble(
         once=np.array([not g.varies[i] for i in outputs], bool),
         constants=np.array(constants, np.float64),
         captured=captured,
+        numbers=uniforms + len(constants) + sum(array.size for array in captured),
     )
 
 

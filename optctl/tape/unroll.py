@@ -20,6 +20,8 @@ _TYPES = {np.dtype(name) for name in ("float64", "int64", "int32", "uint32", "bo
 
 INDEX, WHOLE = 2.0**20, 2.0**29
 """Largest sizes that are taken for granted: of stage indices, and of other whole numbers that come from outside."""
+_SATURATED = {"int32": (-(2.0**31), 2.0**31 - 1), "uint32": (0.0, 2.0**32 - 1), "int64": (-(2.0**63), 2.0**63)}
+"""Where numbers end that are too large for a type, when they are made whole."""
 _LARGEST = {"int32": 2.0**31, "uint32": 2.0**32, "int64": 2.0**53}
 
 
@@ -340,7 +342,10 @@ def _convert(un: Unroller, eqn: Any, a: np.ndarray) -> np.ndarray:
     old, new = eqn.invars[0].aval.dtype.kind, eqn.outvars[0].aval.dtype.kind
     if new == "b" and old != "b":
         return un.map(lambda x: un.g.symmetric("ne", x, ZERO), a)
-    return un.map(lambda x: un.g.unary("trunc", x), a) if new in "iu" and old == "f" else a
+    if new not in "iu" or old != "f":
+        return a
+    low, high = map(un.g.constant, _SATURATED[str(eqn.outvars[0].aval.dtype)])
+    return un.map(lambda x: un.g.clamp(low, un.g.unary("trunc", x), high), a)
 
 
 @rule("select_n")

@@ -132,6 +132,48 @@ def test_indefinite_model_reports_its_stage(rng):
     assert "not positive definite at stage 2" in repr(sol)
 
 
+@pytest.mark.parametrize("method", ["native", "scan", "parallel", "cg"])
+def test_a_model_without_inputs(method):
+    """x+ = 0.9 x: a given start, and a free one, with derivatives of first and second order."""
+    A, P = 0.9 * np.eye(2), sum(0.81**t for t in range(6)) * np.eye(2)
+    lq = oc.lq.LQ(A, np.zeros((2, 0)), Q=np.eye(2), R=np.zeros((0, 0)), Qf=np.eye(2), x0=[1.0, -2.0], horizon=5)
+    sol = oc.lq.solve(lq, method)
+    assert sol.us.shape == (5, 0)
+    np.testing.assert_allclose(sol.xs[-1], 0.9**5 * np.array([1, -2]), rtol=1e-12)
+    np.testing.assert_allclose(sol.cost, 2.5 * P[0, 0], rtol=1e-12)
+    cost = lambda x0: oc.lq.solve(lq.replace(x0=x0), method).cost
+    np.testing.assert_allclose(jax.grad(cost)(lq.x0), P @ lq.x0, rtol=1e-12)
+    np.testing.assert_allclose(jax.hessian(cost)(lq.x0), P, rtol=1e-12, atol=1e-12)
+    free = oc.lq.solve(lq.replace(x0=None, Q0=np.eye(2), q0=np.array([1.0, 0.5])), method)
+    np.testing.assert_allclose(free.xs[0], -np.array([1, 0.5]) / (1 + P[0, 0]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["native", "scan", "cg"])
+def test_inputs_that_cost_nothing(method, rng):
+    """R = 0, or of rank one, with R + B'P B > 0: against the dense system, with derivatives in every leaf."""
+    lq = random_lq(rng, 6, 3, 2)
+    for R in (np.zeros((2, 2)), np.array([[1.0, 2.0], [2.0, 4.0]])):
+        lq = lq.replace(R=jnp.asarray(R), M=0.1 * lq.M)
+        sol = oc.lqr(lq.A, lq.B, lq.Q, R, Qf=lq.Qf, M=lq.M, q=lq.q, r=lq.r, qf=lq.qf, c=lq.c, x0=lq.x0, method=method)
+        xs, us, _ = dense_kkt(lq)
+        assert sol.failed_stage == -1
+        np.testing.assert_allclose(sol.xs, xs, rtol=1e-7, atol=1e-8)
+        np.testing.assert_allclose(sol.us, us, rtol=1e-7, atol=1e-7 * np.abs(us).max())
+    along = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), lq).symmetrized()
+    cost = lambda lq: oc.lq.solve(lq, method).cost
+    slope = jax.jvp(cost, (lq,), (along,))[1]
+    h = 1e-6
+    up, down = (float(cost(jax.tree.map(lambda a, b: a + s * h * b, lq, along))) for s in (1, -1))  # noqa: B023
+    np.testing.assert_allclose(slope, (up - down) / (2 * h), rtol=1e-5)
+
+
+def test_an_input_that_neither_costs_nor_moves_anything_is_reported():
+    sol = oc.lqr(EYE, np.zeros((2, 1)), EYE, [[0.0]], x0=[1.0, 0.0], horizon=3)
+    assert sol.failed_stage == 2
+    with pytest.raises(RuntimeError, match="R \\+ B'PB not positive definite at stage 2"):
+        sol.raise_if_failed()
+
+
 def test_marginal_covariances_are_blocks_of_the_inverse_hessian(rng):
     """Free x_0: covariances of the states = J H^{-1} J' with H the dense Hessian in (x_0, u)."""
     lq = random_lq(rng, 4, 2, 2, free_x0=True)
@@ -171,7 +213,7 @@ def test_from_problem_reads_every_term_and_finds_what_is_not_quadratic():
         assert not oc.lq.is_linear_quadratic(changed)
         with pytest.raises(ValueError, match=f"`{name}` is not quadratic"):
             oc.lq.LQ.from_problem(changed)
-    with pytest.raises(ValueError, match="`dynamics` is not linear; use method='newton_cg'"):
+    with pytest.raises(ValueError, match=r"`dynamics` is not linear \(it takes `sin` of .*; use method='newton_cg'"):
         oc.lq.LQ.from_problem(zoo.pendulum_problem())
 
 
@@ -214,7 +256,7 @@ EYE, ONE = np.eye(2), np.ones((2, 1))
         (lambda: oc.lqr(EYE, np.ones((20, 4, 1)), EYE, [[1.0]]), r"`B` has shape \(20, 4, 1\); expected \(2, nu\)"),
         (lambda: oc.lqr(EYE, ONE, [[1.0, 2.0], [0.0, 1.0]], [[1.0]], horizon=3), "`Q` is not symmetric"),
         (lambda: oc.lqr(EYE, ONE, np.diag([1.0, -2.0]), [[1.0]], horizon=3), "`Q` is not positive semidefinite.*is -2"),
-        (lambda: oc.lqr(EYE, ONE, EYE, [[0.0]], horizon=3), "`R` is not positive definite: its lowest eigenvalue is 0"),
+        (lambda: oc.lqr(EYE, ONE, EYE, [[-1.0]], horizon=3), "`R` is not positive semidefinite: its lowest.* is -1"),
         (lambda: oc.lqr(EYE, ONE, EYE, np.stack([[[1.0]], [[-1.0]]]), horizon=2), "`R`.*at stage 1 is -1"),
         (lambda: oc.lqr(EYE, ONE, EYE, [[1.0]], horizon=3, x_ref=np.zeros((3, 2))), "numbers of stages differ"),
         (lambda: oc.lqr(EYE, ONE, EYE, [[1.0]], horizon=3, x0=np.ones(3)), r"`x0` has shape \(3,\); expected \(2,\)"),

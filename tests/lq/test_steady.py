@@ -9,6 +9,7 @@ import scipy.linalg
 import optctl as oc
 from optctl.lq.steady import dlqe
 from tests.oracles import central_difference
+from tests.riccati import EQUATIONS
 
 GOLDEN = (1 + 5**0.5) / 2
 ONE = np.ones((1, 1))
@@ -201,7 +202,7 @@ HOPELESS = [(ONE, ONE, 0 * ONE, ONE), (2 * ONE, 0 * ONE, ONE, ONE)]
 
 @pytest.mark.parametrize("data", HOPELESS)
 def test_no_stabilizing_solution_raises_outside_jit_and_is_nan_inside(data):
-    with pytest.raises(ValueError, match=r"no stabilizing solution.*\(`A`, `B`\) may not be stabilizable, or `Q`"):
+    with pytest.raises(ValueError, match=r"no stabilizing solution: (a mode .* unit circle|\(`A`, `B`\) is not stab)"):
         oc.dlqr(*data)
     A, B, Q, R = map(jnp.asarray, data)
     P11 = lambda Q: oc.dare(A, B, Q, R)[0, 0]
@@ -225,7 +226,8 @@ def test_unstable_mode_that_the_cost_does_not_see():
     A, q = 2 * jnp.ones((1, 1)), jnp.zeros((1, 1))
     P, slope = jax.value_and_grad(lambda q: oc.dare(A, ONE, q, ONE)[0, 0])(q)
     np.testing.assert_allclose([P, slope[0, 0]], [3.0, 4 / 3], rtol=1e-12)
-    assert np.isnan(jax.jit(oc.dare)(A, ONE, q, ONE)).all()
+    P, slope = jax.jit(jax.value_and_grad(lambda q: oc.dare(A, ONE, q, ONE)[0, 0]))(q)
+    np.testing.assert_allclose([P, slope[0, 0]], [3.0, 4 / 3], rtol=1e-12)
 
 
 def kalman_demo():
@@ -292,20 +294,33 @@ EYE, ROW, COLUMN = np.eye(2), np.ones((1, 2)), np.ones((2, 1))
         (lambda: oc.dlqr(ROW, COLUMN, EYE, ONE), r"`A` has shape \(1, 2\); expected \(1, 1\)"),
         (lambda: oc.dlqr(EYE, ROW, EYE, ONE), r"`B` has shape \(1, 2\); expected \(2, any\)"),
         (lambda: oc.dare(EYE, COLUMN, ONE, ONE), r"`Q` has shape \(1, 1\); expected \(2, 2\)"),
-        (lambda: oc.dare(EYE, COLUMN, EYE, 0 * ONE), "`R` is not positive definite: its lowest eigenvalue is 0"),
+        (lambda: oc.dare(EYE, COLUMN, EYE, np.array([[1.0, 2.0]])), r"`R` has shape \(1, 2\); expected \(1, 1\)"),
+        (lambda: oc.dare(EYE, COLUMN, EYE + np.tri(2), ONE), r"`Q` is not symmetric: \|Q - Q'\| reaches 1"),
         (lambda: oc.dare(EYE, COLUMN, EYE, ONE, ROW), r"`M` has shape \(1, 2\); expected \(2, 1\)"),
         (lambda: oc.dlqr(EYE, COLUMN, np.stack([EYE] * 3), ONE), r"`Q` has shape \(3, 2, 2\); expected \(2, 2\)"),
-        (lambda: oc.dlqr(ONE, ONE, ONE, ONE, 2 * ONE), r"`\[Q M; M' R\]` is not positive semidefinite"),
+        (
+            lambda: oc.dlqr(ONE, ONE, ONE, ONE, 2 * ONE),
+            "no stabilizing solution: a mode .* on the unit circle: the cost",
+        ),
+        (lambda: oc.dlqr(ONE / 2, ONE, ONE, -9 * ONE), r"no minimum: R \+ B'P B has the eigenvalue -7.57.*`dare` ret"),
+        (
+            lambda: oc.dare(0.5 * EYE, 0 * EYE, EYE, np.diag([1.0, 0])),
+            r"R \+ B'P B is singular whatever P is: some comb",
+        ),
+        (lambda: dlqe(0.5 * EYE, 0 * ROW, EYE, 0 * ONE), r"C P C' \+ V is singular whatever P is: .* noise in `V`"),
         (lambda: oc.dlqr(np.zeros((0, 0)), np.zeros((0, 1)), EYE, ONE), "expected at least one state"),
         (lambda: dlqe(ROW, ROW, EYE, ONE), r"`A` has shape \(1, 2\); expected \(1, 1\)"),
         (lambda: dlqe(EYE, COLUMN, EYE, ONE), r"`C` has shape \(2, 1\); expected \(any, 2\)"),
         (lambda: dlqe(EYE, ROW, ONE, ONE), r"`W` has shape \(1, 1\); expected \(2, 2\)"),
         (lambda: dlqe(EYE, ROW, -EYE, ONE), "`W` is not positive semidefinite: its lowest eigenvalue is -1"),
         (lambda: dlqe(EYE, ROW, EYE, EYE), r"`V` has shape \(2, 2\); expected \(1, 1\)"),
-        (lambda: dlqe(EYE, ROW, EYE, 0 * ONE), "`V` is not positive definite: its lowest eigenvalue is 0"),
+        (lambda: dlqe(EYE, ROW, EYE, -ONE), "`V` is not positive semidefinite: its lowest eigenvalue is -1"),
         (lambda: dlqe(EYE, None, EYE, ONE), "`C` is missing"),
-        (lambda: dlqe(2 * ONE, 0 * ONE, ONE, ONE), r"no stabilizing solution.*\(`A`, `C`\) may not be detectable"),
-        (lambda: dlqe(ONE, ONE, 0 * ONE, ONE), "A - A L C has spectral radius 1; .* or `W` does not drive a mode"),
+        (lambda: dlqe(2 * ONE, 0 * ONE, ONE, ONE), r"\(`A`, `C`\) is not detectable: no measurement sees the mode 2 "),
+        (
+            lambda: dlqe(ONE, ONE, 0 * ONE, ONE),
+            "no stabilizing solution: a mode .* on the unit circle: `W` does not drive",
+        ),
     ],
 )
 def test_bad_input(call, message):
@@ -322,3 +337,86 @@ def test_badly_scaled_data_keep_their_digits():
     for R in (1e-12, 1e-15):
         want = scipy.linalg.solve_discrete_are(A, B, eye, np.array([[R]]))
         np.testing.assert_allclose(oc.dare(A, B, eye, [[R]]), want, rtol=1e-9)
+
+
+DOUBLE_INTEGRATOR = np.array([[1.0, 0.1], [0.0, 1.0]]), np.array([[0.005], [0.1]])
+
+
+def test_inputs_that_cost_nothing():
+    """R = 0 with R + B'P B > 0, plain and under `jit`; the filter with exact measurements is its dual."""
+    A, B = DOUBLE_INTEGRATOR
+    want = np.array([[11, 0.5], [0.5, 1.025]])
+    for dlqr in (oc.dlqr, jax.jit(oc.dlqr)):
+        K, P = dlqr(A, B, EYE, 0 * ONE)
+        np.testing.assert_allclose(P, want, rtol=1e-10)
+        np.testing.assert_allclose(K, -np.linalg.solve(B.T @ want @ B, B.T @ want @ A), rtol=1e-9)
+    L, cov = dlqe(A.T, B.T, EYE, 0 * ONE)
+    np.testing.assert_allclose(cov, want, rtol=1e-10)
+    np.testing.assert_allclose(A.T @ L, -K.T, rtol=1e-9)
+    np.testing.assert_allclose(B.T @ L, ONE, rtol=1e-9)  # what is measured exactly is known exactly
+
+
+@pytest.mark.parametrize("leaf", range(5), ids="ABQRM")
+def test_derivative_where_the_input_costs_nothing(leaf):
+    A, B = DOUBLE_INTEGRATOR
+    data = tuple(map(jnp.asarray, (A, 10 * B, EYE, 0 * ONE, 0.1 * COLUMN)))
+    got = slopes(*data)[leaf]
+    want = central_difference(lambda m: score(*data[:leaf], jnp.asarray(m), *data[leaf + 1 :]), data[leaf], h=1e-5)
+    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-7)
+    assert np.abs(got).min() > 1e-6
+
+
+@pytest.mark.parametrize("name", EQUATIONS)
+def test_equations_from_the_literature(name):
+    """Plain and under `jit`; next to the unit circle half of the digits are lost."""
+    A, B, Q, R = (np.asarray(m, float) for m in EQUATIONS[name])
+    want = scipy.linalg.solve_discrete_are(A, B, Q, R)
+    near = 1e-6 if "unit circle" in name else 1e-10
+    for dare in (oc.dare, jax.jit(oc.dare)):
+        np.testing.assert_allclose(dare(A, B, Q, R), want, rtol=near, atol=near * np.abs(want).max())
+
+
+@pytest.mark.parametrize("kind", ["singular A", "indefinite Q", "indefinite R", "cross term", "rank one"])
+def test_weights_that_are_not_definite(kind, rng):
+    """Wherever SciPy's ordered pencil has a minimum; the residual of the equation, the loop and the sign, too."""
+    found = 0
+    for _ in range(12):
+        A, B, Q, R, M = random_data(rng, 4, 2, 1.2)
+        M = 0 * M
+        if kind == "singular A":
+            A, R = A @ np.diag([1.0, 1, 0, 0]), 0 * R
+        elif kind == "indefinite Q":
+            Q = Q - 0.6 * np.linalg.eigvalsh(Q)[1] * np.eye(4)
+        elif kind == "indefinite R":
+            R = -0.1 * np.eye(2)
+        elif kind == "cross term":
+            M = rng.normal(size=(4, 2))
+        else:
+            Q, R = np.outer(A[0], A[0]), np.outer(R[0], R[0])
+        try:
+            want = scipy.linalg.solve_discrete_are(A, B, Q, R, s=M)
+        except np.linalg.LinAlgError:
+            continue
+        S = R + B.T @ want @ B
+        gain = -np.linalg.solve(S, M.T + B.T @ want @ A)
+        gap = np.abs(Q + A.T @ want @ A + (M + A.T @ want @ B) @ gain - want).max()
+        loop = np.abs(np.linalg.eigvals(A + B @ gain)).max()
+        if np.linalg.eigvalsh(S)[0] < 1e-6 or loop > 1 - 1e-6 or gap > 1e-8 * np.abs(want).max():
+            continue
+        found += 1
+        for dlqr in (oc.dlqr, jax.jit(oc.dlqr)):
+            K, P = dlqr(A, B, Q, R, M)
+            np.testing.assert_allclose(P, want, rtol=1e-7, atol=1e-8 * np.abs(want).max())
+            np.testing.assert_allclose(K, gain, rtol=1e-6, atol=1e-7 * np.abs(gain).max())
+    assert found >= 6
+
+
+def test_a_game_has_a_solution_but_no_minimum():
+    """A = 1/2, B = 1, Q = 1, R = -9: a root P of the equation whose loop is stable, with R + P < 0."""
+    data = 0.5 * ONE, ONE, ONE, -9 * ONE
+    P = float(oc.dare(*data)[0, 0])
+    np.testing.assert_allclose(1 + P / 4 - (P / 2) ** 2 / (P - 9), P, rtol=1e-12)
+    assert abs(0.5 - (P / 2) / (P - 9)) < 1
+    with pytest.raises(ValueError, match="no minimum"):
+        oc.dlqr(*data)
+    assert np.isnan(jax.jit(oc.dlqr)(*data)[1]).all()

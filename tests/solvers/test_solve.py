@@ -7,6 +7,7 @@ import pytest
 
 import optctl as oc
 from tests import zoo
+from tests.oracles import central_difference
 
 
 @pytest.mark.parametrize("method", ["newton_cg", "lbfgs"])  # "ilqr" and both of its Hessians in test_ilqr
@@ -33,6 +34,48 @@ def test_solve_picks_and_says_which():
     assert oc.solve(zoo.pendulum_problem()).method == "ilqr"
     assert oc.solve(zoo.pendulum_problem(x0=None), max_iterations=1).method == "newton_cg"
     assert oc.solve(zoo.pendulum_problem(), np.zeros((7, 1)), free="params", max_iterations=1).method == "lbfgs"
+
+
+def test_the_pick_is_the_same_under_jit_grad_and_vmap():
+    """By structure: "lq", with derivatives of first and second order, in x0, in a weight, and of a batch."""
+    golden = (1 + 5**0.5) / 2
+    ones = np.ones((1, 1))
+    costs = oc.costs.Quadratic(Q=ones, R=ones), oc.costs.TerminalQuadratic(Q=ones)
+    problem = oc.Problem(oc.LinearDynamics(ones, ones), *costs, horizon=60, x0=[1.0])
+    picked = []
+
+    def solve(x0):
+        sol = oc.solve(problem.replace(x0=x0))
+        picked.append(sol.method)
+        return sol
+
+    x0 = jnp.array([2.0])
+    cost, us = lambda x0: solve(x0).cost, lambda x0: solve(x0).us[0, 0]
+    for slope in (jax.grad(cost), jax.jit(jax.grad(cost)), jax.jacfwd(cost)):
+        np.testing.assert_allclose(slope(x0), [2 * golden], rtol=1e-9)
+    for bend in (jax.hessian(cost), jax.jit(jax.jacrev(jax.grad(cost)))):
+        np.testing.assert_allclose(bend(x0), [[golden]], rtol=1e-9)
+    np.testing.assert_allclose(jax.jacobian(us)(x0), [1 - golden], rtol=1e-9)
+    batch = jnp.arange(1.0, 4.0)[:, None]
+    np.testing.assert_allclose(jax.vmap(jax.grad(cost))(batch), golden * batch, rtol=1e-9)
+    np.testing.assert_allclose(jax.jit(jax.vmap(us))(batch), (1 - golden) * batch[:, 0], rtol=1e-9)
+    assert set(picked) == {"lq"}
+    assert oc.solve(problem).method == "lq"
+
+
+def test_derivatives_of_a_linear_quadratic_solution_in_its_parameters():
+    """The function's own structure: parameters in dynamics and costs, references, against central differences."""
+    dynamics = oc.discretize(lambda x, u, t, p: [x[1], u[0] - p["k"] * x[0]], 0.2, nx=2, nu=1)
+    cost = lambda x, u, t, p: (x[0] - p["r"][t]) ** 2 + jnp.exp(p["w"]) * u @ u
+    params = {"k": jnp.array(1.5), "r": jnp.sin(jnp.arange(6.0)), "w": jnp.array(-0.5)}
+    problem = oc.Problem(dynamics, cost, lambda x: x @ x, horizon=6, x0=[1.0, 0.0], params=params)
+    score = lambda params: jnp.sum(jnp.sin(oc.solve(problem.replace(params=params)).us))
+    assert oc.solve(problem).method == "lq"
+    got = jax.grad(score)(params)
+    for name, value in params.items():
+        one = lambda v, name=name: score({**params, name: jnp.asarray(v)})
+        np.testing.assert_allclose(got[name], central_difference(one, value, h=1e-5), rtol=1e-6, atol=1e-8)
+        assert np.abs(got[name]).max() > 1e-3
 
 
 def test_lq_gains_reproduce_the_inputs():
