@@ -181,8 +181,9 @@ def with_room(
     result = run(system)
     y0 = jax.eval_shape(system.start, free)
     most = MEMORY // ((y0.size + 1) * y0.dtype.itemsize + 8)
-    while max_steps is None and system.max_steps < most and is_concrete(status(result)):
-        if int(np.max(np.asarray(status(result)))) != MarchStatus.MESH_FULL:
+    while max_steps is None and system.max_steps < most:
+        ended = jax.lax.stop_gradient(jnp.asarray(status(result), jnp.float32))  # a number also inside jax.grad
+        if not is_concrete(ended) or int(np.max(np.asarray(ended))) != MarchStatus.MESH_FULL:
             break
         fields = vars(system) | {"max_steps": min(8 * system.max_steps, most)}
         system = System(**fields)
