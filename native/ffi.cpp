@@ -11,6 +11,7 @@
 
 #include "batch.h"
 #include "kernels.h"
+#include "operands.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -116,11 +117,12 @@ ffi::Error handle(const Signature& signature, const Run& kernel, ffi::ThreadPool
   return ffi::Error(ffi::ErrorCode::kInvalidArgument, "optctl: operands are neither float32 nor float64");
 }
 
-// The interior point method: sizes with tapes and the kinds of rows, int32, then doubles; native/interior_point.cpp
-// names them all.
+// The interior point method; operands.h names its operands and results.
 ffi::Error solve(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets) {
-  const std::string in_kinds = "VVVVVVVVVMMMMMVVVV", out_kinds = "VMMMMMVVVVSMVVMMmmmmMMMmMm";
-  constexpr size_t cost = 10;
+#define OPTCTL_KIND(name, kind) #kind
+  const std::string in_kinds = OPTCTL_OPERANDS(OPTCTL_KIND), out_kinds = OPTCTL_RESULTS(OPTCTL_KIND);
+#undef OPTCTL_KIND
+  const size_t cost = out_kinds.find('S');
   if (args.size() != in_kinds.size() || rets.size() != out_kinds.size())
     return ffi::Error(ffi::ErrorCode::kInvalidArgument, "optctl: wrong number of operands");
   Shape shape;
@@ -138,12 +140,14 @@ ffi::Error solve(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRe
   for (size_t i = 0; i < out_kinds.size(); ++i)
     outs.push_back(operand(**rets.get<ffi::AnyBuffer>(i), out_kinds[i], shape.batch.size()));
   run_batch(pool, shape.count, [&](int64_t index) {
-    const double* in[32];
+    const void* in[32];
     double* out[32];
-    for (size_t i = 2; i < ins.size(); ++i) in[i - 2] = numbers_of<const double>(ins[i], shape, index);
+    for (size_t i = 0; i < ins.size(); ++i) {
+      if (i < 2) in[i] = numbers_of<const int32_t>(ins[i], shape, index);
+      else in[i] = numbers_of<const double>(ins[i], shape, index);
+    }
     for (size_t i = 0; i < outs.size(); ++i) out[i] = numbers_of<double>(outs[i], shape, index);
-    find_interior_point()(numbers_of<const int32_t>(ins[0], shape, index), numbers_of<const int32_t>(ins[1], shape, index),
-                          in, out);
+    find_interior_point()(in, out);
   });
   return ffi::Error::Success();
 }
@@ -191,6 +195,16 @@ ffi::Error solve(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRe
                                     .Attr<int64_t>("ny")                                                         \
                                     .Attr<bool>("roots"))
 
+// What operands.h says, for Python: one line for each list.
+#define OPTCTL_NAME(name) #name " "
+#define OPTCTL_NAME_OF(name, kind) #name " "
+static const char* operand_names() {
+  return OPTCTL_SIZES(OPTCTL_NAME) "\n" OPTCTL_SETTINGS(OPTCTL_NAME) "\n" OPTCTL_NUMBERS(OPTCTL_NAME) "\n"
+      OPTCTL_OPERANDS(OPTCTL_NAME_OF) "\n" OPTCTL_RESULTS(OPTCTL_NAME_OF);
+}
+#undef OPTCTL_NAME
+#undef OPTCTL_NAME_OF
+
 // Memory that nobody has written to: room for what a loop fills in, without a pass of zeros over all of it.
 static ffi::Error unset_door(ffi::RemainingRets) { return ffi::Error::Success(); }
 
@@ -202,6 +216,7 @@ static ffi::Error tape_door(ffi::Buffer<ffi::S32> program, ffi::Buffer<ffi::F64>
 }
 
 #pragma GCC visibility push(default)
+extern "C" const char* optctl_operand_names() { return operand_names(); }
 XLA_FFI_DEFINE_HANDLER_SYMBOL(optctl_tape, tape_door,
                               ffi::Ffi::Bind()
                                   .Arg<ffi::Buffer<ffi::S32>>()

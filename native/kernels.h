@@ -56,8 +56,8 @@ using TapeRunner = void (*)(const int32_t* program, const double* memory, int64_
                             int64_t repeat);
 TapeRunner find_tape_runner();
 
-// The interior point method: sizes and tapes, kinds of the rows, operands and results.
-using SolverKernel = void (*)(const int32_t* info, const int32_t* kind, const double* const* in, double* const* out);
+// The interior point method: its operands and results as operands.h lists them.
+using SolverKernel = void (*)(const void* const* in, double* const* out);
 SolverKernel find_interior_point();
 
 // The kernel of the best instruction set this processor has.

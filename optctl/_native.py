@@ -44,6 +44,18 @@ def _register() -> bool:
     return True
 
 
+@functools.cache
+def operand_names() -> dict[str, tuple[str, ...]]:
+    """Return the names that the interior point kernel gives to what it takes and makes (`native/operands.h`)."""
+    spec = importlib.util.find_spec("optctl._kernels")
+    assert spec is not None
+    assert spec.origin is not None
+    said = ctypes.CDLL(spec.origin).optctl_operand_names
+    said.restype = ctypes.c_char_p
+    lists = [tuple(line.split()) for line in said().decode().split("\n")]
+    return dict(zip(("sizes", "settings", "numbers", "operands", "results"), lists, strict=True))
+
+
 def require() -> None:
     """Raise where the kernels cannot run.
 
@@ -79,9 +91,10 @@ def call(
     return kernel(*(o.astype(dtype) for o in operands), **{key: np.int64(value) for key, value in sizes.items()}, **options)
 
 
-def solve(operands: tuple[Any, ...], shapes: tuple[tuple[int, ...], ...]) -> Any:
-    """Call the interior point kernel; operands and results as `native/interior_point.cpp` names them."""
-    results = [jax.ShapeDtypeStruct(shape, np.float64) for shape in shapes]
+def solve(operands: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Call the interior point kernel; operands, and the shapes of its results, by the names of `operand_names`."""
+    names = operand_names()
+    results = [jax.ShapeDtypeStruct(shapes[name], np.float64) for name in names["results"]]
 
     @jax.custom_jvp
     def kernel(*operands: Any) -> Any:
@@ -94,4 +107,5 @@ def solve(operands: tuple[Any, ...], shapes: tuple[tuple[int, ...], ...]) -> Any
             " parameters: f(x, u, t, params), and Problem(..., params=value)."
         )
 
-    return kernel(*operands)
+    made = kernel(*(operands[name] for name in names["operands"]))
+    return dict(zip(names["results"], made, strict=True))

@@ -3,7 +3,7 @@ r"""One iteration of the interior point method: measure, lower the barrier, Newt
 Quadratic programs take predictor-corrector steps, which need no line search and fewer iterations.
 """
 
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from optctl._record import record
 from optctl.lq import sweeps
+from optctl.result import Status
 from optctl.shooting import filter as filters
 from optctl.shooting.expansion import Expansion, Values, evaluate
 from optctl.shooting.filter import Filter
@@ -47,49 +48,56 @@ feasible: bounds hem the iterates in, and Newton's method crawls along them."""
 
 @record()
 class State:
-    """What the loop carries.
+    """What the loop carries: arrays, then numbers, each with the value it begins with.
+
+    A number is listed here and in `native/operands.h`, and nowhere else.
 
     Attributes:
         z: the `Unknowns`.
         e: the last `Expansion`.
+        filter: the `Filter`.
+        history: a `History` with room for all iterations.
+        K: (N, nu, nx) feedback gains of Newton's step at the point where the iterations stopped.
         mu: barrier parameter.
         scale: size of the cost that mu refers to.
         floor: smallest size of the cost that tolerances refer to.
-        filter: the `Filter`.
         theta_first: infeasibility of the guess.
         first_cost: its cost.
         shift: last shift of the weights that was needed (in the feasibility phase: damping).
         phase: OPTIMIZE, RESTORE or PREDICT.
         mark: infeasibility when the feasibility phase began.
         mu_restore: its barrier parameter.
-        short: number of short steps in a row.
+        short_steps: number of short steps in a row.
         iterations: number of iterations; -1 before the guess is evaluated.
         status: a `Status`; ITERATION_LIMIT while running.
         step: length of the last step.
         seconds: what the compiled kernel took; zero without it.
-        history: a `History` with room for all iterations.
-        K: (N, nu, nx) feedback gains of Newton's step at the point where the iterations stopped.
+        entries: number of entries that the filter ever got.
     """
 
     z: Unknowns
     e: Expansion
-    mu: Any
-    scale: Any
-    floor: Any
     filter: Filter
-    theta_first: Any
-    first_cost: Any
-    shift: Any
-    phase: Any
-    mark: Any
-    mu_restore: Any
-    short: Any
-    iterations: Any
-    status: Any
-    step: Any
-    seconds: Any
     history: History
     K: Any
+    mu: Any = 0.0
+    scale: Any = 0.0
+    floor: Any = 0.0
+    theta_first: Any = 0.0
+    first_cost: Any = 0.0
+    shift: Any = 0.0
+    phase: Any = OPTIMIZE
+    mark: Any = 0.0
+    mu_restore: Any = 0.0
+    short_steps: Any = 0
+    iterations: Any = 0
+    status: Any = int(Status.ITERATION_LIMIT)
+    step: Any = 0.0
+    seconds: Any = 0.0
+    entries: Any = 0
+
+
+NUMBERS = {field.name: field.default for field in fields(State) if field.default is not MISSING}
 
 
 @record()
@@ -145,7 +153,9 @@ def optimize(program: Program, state: State, r: Residuals, least: Any) -> State:
     """One Newton step on the barrier problem."""
     rows, z, e = program.rows, state.z, state.e
     mu = next_barrier(state, r, least)
-    state = replace(state, filter=state.filter.clear(mu < state.mu), mu=mu)
+    lowered = mu < state.mu
+    entries = jnp.where(lowered, 0, state.entries)
+    state = replace(state, filter=state.filter.clear(lowered), mu=mu, entries=entries)
     _, weight = newton_rows(rows, e.at.c, z, mu)
     model, factors, shift = factor(program, e, weight, state.shift)
 
@@ -157,20 +167,21 @@ def optimize(program: Program, state: State, r: Residuals, least: Any) -> State:
     found = found & (factors.failed_stage < 0)
     phi = barrier_cost(rows, e.at.cost, z, mu)
     # A step along which the barrier cost must fall makes no entry; any other one does.
-    entries = state.filter.add(r.theta, phi, ~(falls & found))
-    short = jnp.where(found & (alpha < SHORT_STEP), state.short + 1, 0)
+    enters = ~(falls & found)
+    short = jnp.where(found & (alpha < SHORT_STEP), state.short_steps + 1, 0)
     crawling = (short >= PATIENCE) & (r.infeasibility > 1e-3)
     leave = ~found | crawling
     return replace(
         state,
         z=jax.tree.map(lambda new, old: jnp.where(found, new, old), point, z),
-        filter=entries,
+        filter=state.filter.add(r.theta, phi, enters, state.entries),
+        entries=state.entries + enters,
         shift=jnp.where(leave, 0.0, shift),
         step=jnp.where(found, alpha, 0.0),
         phase=jnp.where(leave, RESTORE, OPTIMIZE),
         mark=jnp.where(leave, r.theta, state.mark),
         mu_restore=jnp.where(leave, 0.1 * half_violation(program, e, z), state.mu_restore),
-        short=jnp.where(leave, 0, short),
+        short_steps=jnp.where(leave, 0, short),
     )
 
 

@@ -24,30 +24,26 @@ class Filter:
     Attributes:
         theta: (SIZE,) infeasibilities.
         phi: (SIZE,) barrier costs.
-        count: number of entries ever made.
     """
 
     theta: Any
     phi: Any
-    count: Any
 
     def accepts(self, theta: Any, phi: Any) -> Any:
         """True if no entry dominates this pair."""
         better = (theta < (1 - GAMMA_THETA) * self.theta) | (phi < self.phi - GAMMA_PHI * self.theta)
         return jnp.all(better | (self.theta == jnp.inf))
 
-    def add(self, theta: Any, phi: Any, when: Any) -> "Filter":
-        """Return the filter with one more entry, if `when`; beyond SIZE the oldest goes."""
-        here = (jnp.arange(SIZE) == self.count % SIZE) & when
-        return Filter(jnp.where(here, theta, self.theta), jnp.where(here, phi, self.phi), self.count + when)
+    def add(self, theta: Any, phi: Any, when: Any, before: Any) -> "Filter":
+        """Return the filter with one more entry, if `when`, after so many before; beyond SIZE the oldest goes."""
+        here = (jnp.arange(SIZE) == before % SIZE) & when
+        return Filter(jnp.where(here, theta, self.theta), jnp.where(here, phi, self.phi))
 
     def clear(self, when: Any) -> "Filter":
         """Return an empty filter, if `when`."""
-        return Filter(
-            jnp.where(when, jnp.inf, self.theta), jnp.where(when, jnp.inf, self.phi), jnp.where(when, 0, self.count)
-        )
+        return Filter(jnp.where(when, jnp.inf, self.theta), jnp.where(when, jnp.inf, self.phi))
 
 
 def empty(dtype: Any) -> Filter:
     """Return a filter without entries."""
-    return Filter(jnp.full(SIZE, jnp.inf, dtype), jnp.full(SIZE, jnp.inf, dtype), jnp.asarray(0))
+    return Filter(jnp.full(SIZE, jnp.inf, dtype), jnp.full(SIZE, jnp.inf, dtype))

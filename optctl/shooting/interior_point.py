@@ -30,18 +30,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import is_concrete
+from optctl._validate import is_concrete, runs_now
 from optctl.lq.kkt import times
 from optctl.problem import Problem
 from optctl.result import Status
 from optctl.shooting import filter as filters
 from optctl.shooting import native
-from optctl.shooting.barrier import OPTIMIZE, PREDICT, RESTORE, State, largest, optimize, predict, residuals
+from optctl.shooting.barrier import (
+    NUMBERS,
+    OPTIMIZE,
+    PREDICT,
+    RESTORE,
+    State,
+    largest,
+    optimize,
+    predict,
+    residuals,
+)
 from optctl.shooting.certificate import certify_point
 from optctl.shooting.expansion import Expansion, Values, evaluate, expand, function_shapes, function_values
 from optctl.shooting.feasibility import restore
+from optctl.shooting.polish import polish
 from optctl.shooting.primal_dual import Program, Unknowns, factor, infeasibility, newton_rows
-from optctl.shooting.rows import PATH, TERMINAL, Rows, bound_arrays, flatten, make_rows
+from optctl.shooting.rows import PATH, TERMINAL, Rows, bound_arrays, flatten, make_rows, residuals_by_name
 from optctl.shooting.sensitivity import settle, unknown
 from optctl.solution import History, Solution
 
@@ -178,7 +189,7 @@ def blank(program: Program, xs: Any, us: Any, settings: Settings) -> State:
     N, nx, nu = len(us), xs.shape[1], us.shape[1]
     z, dtype = nx + nu, xs.dtype
     m = int(np.sum([np.prod(shape, dtype=int) for _, shape in rows.shapes], dtype=int))
-    flat, number, none = jnp.zeros(m, dtype), jnp.zeros((), dtype), jnp.asarray(0)
+    flat, number = jnp.zeros(m, dtype), jnp.zeros((), dtype)
     J = {
         name: jnp.zeros((*shape, z if name in PATH else nx), dtype)
         for name, shape in rows.shapes
@@ -191,11 +202,9 @@ def blank(program: Program, xs: Any, us: Any, settings: Settings) -> State:
     column = jnp.full(settings.max_iterations + 1, jnp.nan, dtype)
     one, soft = flat + 1, rows.soft is not None
     return State(
-        z=Unknowns(xs, us, jnp.zeros_like(xs), one, flat, one if soft else None, one if soft else None), e=e, mu=number,
-        scale=number, floor=number, filter=filters.empty(dtype), theta_first=number, first_cost=number, shift=number,
-        phase=jnp.asarray(OPTIMIZE), mark=number, mu_restore=number, short=none, iterations=none,
-        status=jnp.asarray(int(Status.ITERATION_LIMIT)), step=number, seconds=number, history=History(*(column,) * 6),
-        K=jnp.zeros((N, nu, nx), dtype),
+        z=Unknowns(xs, us, jnp.zeros_like(xs), one, flat, one if soft else None, one if soft else None), e=e,
+        filter=filters.empty(dtype), history=History(*(column,) * 6), K=jnp.zeros((N, nu, nx), dtype),
+        **{name: jnp.asarray(value, dtype if isinstance(value, float) else int) for name, value in NUMBERS.items()},
     )  # fmt: skip
 
 
@@ -269,6 +278,8 @@ def iterate(program: Program, state: State, settings: Settings, stop: Any) -> St
         return jax.lax.cond(going, step, lambda state: state, state), going
 
     state, _ = jax.lax.while_loop(lambda carry: carry[1], body, (state, jnp.asarray(True)))
+    solved = state.status == int(Status.SOLVED)
+    state = jax.lax.cond(solved, lambda s: polish(program, s, tolerance, settings.exact), lambda s: s, state)
     if not settings.gains:
         return state
     _, weight = newton_rows(rows, state.e.at.c, state.z, state.mu)
@@ -337,6 +348,7 @@ def finish(program: Program, x0: Any, state: State, settings: Settings, failed: 
         multipliers=_by_name(still, best.y), K=K, k=k, cost=best.cost,
         status=status, converged=converged, iterations=state.iterations, certificate=certificate,
         history=state.history, method="interior_point",
+        residuals=residuals_by_name(still.problem, rows, e.at.c, e.at.gaps),
     )  # fmt: skip
 
 
@@ -417,7 +429,7 @@ def interior_point(
         every: iterations between calls.
     """
     failed = failed_derivative
-    concrete = is_concrete((problem, us, xs, params, settings))
+    concrete = runs_now((problem, us, xs, params, settings))
     natively = concrete and runs_natively(problem, xs, us, params, settings)
     last = settings.max_iterations
     in_turns = concrete and (callback is not None or time_limit is not None)
@@ -497,7 +509,7 @@ def compiled(function: Callable, natively: bool) -> Callable:
 
 def check_guess(program: Program, state: State) -> None:
     """Raise if a function is not finite at the guess, naming it and the stage."""
-    if not is_concrete(state) or bool(jnp.isfinite(state.theta_first) & jnp.isfinite(state.first_cost)):
+    if not runs_now(state) or bool(jnp.isfinite(state.theta_first) & jnp.isfinite(state.first_cost)):
         return
     problem, z, params = program.problem, state.z, program.params
     values = {

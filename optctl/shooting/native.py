@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl import _native
+from optctl.constraint import Constraint
 from optctl.problem import STAGE_FUNCTIONS, STATE_FUNCTIONS, Problem
 from optctl.shooting.expansion import Expansion, Values, differentiate
-from optctl.shooting.filter import SIZE, Filter
+from optctl.shooting.filter import Filter
 from optctl.shooting.primal_dual import Program, Unknowns
 from optctl.shooting.rows import BLOCKS, PATH, TERMINAL, flatten
 from optctl.solution import History
@@ -22,10 +23,6 @@ from optctl.tape import Tape, Unsupported, compile_tape, memory
 
 LONGEST = 30_000
 """Most instructions of a tape; beyond, matrices are large and XLA is the better choice."""
-NUMBERS = (
-    *("mu", "scale", "floor", "theta_first", "first_cost", "shift", "phase", "mark", "mu_restore", "short"),
-    *("iterations", "status", "step", "seconds"),
-)
 REMEMBERED = 64
 _TAPES: dict[Any, Any] = {}
 
@@ -81,8 +78,9 @@ def is_quadratic(problem: Problem, xs: Any, us: Any, params: Any, exact: bool) -
 
 
 def _parts(problem: Problem, params: Any) -> dict[str, Any]:
-    """Return what the functions need: all but bounds and x_0."""
-    functions = {name: getattr(problem, name) for name in (*STAGE_FUNCTIONS, *STATE_FUNCTIONS)}
+    """Return what the functions need: all but bounds, prices and x_0."""
+    held = {name: getattr(problem, name) for name in (*STAGE_FUNCTIONS, *STATE_FUNCTIONS)}
+    functions = {name: f.function if isinstance(f, Constraint) else f for name, f in held.items()}
     return {"dynamics": problem.dynamics, "params": params} | functions
 
 
@@ -153,66 +151,63 @@ def _make_tapes(uniform: Any, xs: Any, us: Any, exact: bool) -> tuple[Tape, ...]
 
 def iterate(program: Program, state: Any, settings: Any, stop: Any) -> Any:
     """Iterate until the tolerance, a failure, or `stop` iterations."""
-    problem, rows, z = program.problem, program.rows, state.z
-    N, nx, nu = problem.steps, z.xs.shape[1], z.us.shape[1]
-    made = tapes(problem, z.xs, z.us, program.params, settings.exact)
+    problem, rows, z, xs, us = program.problem, program.rows, state.z, state.z.xs, state.z.us
+    N, nx, nu = problem.steps, xs.shape[1], us.shape[1]
+    made = tapes(problem, xs, us, program.params, settings.exact)
     uniform = _parts(problem, program.params)
     memories = [memory(tape, uniform) for tape in made]
-    sizes = dict(rows.shapes)
-    widths = [sizes[name][-1] if name in sizes else 0 for name in (*PATH, *TERMINAL)]
-    R, K = z.s.size, state.history.cost.size
+    names, shapes = _native.operand_names(), dict(rows.shapes)
+    widths = {name: shapes[name][-1] if name in shapes else 0 for name in (*PATH, *TERMINAL)}
+    sizes = {
+        "N": N, "nx": nx, "nu": nu, "path_inequalities": widths["path_inequality"],
+        "path_equalities": widths["path_equality"], "terminal_inequalities": widths["terminal_inequality"],
+        "terminal_equalities": widths["terminal_equality"], "rows": z.s.size, "has_soft": rows.soft is not None,
+        "history": state.history.cost.size, "gains": settings.gains, **_offsets(rows.shapes),
+    }  # fmt: skip
     begins = np.cumsum([0, *(m.size for m in memories)])
     info = np.concatenate([
-        [N, nx, nu, *widths, R, rows.soft is not None, K, settings.gains, *_offsets(rows.shapes)],
+        [sizes[name] for name in names["sizes"]],
         *(tape.packed(begin) for tape, begin in zip(made, begins, strict=False)),
     ]).astype(np.int32)  # fmt: skip
     kinds = (rows.inequality, rows.equality, rows.elastic, rows.soft)
     kind = sum(jnp.where(on, 2**k, 0) for k, on in enumerate(kinds) if on is not None)
-    nothing = jnp.zeros(0, z.xs.dtype)
+
+    def stack(values: dict[str, Any], which: str) -> Any:
+        return jnp.stack([jnp.asarray(values[name], xs.dtype) for name in names[which]])
 
     def given(value: Any) -> Any:
-        return nothing if value is None else value
+        return jnp.zeros(0, xs.dtype) if value is None else value
 
-    numbers = jnp.stack([
-        *(getattr(state, name).astype(z.xs.dtype) for name in NUMBERS), state.filter.count.astype(z.xs.dtype),
-    ])  # fmt: skip
-    operands = (
-        jnp.asarray(info), jnp.asarray(kind, jnp.int32),
-        jnp.concatenate(memories), flatten(rows.bounds, z.xs.dtype), given(rows.l1), given(rows.l2),
-        jnp.asarray(program.x0_free, z.xs.dtype),
-        jnp.stack([jnp.asarray(v, z.xs.dtype) for v in (settings.tolerance, stop, settings.seconds)]),
-        numbers, jnp.stack([state.filter.theta, state.filter.phi]), jnp.stack(list(vars(state.history).values())),
-        z.xs, z.us, z.costates, z.s, z.y, given(z.e), given(z.v),
-    )  # fmt: skip
-    of_rows = ((N, widths[0], nx + nu), (N, widths[1], nx + nu), (widths[2], nx), (widths[3], nx))
-    shapes = (
-        numbers.shape, (2, SIZE), (6, K), z.xs.shape, z.us.shape, z.costates.shape, z.s.shape, z.y.shape,
-        given(z.e).shape, given(z.v).shape,
-        (), (N, nx), (R,), (nx,), (N + 1, nx), (N, nu), (N, nx, nx), (N, nx, nu), *of_rows,
-        (nx, nx), (N, nx + nu, nx + nu), (nx, nx), (N, nu, nx),
-    )  # fmt: skip
-    out = _native.solve(operands, shapes)
-    numbers, filters, history, xs, us, costates, s, y, e, v, cost, gaps, c, q0, qs, rs, A, B, *rest = out
-    *J, W0, W, Wf, K = rest
-    soft = rows.soft is not None
-    values = {name: numbers[k].astype(getattr(state, name).dtype) for k, name in enumerate(NUMBERS)}
+    operands = {
+        "info": jnp.asarray(info), "kind": jnp.asarray(kind, jnp.int32), "memory": jnp.concatenate(memories),
+        "bounds": flatten(rows.bounds, xs.dtype), "l1": given(rows.l1), "l2": given(rows.l2),
+        "x0_free": jnp.asarray(program.x0_free, xs.dtype),
+        "settings": stack(vars(settings) | {"stop": stop}, "settings"),
+        "numbers": stack(vars(state), "numbers"), "filter": jnp.stack([state.filter.theta, state.filter.phi]),
+        "history": jnp.stack(list(vars(state.history).values())), **{name: given(v) for name, v in vars(z).items()},
+    }  # fmt: skip
+    of_rows = {name: (N, m, nx + nu) if name in PATH else (m, nx) for name, m in widths.items()}
+    e = state.e
+    like = {"K": state.K, "cost": e.at.cost, "gaps": e.at.gaps, "c": e.at.c} | {
+        name: getattr(e, name) for name in ("q0", "qs", "rs", "A", "B", "W0", "W", "Wf")
+    }
+    out = _native.solve(operands, {name: jnp.shape(value) for name, value in (operands | like).items()} | of_rows)
+    numbers = dict(zip(names["numbers"], out["numbers"], strict=True))
     return type(state)(
-        z=Unknowns(xs, us, costates, s, y, e if soft else None, v if soft else None),
+        z=Unknowns(**{name: None if value is None else out[name] for name, value in vars(z).items()}),
         e=Expansion(
-            Values(cost, gaps, c), q0, qs, rs, A, B,
-            {name: value for name, value in zip((*PATH, *TERMINAL), J, strict=True) if name in sizes}, W0, W, Wf,
+            at=Values(out["cost"], out["gaps"], out["c"]), J={name: out[name] for name in e.J},
+            **{name: out[name] for name in ("q0", "qs", "rs", "A", "B", "W0", "W", "Wf")},
         ),
-        filter=Filter(filters[0], filters[1], numbers[-1].astype(state.filter.count.dtype)),
-        history=History(*history),
-        K=K,
-        **values,
+        filter=Filter(*out["filter"]), history=History(*out["history"]), K=out["K"],
+        **{name: numbers[name].astype(getattr(state, name).dtype) for name in numbers},
     )  # fmt: skip
 
 
-def _offsets(shapes: Any) -> list[int]:
+def _offsets(shapes: Any) -> dict[str, int]:
     """Return where each block of rows begins; -1 for bounds that are not there, 0 for such functions."""
     starts, at = {}, 0
     for name, shape in shapes:
         starts[name] = at
         at += int(np.prod(shape, dtype=int))
-    return [starts.get(name, 0 if name in (*PATH, *TERMINAL) else -1) for name in BLOCKS]
+    return {name: starts.get(name, 0 if name in (*PATH, *TERMINAL) else -1) for name in BLOCKS}

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import optctl as oc
+from optctl import _native
+from optctl.shooting.barrier import NUMBERS
 
 NATIVE, DEFINITION = oc.InteriorPoint(backend="native"), oc.InteriorPoint(backend="jax")
 
@@ -136,3 +138,7 @@ def test_values_that_a_function_captures_under_jit_are_not_frozen():
 
     assert abs(first_input(jnp.asarray(10.0)) - 0.5) < 1e-6
     assert first_input(jnp.asarray(-1.0)) < -0.5
+
+
+def test_the_kernel_carries_the_numbers_of_the_state():
+    assert set(_native.operand_names()["numbers"]) == set(NUMBERS)
