@@ -88,7 +88,9 @@ def call(
     results.append(jax.ShapeDtypeStruct((), np.int32))
     kernel = jax.ffi.ffi_call(f"optctl_{name}", results, vmap_method="expand_dims")
     sizes = {"N": N, "nx": nx, "nu": nu, "ny": ny}
-    return kernel(*(o.astype(dtype) for o in operands), **{key: np.int64(value) for key, value in sizes.items()}, **options)
+    return kernel(
+        *(o.astype(dtype) for o in operands), **{key: np.int64(value) for key, value in sizes.items()}, **options
+    )
 
 
 def solve(operands: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:

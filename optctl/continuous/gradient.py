@@ -31,21 +31,31 @@ import numpy as np
 from optctl._record import record
 from optctl._validate import as_float, check_like, check_scalar, check_tree, is_concrete
 from optctl.adjoint.known import with_slope
-from optctl.continuous.integrate import happened, prepare, raise_if_failed, warn_of_jump, with_room
-from optctl.continuous.march import ARRIVAL, EVENT, MarchStatus, Mesh, chosen, march
+from optctl.continuous.integrate import at_time, happened, prepare, warn_of_jump, why_it_failed, with_room
+from optctl.continuous.march import ARRIVAL, EVENT, Mesh, chosen, march
 from optctl.continuous.ode import ODE, STATE_INPUT_TIME, STATE_TIME, Event, Signal
-from optctl.continuous.replay import Replay, event_times, gather, jump_inside_steps, marched, observed, pull_back
+from optctl.continuous.replay import (
+    Replay,
+    event_times,
+    gather,
+    jump_inside_steps,
+    marched,
+    observed,
+    pull_back,
+    reached_end,
+)
 from optctl.continuous.steps import rolled_step
 from optctl.continuous.system import Free, System
 from optctl.dynamics.memory import check_memory, take
 from optctl.dynamics.stage import StageFunction, stage_function
+from optctl.result import Result, Status
 
 MODES = ("exact", "continuous", "forward")
 CONTROLS = ("sensitivities", "states")
 
 
 @record()
-class ODEGradient:
+class ODEGradient(Result):
     """A loss of an ODE's solution, and its derivatives.
 
     Attributes:
@@ -62,7 +72,7 @@ class ODEGradient:
         jump_at: a time at which f seems to jump inside steps, NaN if none: that costs digits and derivatives.
         mismatch: in mode "continuous" with `reintegrate`, how far the state came back from z0, relative; else 0.
         steps: number of accepted steps, forward.
-        status: a `MarchStatus`.
+        status: a `Status`: SOLVED or EVENT where the end was reached.
         t: the last time reached.
         z: the state there.
     """
@@ -83,6 +93,22 @@ class ODEGradient:
     status: Any
     t: Any
     z: Any
+
+    @property
+    def converged(self) -> Any:
+        """True if the solution reached its end and the loss is finite."""
+        return reached_end(self.status) & jnp.isfinite(self.value)
+
+    @property
+    def stage(self) -> Any:
+        """The time tells where it failed; see `t`."""
+        return jnp.full(jnp.shape(self.status), -1)
+
+    def explanation(self) -> str:
+        """Cause and remedy, with the time."""
+        if reached_end(self.status) and not np.isfinite(float(self.value)):
+            return f"the loss is {float(self.value)}, though the solution reached t = {float(self.t):g} s"
+        return at_time(self)
 
 
 def loss_slopes(system: System, loss: StageFunction, free: Free, mesh: Mesh) -> tuple[Any, Any, Any, Any]:
@@ -235,10 +261,9 @@ def continuous(system: System, loss: StageFunction, free: Free, mesh: Mesh, rein
     if reintegrate:
         miss = jnp.abs(system.state(back.whole[:m], shape) - free.z0)
         gap = jnp.max(miss) / jnp.max(jnp.abs(mesh.at[where]))
-        gap = jnp.where(back.status == MarchStatus.DONE, gap, jnp.inf)
+        gap = jnp.where(back.status == Status.SOLVED, gap, jnp.inf)
     else:
-        reached_end = (status == MarchStatus.DONE) | (status == MarchStatus.EVENT)
-        status = jnp.where(reached_end & (back.status != MarchStatus.DONE), back.status, status)
+        status = jnp.where(reached_end(status) & (back.status != Status.SOLVED), back.status, status)
     state = lambda y: system.state(y, shape)  # noqa: E731
     g = gather(system, free, costates[0], ganchors, unravel(back.whole[o + m :]))
     fields = vars(_result(system, free, mesh, value, g, state(costates[where])))
@@ -396,8 +421,7 @@ def _gradient(
 
 def _masked(g: ODEGradient) -> ODEGradient:
     """Replace the derivatives of a solution that failed by NaN."""
-    good = ((g.status == MarchStatus.DONE) | (g.status == MarchStatus.EVENT)) & jnp.isfinite(g.value)
-    spoil = jnp.where(good, 1.0, jnp.nan)
+    spoil = jnp.where(g.converged, 1.0, jnp.nan)
     fields = vars(g)
     for name in ("value", "z0", "params", "ts", "inputs", "knots", "jump_ts", "costates"):
         fields = fields | {name: jax.tree.map(lambda leaf: leaf * spoil.astype(leaf.dtype), fields[name])}
@@ -409,7 +433,8 @@ def _checked(system: System, free: Free, g: ODEGradient, options: tuple) -> ODEG
     if not is_concrete(g) or np.ndim(g.status):
         return g
     loss = options[0]
-    raise_if_failed(g.status, g.t, jnp.ravel(g.z), system, free.ts[-1])
+    if not reached_end(g.status):
+        raise RuntimeError(why_it_failed(g.status, g.t, jnp.ravel(g.z), system, free.ts[-1]))
     finite = np.isfinite(np.concatenate([np.zeros(0), *map(np.asarray, jax.tree.leaves(g.event_times))]))
     if loss.takes("event_times") and not np.isfinite(float(g.value)) and not finite.all():
         raise RuntimeError(

@@ -10,18 +10,19 @@ import numpy as np
 
 from optctl._record import record
 from optctl._validate import as_float, as_whole, check_scalar, check_tree, is_concrete, result_shape
-from optctl.continuous.march import MarchStatus, Mesh
+from optctl.continuous.march import Mesh
 from optctl.continuous.ode import ODE, Event, Signal, increasing
-from optctl.continuous.replay import Replay, event_times, jump_inside_steps, observed, solved
+from optctl.continuous.replay import Replay, event_times, jump_inside_steps, observed, reached_end, solved
 from optctl.continuous.steps import METHODS, PAIRS
 from optctl.continuous.system import Free, System
+from optctl.result import Result, Status
 
 FIRST_STEPS = 4096
 MEMORY = 1 << 28  # bytes, for the steps of one solution
 
 
 @record()
-class Trajectory:
+class Trajectory(Result):
     """The solution of an ODE.
 
     Attributes:
@@ -32,7 +33,7 @@ class Trajectory:
         jump_at: a time at which f seems to jump inside steps, NaN if none: that costs digits and derivatives.
         steps: number of accepted steps.
         rejected: number of steps tried again, shorter.
-        status: a `MarchStatus`; `raise_if_failed` tells it in words.
+        status: a `Status`: SOLVED or EVENT where the end was reached.
         system: what was integrated,
         free: from where and with which data,
         mesh: and the accepted steps.
@@ -65,20 +66,27 @@ class Trajectory:
         low, high = sorted((float(self.ts[0]), float(self.t)))
         return bool((t < low).any() or (t > high).any())
 
-    def raise_if_failed(self) -> "Trajectory":
-        """Return the trajectory itself if it reached its end.
+    @property
+    def converged(self) -> Any:
+        """True if it reached its end."""
+        return reached_end(self.status)
 
-        Raises:
-            RuntimeError: if not, with the cause, the time and the state.
-        """
-        raise_if_failed(self.status, self.t, self.mesh.y, self.system, self.ts[-1])
-        return self
+    @property
+    def stage(self) -> Any:
+        """The time tells where it failed; see `t`."""
+        return jnp.full(jnp.shape(self.status), -1)
+
+    def explanation(self) -> str:
+        """Cause and remedy, with the time and the state."""
+        if self.converged:
+            return at_time(self)
+        return why_it_failed(self.status, self.t, self.mesh.y, self.system, self.ts[-1])
 
     def __repr__(self) -> str:
         if np.ndim(self.status):
             return f"Trajectory: a batch of shape {np.shape(self.status)}, zs {self.zs.shape}"
         return (
-            f"Trajectory: {MarchStatus(int(self.status)).words} at t = {float(self.t):g} s, {int(self.steps)} steps of"
+            f"Trajectory: {Status(int(self.status)).message}; t = {float(self.t):g} s, {int(self.steps)} steps of"
             f" {self.system.method} ({int(self.rejected)} rejected), zs {self.zs.shape}"
         )
 
@@ -183,7 +191,7 @@ def with_room(
     most = MEMORY // ((y0.size + 1) * y0.dtype.itemsize + 8)
     while max_steps is None and system.max_steps < most:
         ended = jax.lax.stop_gradient(jnp.asarray(status(result), jnp.float32))  # a number also inside jax.grad
-        if not is_concrete(ended) or int(np.max(np.asarray(ended))) != MarchStatus.MESH_FULL:
+        if not is_concrete(ended) or int(np.max(np.asarray(ended))) != Status.MESH_FULL:
             break
         fields = vars(system) | {"max_steps": min(8 * system.max_steps, most)}
         system = System(**fields)
@@ -301,18 +309,21 @@ def _dense(trajectory: Trajectory, t: Any) -> Any:
     return zs if t.ndim else zs[0]
 
 
-def raise_if_failed(status: Any, t: Any, y: Any, system: System, t1: Any) -> None:
-    """Raise RuntimeError with the cause, the time and the state, unless the march reached its end."""
+def at_time(result: Any) -> str:
+    """Return how a solution ended, and when."""
+    return f"{Status(int(result.status)).message} (t = {float(result.t):.9g} s)"
+
+
+def why_it_failed(status: Any, t: Any, y: Any, system: System, t1: Any) -> str:
+    """Return the cause, the time and the state of a march that did not reach its end."""
     worst = int(np.max(np.asarray(status)))
-    if worst in (MarchStatus.DONE, MarchStatus.EVENT):
-        return
     first = int(np.argmax(np.asarray(status))) if np.ndim(status) else ()
     t, y, t1, sign = (np.asarray(one) for one in (t, y, t1, system.sign))
     t, y = float(t[first]), y[first]
     end = float(t1[first] if t1.ndim else t1)
     if (t - end) * float(sign[first] if sign.ndim else sign) >= 0:
-        raise RuntimeError(
-            f"the adjoint equation could not be solved backward from t = {t:.9g} s ({MarchStatus(worst).words}): use"
+        return (
+            f"the adjoint equation could not be solved backward from t = {t:.9g} s ({Status(worst).message}): use"
             " mode 'exact', or method='kvaerno5' if it is stiff."
         )
     where = f"at t = {t:.9g} s, z = {np.array2string(y[:8], precision=4)}{'...' if y.size > 8 else ''}"
@@ -320,16 +331,14 @@ def raise_if_failed(status: Any, t: Any, y: Any, system: System, t1: Any) -> Non
     more = "raise max_steps or dt" if system.method not in PAIRS else "raise max_steps, loosen rtol and atol"
     if system.method in PAIRS and system.method != "kvaerno5":
         more += ", or, if the equation is stiff, use method='kvaerno5'"
-    raise RuntimeError(
-        {
-            MarchStatus.TOO_SHORT: f"the step length fell below rounding {where}: the equation is stiff or singular"
-            f" there; {remedy}.",
-            MarchStatus.NOT_FINITE: f"f{' or `when`' if system.events else ''} is not finite {where} or shortly after;"
-            " check its domain there.",
-            MarchStatus.MESH_FULL: f"{system.max_steps} steps ended {where}, before ts[-1] = {end:g} s; {more}.",
-            MarchStatus.TOO_MANY_EVENTS: f"more than {' or '.join(str(one.most) for one in system.events)} events"
-            f" {where}, or the state rests on the surface there; they may accumulate in a point: raise `most`, or end"
-            " the integration before it.",
-            MarchStatus.BAD_TIMES: "`ts` neither increases nor falls throughout, or `dt` is not positive.",
-        }[MarchStatus(worst)]
-    )
+    return {
+        Status.STEP_TOO_SHORT: f"the step length fell below rounding {where}: the equation is stiff or singular"
+        f" there; {remedy}.",
+        Status.NON_FINITE: f"f{' or `when`' if system.events else ''} is not finite {where} or shortly after;"
+        " check its domain there.",
+        Status.MESH_FULL: f"{system.max_steps} steps ended {where}, before ts[-1] = {end:g} s; {more}.",
+        Status.TOO_MANY_EVENTS: f"more than {' or '.join(str(one.most) for one in system.events)} events"
+        f" {where}, or the state rests on the surface there; they may accumulate in a point: raise `most`, or end"
+        " the integration before it.",
+        Status.BAD_TIMES: "`ts` neither increases nor falls throughout, or `dt` is not positive.",
+    }[Status(worst)]

@@ -9,7 +9,6 @@ step is tried again, shorter. A step that shrinks below rounding, a NaN and a fu
 Reference: Hairer, Norsett and Wanner (1993), Solving Ordinary Differential Equations I, section II.4.
 """
 
-import enum
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,27 +20,11 @@ from optctl._record import record
 from optctl.continuous.crossing import departure, locate, look, search
 from optctl.continuous.steps import PAIRS, step
 from optctl.dynamics.memory import put, take
+from optctl.result import Status
 
 INSIDE, ARRIVAL, EVENT = 0, 1, 2  # and EVENT + k the event k
 SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
 MANY = 8  # steps tried again at one place
-
-
-class MarchStatus(enum.IntEnum):
-    """How a march ended."""
-
-    DONE = 0
-    EVENT = 1
-    TOO_SHORT = 2
-    NOT_FINITE = 3
-    MESH_FULL = 4
-    TOO_MANY_EVENTS = 5
-    BAD_TIMES = 6
-
-    @property
-    def words(self) -> str:
-        """The name in words."""
-        return self.name.lower().replace("_", " ")
 
 
 class Trigger(NamedTuple):
@@ -90,7 +73,7 @@ class Mesh:
         end: (max_steps,) what the step ended in: nothing (INSIDE), an anchor (ARRIVAL) or event k (EVENT + k).
         count: number of steps.
         rejected: number of steps tried again.
-        status: a `MarchStatus`.
+        status: a `Status`.
         at: (A, n) states at the anchors.
         last: index of the last anchor reached.
         t: the last time reached.
@@ -284,14 +267,14 @@ def march(
         else:
             c["h"] = jnp.where(arrives, start_of_interval(c["j"]), c["h"])
         short = ~accepted & (jnp.abs(h) <= tiny * jnp.maximum(jnp.abs(t), left))
-        status = jnp.where(short, int(MarchStatus.TOO_SHORT), int(MarchStatus.DONE))
-        status = jnp.where(~accepted & (short | (not adaptive)) & ~finite, int(MarchStatus.NOT_FINITE), status)
-        status = jnp.where((c["n"] >= max_steps) & (c["j"] < last), int(MarchStatus.MESH_FULL), status)
+        status = jnp.where(short, int(Status.STEP_TOO_SHORT), int(Status.SOLVED))
+        status = jnp.where(~accepted & (short | (not adaptive)) & ~finite, int(Status.NON_FINITE), status)
+        status = jnp.where((c["n"] >= max_steps) & (c["j"] < last), int(Status.MESH_FULL), status)
         if triggers:
             ends = jnp.asarray([one.reset is None for one in triggers])
             endless = jnp.any(~ends & ((c["events"] > most) | (happened & (c["side"] == 0))))
-            status = jnp.where(endless, int(MarchStatus.TOO_MANY_EVENTS), status)
-            status = jnp.where(jnp.any(happened & ends), int(MarchStatus.EVENT), status)
+            status = jnp.where(endless, int(Status.TOO_MANY_EVENTS), status)
+            status = jnp.where(jnp.any(happened & ends), int(Status.EVENT), status)
         c["status"] = status.astype(jnp.int32)
         return c
 
@@ -299,7 +282,7 @@ def march(
     start = {
         "y": y0, "t": anchors[0], "j": zero, "n": zero, "rejected": zero,
         "events": jnp.zeros(len(triggers), jnp.int32),
-        "status": jnp.where(valid, zero, int(MarchStatus.BAD_TIMES)),
+        "status": jnp.where(valid, zero, int(Status.BAD_TIMES)),
         "event_steps": tuple(jnp.full(one.most + 1, -1, jnp.int32) for one in triggers),
         "ts": put(unset((rows + 1,), anchors.dtype), anchors[0], 0),
         "ys": put(unset(((rows if keep == "full" else 0) + 1, width), dtype), y0[:width], 0),

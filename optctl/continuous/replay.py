@@ -7,19 +7,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optctl.continuous.march import ARRIVAL, EVENT, MANY, MarchStatus, Mesh, chosen
+from optctl.continuous.march import ARRIVAL, EVENT, MANY, Mesh, chosen
 from optctl.continuous.steps import PAIRS, step
 from optctl.continuous.system import Free, System
 from optctl.dynamics.memory import put, reverse, schedule, take
+from optctl.result import Status
 
 
 def observed(system: System, free: Free, mesh: Mesh) -> Any:
     """Return the states at ts: at the event beyond a terminal one, NaN beyond a failure."""
     where = system.grid(free).where
-    ended = (mesh.status == MarchStatus.EVENT) | (mesh.status == MarchStatus.DONE)
-    beyond = mesh.y * jnp.where(ended, 1.0, jnp.nan).astype(mesh.y.dtype)
+    beyond = mesh.y * jnp.where(reached_end(mesh.status), 1.0, jnp.nan).astype(mesh.y.dtype)
     reached = where <= mesh.last
     return system.state(jnp.where(reached[:, None], mesh.at[where], beyond), free.z0.shape)
+
+
+def reached_end(status: Any) -> Any:
+    """Tell whether a march reached its last time, or a terminal event."""
+    return (status == Status.SOLVED) | (status == Status.EVENT)
 
 
 def event_times(system: System, mesh: Mesh) -> Any:

@@ -30,7 +30,6 @@ from jax.scipy.linalg import cho_solve
 from optctl._record import record
 from optctl.lq.riccati import cholesky_or_nan
 
-
 SINGULAR, NOT_FINITE, LOST_DIGITS = 0, 1, 2
 
 
