@@ -219,9 +219,9 @@ __attribute__((noinline)) int32_t kalman_forward(Keep keep, const Sizes& sizes, 
     multiply<1, VX, NY, NX, NX>(my, lx, mx, transposed(c, ly), P, lx, static_cast<T*>(nullptr), 0, h, lx);
     multiply<1, VY, NY, NX, NY>(my, ly, mx, plain(h, lx), c, ly, s, ly, s, ly);
     for (int k = 0; k < mx; ++k) add_row<VY>(ly, -m[k], c + k * ly, innovation);
-    if (rounding.before(zt, s, v, ly, c, P)) return failure(t, lost_digits);
-    bool finite = true;
-    for (int i = 0; i < ny; ++i) finite &= std::isfinite(s[i * ly + i]);
+    bool vague = rounding.on;
+    for (int i = 0; i < ny; ++i) vague |= s[i * ly + i] > 1000 * v[i * ly + i];
+    if (vague && rounding.before(zt, s, v, ly, c, P)) return failure(t, lost_digits);
     const bool good = eliminate<VX>(my, s, ly, lx, h, lx, y, diagonal);
     for (int i = 0; i < my; ++i)
       for (int r = i + 1; r < my; ++r) innovation[r] -= s[i * ly + r] * innovation[i];
@@ -233,8 +233,12 @@ __attribute__((noinline)) int32_t kalman_forward(Keep keep, const Sizes& sizes, 
     multiply_symmetric<-1, VX, NX, NY>(mx, lx, my, transposed(h, lx), y, lx, P, lx, P, lx);
     T trace = 0;
     for (int i = 0; i < mx; ++i) trace += P[i * lx + i];
-    if (finite && !good) return failure(t, lost_digits);  // roots tell whether S is singular
-    if (!finite || !std::isfinite(trace)) {
+    if (!good) {
+      bool finite = true;
+      for (int i = 0; i < ny; ++i) finite &= std::isfinite(diagonal[i]);  // of S
+      if (finite) return failure(t, lost_digits);  // roots tell whether S is singular
+    }
+    if (!good || !std::isfinite(trace)) {
       out[log_likelihood][0] = std::numeric_limits<T>::quiet_NaN();
       if (keep != Keep::nothing) {
         const int64_t left = N + 1 - t;

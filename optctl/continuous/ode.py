@@ -229,12 +229,13 @@ def increasing(ts: Any, name: str, least: int = 2, falling: bool = False) -> Any
         many = "a vector of at least two times in seconds" if least == 2 else "a vector of times in seconds"
         raise ValueError(f"`{name}` has shape {ts.shape}; expected {many}.")
     if is_concrete(ts):
-        steps = np.diff(np.asarray(ts))
-        down = falling and ts[-1] < ts[0]
+        times = np.asarray(ts)  # on the host, also inside jit
+        steps = np.diff(times)
+        down = falling and times[-1] < times[0]
         wrong = steps >= 0 if down else steps <= 0
         if wrong.any():
             i = int(np.argmax(wrong))
-            here, there = float(ts[i]), float(ts[i + 1])
+            here, there = float(times[i]), float(times[i + 1])
             what = "fall throughout" if down else "increase"
             raise ValueError(f"`{name}` does not {what}: {name}[{i}] = {here:.6g}, {name}[{i + 1}] = {there:.6g}.")
     return ts
