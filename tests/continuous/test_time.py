@@ -111,7 +111,9 @@ def test_falling_times_under_jit_and_times_that_turn():
     np.testing.assert_allclose(run(jnp.array([0.0, 0.5, 1.0])), np.exp([0.0, -0.25, -0.5]), rtol=1e-6)
     assert np.isnan(run(jnp.array([1.0, 0.0, 0.5]))[1:]).all()
     times = jnp.array([1.0, 0.5, 0.0])  # known while JAX traces
-    np.testing.assert_allclose(jax.jit(lambda p: oc.integrate(DECAY, [1.0], times, p).zs[-1, 0])(0.5), np.exp(0.5), rtol=1e-6)
+    np.testing.assert_allclose(
+        jax.jit(lambda p: oc.integrate(DECAY, [1.0], times, p).zs[-1, 0])(0.5), np.exp(0.5), rtol=1e-6
+    )
     with pytest.raises(ValueError, match=r"`ts` does not fall throughout: ts\[1\] = -1, ts\[2\] = 0"):
         oc.integrate(DECAY, [1.0], [1.0, -1.0, 0.0], 0.5)
 
