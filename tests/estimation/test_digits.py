@@ -1,9 +1,10 @@
 """Priors, process noise and measurement noise of very different sizes: the answer keeps its digits, or says so.
 
-The oracle is the textbook filter and smoother in decimal numbers of a hundred digits, derivatives by differences.
+The oracle is the textbook filter and smoother in decimal numbers of seventy digits, derivatives by differences.
 """
 
 import decimal
+import functools
 from decimal import Decimal
 
 import jax
@@ -21,9 +22,9 @@ exact = np.vectorize(lambda x: Decimal(float(x)), otypes=[object])
 
 
 @pytest.fixture(autouse=True)
-def _hundred_digits():
+def _seventy_digits():
     with decimal.localcontext() as context:
-        context.prec = 100
+        context.prec = 70
         yield
 
 
@@ -52,7 +53,7 @@ def decimals(series):
     }  # fmt: skip
 
 
-def textbook(d):
+def textbook(d, smooth=True):
     """Return filtered, predicted and smoothed moments, and the log-likelihood."""
     m, P, value = d["mean0"], d["cov0"], Decimal(0)
     filtered, predicted = [], []
@@ -75,7 +76,7 @@ def textbook(d):
             m, P = m + gain @ v, P - gain @ S @ gain.T
         filtered.append((m, P))
     smoothed = [filtered[-1]]
-    for t in range(len(filtered) - 2, -1, -1):
+    for t in range(len(filtered) - 2 if smooth else -1, -1, -1):
         (m, P), (m_next, P_next), (ms, Ps) = filtered[t], predicted[t + 1], smoothed[0]
         G = P @ d["A"][t].T @ inverse(P_next)
         smoothed.insert(0, (m + G @ (ms - m_next), P + G @ (Ps - P_next) @ G.T))
@@ -86,7 +87,7 @@ def tracker(R):
     """Acceleration noise of rank one, the position measured with variance R."""
     dt = 0.1
     g = np.array([dt * dt / 2, dt])
-    ys = np.arange(20) * dt + 1e-3 * np.sin(3.0 * np.arange(20))
+    ys = np.arange(10) * dt + 1e-3 * np.sin(3.0 * np.arange(10))
     return oc.LinearGaussian(
         [[1, dt], [0, 1]], [[1.0, 0]], 0.02 * np.outer(g, g) + 1e-9 * np.eye(2), [[R]], [0.0, 0], np.eye(2)
     ), ys
@@ -95,13 +96,13 @@ def tracker(R):
 def trend(prior):
     return oc.LinearGaussian(
         [[1, 1], [0, 1.0]], [[1.0, 0]], np.diag([1e-4, 4e-4]), [[0.0032]], np.zeros(2), prior * np.eye(2)
-    ), np.sin(np.arange(14.0)) / 5
+    ), np.sin(np.arange(9.0)) / 5
 
 
 def regression(prior):
     """Constant coefficients, so that W = 0 and C varies."""
-    t = np.arange(12.0)
-    X = np.c_[np.ones(12), t, np.cos(3 * t)]
+    t = np.arange(8.0)
+    X = np.c_[np.ones(8), t, np.cos(3 * t)]
     return oc.LinearGaussian(np.eye(3), X[:, None], 1e-9 * np.eye(3), [[0.01]], np.zeros(3), prior * np.eye(3)), X @ [
         2.0,
         0.5,
@@ -112,7 +113,7 @@ def regression(prior):
 def two_sensors(prior):
     """One precise, one not, of three states; with gaps, an offset and a model that changes."""
     rng = np.random.default_rng(5)
-    N = 9
+    N = 7
     A = np.eye(3) + 0.3 * rng.normal(size=(N, 3, 3))
     ys = rng.normal(size=(N + 1, 2))
     ys[2, 0] = ys[4, 1] = np.nan
@@ -127,8 +128,8 @@ CASES = {
     "trend 1e10": lambda: trend(1e10), "regression 1e12": lambda: regression(1e12),
     "two sensors 1e10": lambda: two_sensors(1e10), "two sensors 1": lambda: two_sensors(1.0),
 }  # fmt: skip
-PARAMETERS = [(name, method) for name in CASES for method in ("native", "scan")] + [
-    ("trend 1e10", "parallel"), ("tracker 1e-12", "parallel"),
+PARAMETERS = [(name, "native") for name in CASES] + [
+    ("tracker 1e-20", "scan"), ("trend 1e10", "scan"), ("two sensors 1e10", "scan"), ("trend 1e10", "parallel"),
 ]  # fmt: skip
 
 
@@ -154,15 +155,12 @@ def test_moments_and_likelihood_keep_their_digits(name, method):
     assert np.all(np.isfinite(post.stds))
 
 
-@pytest.mark.parametrize(("name", "method"), PARAMETERS)
-def test_the_gradient_of_the_likelihood_keeps_its_digits(name, method):
-    """In every field of the model, against differences of the textbook; moments move by standard deviations."""
+@functools.cache
+def slopes(name):
+    """Return a direction in each field, and the derivative of the textbook's likelihood along it."""
     model, ys = CASES[name]()
-    rng = np.random.default_rng(1)
-    series = series_of(model, ys)
-    gradient = jax.grad(lambda model: oc.log_likelihood(model, ys, method=method))(model)
-    got, of_ys = vars(gradient), jax.grad(lambda ys: oc.log_likelihood(model, ys, method=method))(jnp.asarray(ys))
-    got = {**got, "b": got["c"], "z": np.reshape(of_ys, np.shape(series.z))}
+    series, rng = series_of(model, ys), np.random.default_rng(1)
+    d, h, found = decimals(series), Decimal("1e-24"), {}
     for field in ("A", "C", "W", "V", "mean0", "cov0", "b", "z"):
         leaf = np.asarray(getattr(series, field))
         direction = rng.normal(size=leaf.shape) * (np.abs(leaf) if field in ("W", "V", "cov0") else 1.0)
@@ -171,11 +169,22 @@ def test_the_gradient_of_the_likelihood_keeps_its_digits(name, method):
             direction = direction + np.swapaxes(direction, -1, -2)
         if field == "mean0":
             direction = direction * np.sqrt(np.diag(model.cov0))
-        d, h = decimals(series), Decimal("1e-30")
         step = np.broadcast_to(exact(direction), d[field].shape) * h
-        up, down = (textbook({**d, field: d[field] + sign * step})[3] for sign in (1, -1))
-        want = float((up - down) / (2 * h))
-        terms = np.asarray(got[field]) * (direction if np.ndim(got[field]) == direction.ndim else direction.sum(0))
+        up, down = (textbook({**d, field: d[field] + sign * step}, smooth=False)[3] for sign in (1, -1))
+        found[field] = direction, float((up - down) / (2 * h))
+    return found
+
+
+@pytest.mark.parametrize(("name", "method"), PARAMETERS)
+def test_the_gradient_of_the_likelihood_keeps_its_digits(name, method):
+    """In every field of the model, against differences of the textbook; moments move by standard deviations."""
+    model, ys = CASES[name]()
+    of_model, of_ys = jax.grad(lambda model, ys: oc.log_likelihood(model, ys, method=method), (0, 1))(
+        model, jnp.asarray(ys)
+    )
+    got = {**vars(of_model), "b": of_model.c, "z": np.reshape(of_ys, (len(ys), -1))}
+    for field, (direction, want) in slopes(name).items():
+        terms = np.asarray(got[field]) * direction
         assert abs(np.nansum(terms) - want) <= 1e-5 * abs(want) + 1e-7 * (np.nansum(np.abs(terms)) + 1), field
 
 
@@ -191,10 +200,10 @@ def test_least_squares_with_a_prior_that_says_nothing():
 
 
 def test_position_known_to_1e_minus_10_over_many_steps():
-    """R far below a singular W: smoothed variances are R, but for what 60 measurements tell of each other."""
+    """R far below a singular W: smoothed variances are R, but for what 40 measurements tell of each other."""
     dt = 0.1
     g = np.array([dt * dt / 2, dt])
-    ys = np.arange(60) * dt + 1e-3 * np.random.default_rng(0).normal(size=60)
+    ys = np.arange(40) * dt + 1e-3 * np.random.default_rng(0).normal(size=40)
     for R in (1e-20, 1e-12):
         model = oc.LinearGaussian([[1, dt], [0, 1]], [[1.0, 0]], 0.02 * np.outer(g, g), [[R]], [0.0, 0], np.eye(2))
         post = oc.kalman_smoother(model, ys).raise_if_failed()
