@@ -6,6 +6,7 @@
 #include <functional>
 #include <numeric>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "batch.h"
@@ -21,7 +22,6 @@ namespace {
 // Ranks of the cores of operands and results: lower case letters have stages first, upper case do not.
 // m: (stages, ., .)   v: (stages, .)   M: (., .)   V: (.)   S: ()
 struct Signature {
-  Name name;
   const char *in, *out;
 };
 
@@ -64,8 +64,8 @@ T* numbers_of(const Operand& o, const Shape& shape, int64_t index) {
   return reinterpret_cast<T*>(o.data) + at;
 }
 
-template <class T>
-ffi::Error call(Kernel<T> kernel, const Sizes& sizes, const Shape& shape, const std::vector<Operand>& ins,
+template <class T, class Run>
+ffi::Error call(const Run& kernel, const Sizes& sizes, const Shape& shape, const std::vector<Operand>& ins,
                 const std::vector<Operand>& outs, int32_t* status, ffi::ThreadPool& pool) {
   run_batch(pool, shape.count, [&](int64_t index) {
     constexpr size_t most = 32;
@@ -79,7 +79,9 @@ ffi::Error call(Kernel<T> kernel, const Sizes& sizes, const Shape& shape, const 
 }
 
 // The last result is the status, int32, one for each problem: -1, or the stage that failed.
-ffi::Error handle(const Signature& signature, ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
+// `kernel(sizes, in, out)` runs one problem, its type told by that of `in`.
+template <class Run>
+ffi::Error handle(const Signature& signature, const Run& kernel, ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
                   int64_t N, int64_t nx, int64_t nu, int64_t ny) {
   const std::string in_kinds = signature.in, out_kinds = signature.out;
   if (args.size() != in_kinds.size() || rets.size() != out_kinds.size() + 1)
@@ -110,8 +112,8 @@ ffi::Error handle(const Signature& signature, ffi::ThreadPool pool, ffi::Remaini
   }
   const Sizes sizes{N, static_cast<int>(nx), static_cast<int>(nu), static_cast<int>(ny)};
   int32_t* codes = static_cast<int32_t*>(status->untyped_data());
-  if (type == ffi::DataType::F64) return call(find_kernel<double>(signature.name, sizes), sizes, shape, ins, outs, codes, pool);
-  if (type == ffi::DataType::F32) return call(find_kernel<float>(signature.name, sizes), sizes, shape, ins, outs, codes, pool);
+  if (type == ffi::DataType::F64) return call<double>(kernel, sizes, shape, ins, outs, codes, pool);
+  if (type == ffi::DataType::F32) return call<float>(kernel, sizes, shape, ins, outs, codes, pool);
   return ffi::Error(ffi::ErrorCode::kInvalidArgument, "optctl: operands are neither float32 nor float64");
 }
 
@@ -156,8 +158,11 @@ ffi::Error solve(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRe
 #define OPTCTL_DOOR(name, in, out)                                                                               \
   static ffi::Error name##_door(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets, int64_t N, \
                                 int64_t nx, int64_t nu, int64_t ny) {                                            \
-    static const optctl::Signature signature{optctl::Name::name, in, out};                                       \
-    return optctl::handle(signature, pool, args, rets, N, nx, nu, ny);                                           \
+    auto run = [](const auto& sizes, auto* data, auto* results) {                                                \
+      using T = std::remove_reference_t<decltype(**results)>;                                                    \
+      return optctl::find_kernel<T>(optctl::Name::name, sizes)(sizes, data, results);                            \
+    };                                                                                                           \
+    return optctl::handle({in, out}, run, pool, args, rets, N, nx, nu, ny);                                      \
   }                                                                                                              \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(optctl_##name, name##_door,                                                      \
                                 ffi::Ffi::Bind()                                                                 \
@@ -168,6 +173,27 @@ ffi::Error solve(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRe
                                     .Attr<int64_t>("nx")                                                         \
                                     .Attr<int64_t>("nu")                                                         \
                                     .Attr<int64_t>("ny"))
+
+// The same for series of a linear-Gaussian model; `roots` asks for square roots throughout.
+#define OPTCTL_SERIES_DOOR(name, out)                                                                            \
+  static ffi::Error name##_door(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets, int64_t N, \
+                                int64_t nx, int64_t nu, int64_t ny, bool roots) {                                \
+    auto run = [roots](const auto& sizes, auto* data, auto* results) {                                           \
+      using T = std::remove_reference_t<decltype(**results)>;                                                    \
+      return optctl::name<T>(roots, sizes, data, results);                                                       \
+    };                                                                                                           \
+    return optctl::handle({"mmmmVMvv", out}, run, pool, args, rets, N, nx, nu, ny);                              \
+  }                                                                                                              \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(optctl_##name, name##_door,                                                      \
+                                ffi::Ffi::Bind()                                                                 \
+                                    .Ctx<ffi::ThreadPool>()                                                      \
+                                    .RemainingArgs()                                                             \
+                                    .RemainingRets()                                                             \
+                                    .Attr<int64_t>("N")                                                          \
+                                    .Attr<int64_t>("nx")                                                         \
+                                    .Attr<int64_t>("nu")                                                         \
+                                    .Attr<int64_t>("ny")                                                         \
+                                    .Attr<bool>("roots"))
 
 // What operands.h says, for Python: one line for each list.
 #define OPTCTL_NAME(name) #name " "
@@ -209,13 +235,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(optctl_interior_point, optctl::solve,
                               ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets());
 OPTCTL_DOOR(lq_factor, "mmmmmMMV", "mmmM");
 OPTCTL_DOOR(lq_sweep, "mmvvvVVmmmM", "Vvvvvv");
-OPTCTL_DOOR(kalman_likelihood, "mmmmVMvv", "S");
-OPTCTL_DOOR(kalman_forward, "mmmmVMvv", "Svmmmv");
-OPTCTL_DOOR(kalman_filter, "mmmmVMvv", "Svmmmvvm");
-OPTCTL_DOOR(kalman_smoother, "mmmvvmmmv", "vmmv");
-OPTCTL_DOOR(kalman_score, "mmmmvvvmmmv", "mmmmVMvv");
-OPTCTL_DOOR(square_root_likelihood, "mmmmVMvv", "S");
-OPTCTL_DOOR(square_root_forward, "mmmmVMvv", "Svmmvmm");
-OPTCTL_DOOR(square_root_filter, "mmmmVMvv", "Svmvm");
-OPTCTL_DOOR(square_root_smoother, "mmvmmvmm", "vmmv");
+OPTCTL_SERIES_DOOR(estimate_likelihood, "S");
+OPTCTL_SERIES_DOOR(estimate_filter, "Svmvm");
+OPTCTL_SERIES_DOOR(estimate_smoother, "Svmmv");
+OPTCTL_SERIES_DOOR(estimate_score, "SmmmmVMvv");
 #pragma GCC visibility pop

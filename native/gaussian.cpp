@@ -24,6 +24,11 @@ struct Filtered {
 };
 
 template <class T, int NX, int NY>
+struct Factors {
+  static constexpr Kernel<T> kernel = Forward<T, NX, NY>::template run<Keep::factors>;
+};
+
+template <class T, int NX, int NY>
 struct Filter {
   static constexpr Kernel<T> kernel = Forward<T, NX, NY>::template run<Keep::predicted>;
 };
@@ -48,6 +53,7 @@ Kernel<T> find_gaussian(Name name, const Sizes& sizes) {
   switch (name) {
     case Name::kalman_likelihood: return pick_kalman<T, Likelihood>(sizes);
     case Name::kalman_forward: return pick_kalman<T, Filtered>(sizes);
+    case Name::kalman_factors: return pick_kalman<T, Factors>(sizes);
     case Name::kalman_filter: return pick_kalman<T, Filter>(sizes);
     case Name::kalman_smoother: return pick_kalman<T, Smoother>(sizes);
     default: return pick_kalman<T, Score>(sizes);

@@ -20,7 +20,8 @@ namespace optctl::OPTCTL_ISA {
 
 namespace filter_io {
 enum In { A, C, W, V, mean0, cov0, b, z };
-enum Out { log_likelihood, means, covs, S, Y, e, predicted_means, predicted_covs };
+enum Out { log_likelihood, means, covs, S, Y, e };
+enum OfPredicted { predicted_means = 3, predicted_covs };  // in place of S, Y and e
 }  // namespace filter_io
 
 namespace smooth_io {
@@ -51,6 +52,17 @@ struct LogProduct {
   double log() const { return std::log(mantissa) + exponent * 0.69314718055994530942; }
 };
 
+// What went wrong at a stage, in one number: 4 stage + reason; -1 is nothing.
+enum Reason { singular, not_finite, lost_digits };
+OPTCTL_INLINE int32_t failure(int64_t stage, Reason reason) { return static_cast<int32_t>(4 * stage + reason); }
+OPTCTL_INLINE bool is_lost(int32_t code) { return code >= 0 && code % 4 == lost_digits; }
+
+// Half of the digits: results that may have lost more count as lost.
+template <class T>
+OPTCTL_INLINE T half_of_digits() {
+  return std::sqrt(std::numeric_limits<T>::epsilon());
+}
+
 template <class T>
 OPTCTL_INLINE int missing_count(int ny, const T* z) {
   int missing = 0;
@@ -58,7 +70,92 @@ OPTCTL_INLINE int missing_count(int ny, const T* z) {
   return missing;
 }
 
-enum class Keep { nothing, filtered, predicted };
+enum class Keep { nothing, factors, filtered, predicted };  // factors: as filtered, for the gradient alone
+
+// The covariance of the rounding errors in P, in units of eps: to first order it goes through the recursion as P does,
+//     E <- F E F' + diag P,  F = I - L C,     E <- A E A' + diag(P + A.^2 diag P).
+// It is followed from where a measurement is far more precise than its prediction until no more than the last digits
+// are in error, so that well conditioned models do not pay for it.
+template <class T, int NX, int NY>
+class Rounding {
+ public:
+  using VX = Vec<T, lanes_for<T>(NX ? NX : 1 << 20)>;
+  using Space = Workspace<T>;
+  bool on = false;
+
+  Rounding(int nx, int ny, int mx, int my, int lx)
+      : nx_(nx), ny_(ny), mx_(mx), my_(my), lx_(lx),
+        space_(3 * Space::padded(mx * lx) + Space::padded(my * lx) + Space::padded(mx)) {
+    E_ = space_.take(mx * lx);
+    Ft_ = space_.take(mx * lx);
+    work_ = space_.take(mx * lx);
+    chat_ = space_.take(my * lx);
+    variances_ = space_.take(mx);
+  }
+
+  // Before the measurement: S is known and not yet eliminated. True where its rounding has taken its digits.
+  __attribute__((noinline)) bool before(const T* z, const T* S, const T* V, int ly, const T* ct, const T* P) {
+    for (int i = 0; i < ny_ && !on; ++i)
+      if (!std::isnan(z[i]) && S[i * ly + i] > 1000 * V[i * ly + i]) start();
+    if (!on) return false;
+    for (int i = 0; i < nx_; ++i) variances_[i] = P[i * lx_ + i];
+    for (int i = 0; i < ny_; ++i) {
+      if (std::isnan(z[i])) continue;
+      T error = 0;
+      for (int j = 0; j < nx_; ++j)
+        for (int k = 0; k < nx_; ++k) error += ct[j * ly + i] * E_[j * lx_ + k] * ct[k * ly + i];
+      if (error * half_of_digits<T>() > S[i * ly + i]) return true;
+    }
+    return false;
+  }
+
+  // After it, with S eliminated and Y. True where a variance has lost its digits.
+  __attribute__((noinline)) bool after(const T* S, int ly, const T* ct, const T* Y, const T* P) {
+    for (int i = 0; i < my_; ++i)
+      for (int j = 0; j < lx_; ++j) chat_[i * lx_ + j] = j < nx_ && i < ny_ ? ct[j * ly + i] : T(0);
+    forward_substitute<VX>(my_, S, ly, lx_, chat_, lx_);
+    for (int i = 0; i < mx_; ++i)
+      for (int j = 0; j < lx_; ++j) Ft_[i * lx_ + j] = T(i == j);
+    multiply_any<-1, VX>(mx_, lx_, my_, transposed(chat_, lx_), Y, lx_, Ft_, lx_, Ft_, lx_);
+    through(Ft_);
+    bool lost = false;
+    on = false;
+    for (int i = 0; i < nx_; ++i) {
+      T& error = E_[i * lx_ + i];
+      error += variances_[i];
+      const T variance = P[i * lx_ + i];
+      lost |= error * half_of_digits<T>() > variance;
+      on |= error > 100 * variance;
+    }
+    return lost;
+  }
+
+  // Step in time: `at` is A', P as filtered.
+  __attribute__((noinline)) void step(const T* at, const T* W, const T* P) {
+    through(at);
+    for (int i = 0; i < nx_; ++i) {
+      T size = W[i * lx_ + i];
+      for (int j = 0; j < nx_; ++j) size += at[j * lx_ + i] * at[j * lx_ + i] * P[j * lx_ + j];
+      E_[i * lx_ + i] += size;
+    }
+  }
+
+ private:
+  // E <- M E M' for M given transposed.
+  void through(const T* Mt) {
+    multiply_any<1, VX>(mx_, lx_, mx_, transposed(Mt, lx_), E_, lx_, static_cast<T*>(nullptr), 0, work_, lx_);
+    multiply_any<1, VX>(mx_, lx_, mx_, plain(work_, lx_), Mt, lx_, static_cast<T*>(nullptr), 0, E_, lx_);
+  }
+
+  void start() {
+    on = true;
+    for (int i = 0; i < mx_ * lx_; ++i) E_[i] = 0;
+  }
+
+  const int nx_, ny_, mx_, my_, lx_;
+  Space space_;
+  T *E_, *Ft_, *work_, *chat_, *variances_;
+};
 
 template <class T, int NX, int NY>
 __attribute__((noinline)) int32_t kalman_forward(Keep keep, const Sizes& sizes, const Stages<T>* in, T* const* out) {
@@ -86,6 +183,7 @@ __attribute__((noinline)) int32_t kalman_forward(Keep keep, const Sizes& sizes, 
   T* innovation = space.take(ly);
   T* diagonal = space.take(ly);
   const int64_t N = sizes.N;
+  Rounding<T, NX, NY> rounding(nx, ny, mx, my, lx);
   LogProduct determinant;
   double square = 0;
   int64_t seen = 0;
@@ -121,6 +219,9 @@ __attribute__((noinline)) int32_t kalman_forward(Keep keep, const Sizes& sizes, 
     multiply<1, VX, NY, NX, NX>(my, lx, mx, transposed(c, ly), P, lx, static_cast<T*>(nullptr), 0, h, lx);
     multiply<1, VY, NY, NX, NY>(my, ly, mx, plain(h, lx), c, ly, s, ly, s, ly);
     for (int k = 0; k < mx; ++k) add_row<VY>(ly, -m[k], c + k * ly, innovation);
+    bool vague = rounding.on;
+    for (int i = 0; i < ny; ++i) vague |= s[i * ly + i] > 1000 * v[i * ly + i];
+    if (vague && rounding.before(zt, s, v, ly, c, P)) return failure(t, lost_digits);
     const bool good = eliminate<VX>(my, s, ly, lx, h, lx, y, diagonal);
     for (int i = 0; i < my; ++i)
       for (int r = i + 1; r < my; ++r) innovation[r] -= s[i * ly + r] * innovation[i];
@@ -132,12 +233,20 @@ __attribute__((noinline)) int32_t kalman_forward(Keep keep, const Sizes& sizes, 
     multiply_symmetric<-1, VX, NX, NY>(mx, lx, my, transposed(h, lx), y, lx, P, lx, P, lx);
     T trace = 0;
     for (int i = 0; i < mx; ++i) trace += P[i * lx + i];
+    if (!good) {
+      bool finite = true;
+      for (int i = 0; i < ny; ++i) finite &= std::isfinite(diagonal[i]);  // of S
+      if (finite) return failure(t, lost_digits);  // roots tell whether S is singular
+    }
     if (!good || !std::isfinite(trace)) {
       out[log_likelihood][0] = std::numeric_limits<T>::quiet_NaN();
       if (keep != Keep::nothing) {
         const int64_t left = N + 1 - t;
         fill_nan(out[means] + t * nx, left * nx);
         fill_nan(out[covs] + t * nx * nx, left * nx * nx);
+      }
+      if (keep == Keep::factors || keep == Keep::filtered) {
+        const int64_t left = N + 1 - t;
         fill_nan(out[S] + t * ny * ny, left * ny * ny);
         fill_nan(out[Y] + t * ny * nx, left * ny * nx);
         fill_nan(out[e] + t * ny, left * ny);
@@ -146,11 +255,14 @@ __attribute__((noinline)) int32_t kalman_forward(Keep keep, const Sizes& sizes, 
         fill_nan(out[predicted_means] + (t + 1) * nx, (N - t) * nx);
         fill_nan(out[predicted_covs] + (t + 1) * nx * nx, (N - t) * nx * nx);
       }
-      return static_cast<int32_t>(t);
+      return failure(t, not_finite);
     }
+    if (rounding.on && rounding.after(s, ly, c, y, P) && keep > Keep::factors) return failure(t, lost_digits);
     if (keep != Keep::nothing) {
       copy_out<VX>(1, nx, m, lx, out[means] + t * nx, nx);
       copy_out<VX>(nx, nx, P, lx, out[covs] + t * nx * nx, nx);
+    }
+    if (keep == Keep::factors || keep == Keep::filtered) {
       copy_out<VY>(ny, ny, s, ly, out[S] + t * ny * ny, ny);
       copy_out<VX>(ny, nx, y, lx, out[Y] + t * ny * nx, nx);
       copy_out<VY>(1, ny, innovation, ly, out[e] + t * ny, ny);
@@ -164,6 +276,7 @@ __attribute__((noinline)) int32_t kalman_forward(Keep keep, const Sizes& sizes, 
     T* swap = m;
     m = m_next;
     m_next = swap;
+    if (rounding.on) rounding.step(at, w, P);
     multiply<1, VX, NX, NX, NX>(mx, lx, mx, transposed(at, lx), P, lx, static_cast<T*>(nullptr), 0, AP, lx);
     multiply_symmetric<1, VX, NX, NX>(mx, lx, mx, plain(AP, lx), at, lx, w, lx, P, lx);
   }
@@ -275,20 +388,19 @@ class Adjoint {
   bool loaded_ = false, stepped_ = false, missing_ = false;
 };
 
-// True where P - P Lambda P has lost its digits: Lambda = A'n A carries rounding of the size of n's own entries, which a
-// vague P multiplies twice.
+// True where P - P Lambda P has lost half of its digits: Lambda = A'n A carries rounding of the size of n's own entries,
+// which a vague P multiplies twice.
 template <class T>
-OPTCTL_INLINE bool lost_digits(int nx, int lx, const T* a, const T* n, const T* P, const T* cov) {
+OPTCTL_INLINE bool loses_digits(int nx, int lx, const T* a, const T* n, const T* P, const T* cov) {
   T size = 0;
   for (int i = 0; i < nx; ++i) {
     T reach = 0;
     for (int j = 0; j < nx; ++j) reach += a[i * lx + j] * a[i * lx + j] * P[j * lx + j];
     size += std::fabs(n[i * lx + i]) * reach;
   }
-  if (!(size > 1000)) return false;
-  const T error = std::numeric_limits<T>::epsilon() * size;
+  const T error = half_of_digits<T>() * (1 + size);
   for (int i = 0; i < nx; ++i)
-    if (error * P[i * lx + i] > T(1e-4) * std::fabs(cov[i * lx + i])) return true;
+    if (error * P[i * lx + i] > cov[i * lx + i]) return true;
   return false;
 }
 
@@ -305,7 +417,6 @@ int32_t kalman_smoother(const Sizes& sizes, const Stages<T>* in, T* const* out) 
   T* w = space.take(mx * lx);
   T* lag = space.take(mx * lx);
   T* mean = space.take(lx);
-  int32_t status = -1;
   const int64_t N = sizes.N;
   for (int64_t t = N; t >= 0; --t) {
     if (t < N) back.step(t, in[A]);
@@ -314,11 +425,7 @@ int32_t kalman_smoother(const Sizes& sizes, const Stages<T>* in, T* const* out) 
     for (int i = 0; i < mx; ++i) add_row<VX>(lx, back.rho[i], back.P + i * lx, mean);
     multiply<1, VX, NX, NX, NX>(mx, lx, mx, plain(back.Lambda, lx), back.P, lx, static_cast<T*>(nullptr), 0, back.PL, lx);
     multiply_symmetric<-1, VX, NX, NX>(mx, lx, mx, plain(back.P, lx), back.PL, lx, back.P, lx, cov, lx);
-    const bool lost = t < N && lost_digits(mx, lx, back.a, back.n, back.P, cov);
-    if (lost) {
-      status = static_cast<int32_t>(t);
-      for (int i = 0; i < mx * lx; ++i) cov[i] = std::numeric_limits<T>::quiet_NaN();
-    }
+    if (t < N && loses_digits(nx, lx, back.a, back.n, back.P, cov)) return failure(t, lost_digits);
     copy_out<VX>(1, nx, mean, lx, out[smoothed_means] + t * nx, nx);
     copy_out<VX>(nx, nx, cov, lx, out[smoothed_covs] + t * nx * nx, nx);
     if (t < N) {  // A cov - W n A P, n of stage t+1: the covariance of A x + w with x
@@ -332,7 +439,7 @@ int32_t kalman_smoother(const Sizes& sizes, const Stages<T>* in, T* const* out) 
     back.measure(in[e][t]);
     copy_out<VX>(1, nx, back.r, lx, out[r] + t * nx, nx);
   }
-  return status;
+  return -1;
 }
 
 // Where a gradient goes: its own rows at every stage, or one sum where the matrix is the same at all of them.

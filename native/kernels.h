@@ -31,9 +31,20 @@ using Widths = Sequence<2, 4>;               // where sizes only choose how wide
 
 enum class Name {
   lq_factor, lq_sweep,
-  kalman_likelihood, kalman_forward, kalman_filter, kalman_smoother, kalman_score,
+  kalman_likelihood, kalman_factors, kalman_forward, kalman_filter, kalman_smoother, kalman_score,
   square_root_likelihood, square_root_forward, square_root_filter, square_root_smoother
 };
+
+// What the doors call: filter, smoother, likelihood and its gradient by covariances and, where these lose digits, by
+// square roots; or by square roots throughout.
+template <class T>
+int32_t estimate_likelihood(bool roots, const Sizes&, const Stages<T>* in, T* const* out);
+template <class T>
+int32_t estimate_filter(bool roots, const Sizes&, const Stages<T>* in, T* const* out);
+template <class T>
+int32_t estimate_smoother(bool roots, const Sizes&, const Stages<T>* in, T* const* out);
+template <class T>
+int32_t estimate_score(bool roots, const Sizes&, const Stages<T>* in, T* const* out);
 
 struct Finders {
   Kernel<float> (*in_float)(Name, const Sizes&);

@@ -254,6 +254,16 @@ struct RootForward {
     return CI_seen;
   }
 
+  // Of the predicted root and of that of V.
+  bool prior_is_finite() const {
+    T sum = 0;
+    for (int i = 0; i < nx; ++i)
+      for (int j = 0; j < nx; ++j) sum += J[i * lj + j] * J[i * lj + j];
+    for (int i = 0; i < ny; ++i)
+      for (int j = 0; j < ny; ++j) sum += VR[i * lm + j] * VR[i * lm + j];
+    return std::isfinite(sum);
+  }
+
   bool is_finite() {
     V sum = V::zero();
     for (int i = 0; i < nx; ++i)
@@ -345,7 +355,7 @@ int32_t root_forward(KeepRoots keep, const Sizes& sizes, const Stages<T>* in, T*
     if (keep == KeepRoots::moments) keep_moments(t, f.J, f.lj, predicted_means, predicted_covs);
     if (!f.measure(t, in[C], in[V], in[z][t])) {
       fail_from(keep, t, sizes, out);
-      return static_cast<int32_t>(t);
+      return failure(t, f.prior_is_finite() ? singular : not_finite);
     }
     if (keep == KeepRoots::moments) keep_moments(t, f.R(), f.lm, means, covs);
     if (keep == KeepRoots::regressions) {

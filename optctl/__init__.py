@@ -28,7 +28,6 @@ from optctl.constraint import Soft
 from optctl.continuous import (
     ODE,
     Event,
-    MarchStatus,
     NeuralODE,
     ODEGradient,
     Signal,
@@ -96,7 +95,6 @@ __all__ = [
     "LinearGaussian",
     "MPCPlan",
     "MPCRun",
-    "MarchStatus",
     "MemoryReport",
     "Multistart",
     "NeuralODE",

@@ -17,15 +17,10 @@ KERNELS = (
     "unset",
     "lq_factor",
     "lq_sweep",
-    "kalman_likelihood",
-    "kalman_forward",
-    "kalman_filter",
-    "kalman_smoother",
-    "kalman_score",
-    "square_root_likelihood",
-    "square_root_forward",
-    "square_root_filter",
-    "square_root_smoother",
+    "estimate_likelihood",
+    "estimate_filter",
+    "estimate_smoother",
+    "estimate_score",
     "tape",
     "interior_point",
 )
@@ -96,9 +91,10 @@ def run_tape(packed: np.ndarray, memory: np.ndarray, values: np.ndarray, outputs
 
 
 def call(
-    name: str, shapes: tuple[tuple[int, ...], ...], *operands: Any, N: int, nx: int, nu: int = 0, ny: int = 0
-) -> Any:
-    """Call a kernel: results of the given shapes, and the stage that failed (-1: none) as last one.
+    name: str, shapes: tuple[tuple[int, ...], ...], *operands: Any, N: int, nx: int, nu: int = 0, ny: int = 0,
+    **options: Any,
+) -> Any:  # fmt: skip
+    """Call a kernel: results of the given shapes, and what failed where (-1: nothing) as last one.
 
     Under `vmap` operands that do not vary are passed once; the kernel runs the batch on all cores.
     """
@@ -108,7 +104,9 @@ def call(
     results.append(jax.ShapeDtypeStruct((), np.int32))
     kernel = jax.ffi.ffi_call(f"optctl_{name}", results, vmap_method="expand_dims")
     sizes = {"N": N, "nx": nx, "nu": nu, "ny": ny}
-    return kernel(*(o.astype(dtype) for o in operands), **{key: np.int64(value) for key, value in sizes.items()})
+    return kernel(
+        *(o.astype(dtype) for o in operands), **{key: np.int64(value) for key, value in sizes.items()}, **options
+    )
 
 
 def solve(operands: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -2,14 +2,12 @@
 
 from optctl.continuous.gradient import ODEGradient, ode_gradient, ode_hessian_vector_product
 from optctl.continuous.integrate import Trajectory, integrate
-from optctl.continuous.march import MarchStatus
 from optctl.continuous.neural import NeuralODE, neural_ode
 from optctl.continuous.ode import ODE, Event, Signal
 
 __all__ = [
     "ODE",
     "Event",
-    "MarchStatus",
     "NeuralODE",
     "ODEGradient",
     "Signal",

@@ -20,7 +20,7 @@ SIAM Journal on Scientific Computing 24.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -31,21 +31,31 @@ import numpy as np
 from optctl._record import record
 from optctl._validate import as_float, check_like, check_scalar, check_tree, is_concrete
 from optctl.adjoint.known import with_slope
-from optctl.continuous.integrate import prepare, raise_if_failed
-from optctl.continuous.march import ARRIVAL, EVENT, MarchStatus, Mesh, march
+from optctl.continuous.integrate import at_time, happened, prepare, warn_of_jump, why_it_failed, with_room
+from optctl.continuous.march import ARRIVAL, EVENT, Mesh, chosen, march
 from optctl.continuous.ode import ODE, STATE_INPUT_TIME, STATE_TIME, Event, Signal
-from optctl.continuous.replay import Replay, event_times, gather, marched, observed, pull_back
+from optctl.continuous.replay import (
+    Replay,
+    event_times,
+    gather,
+    jump_inside_steps,
+    marched,
+    observed,
+    pull_back,
+    reached_end,
+)
 from optctl.continuous.steps import rolled_step
 from optctl.continuous.system import Free, System
 from optctl.dynamics.memory import check_memory, take
 from optctl.dynamics.stage import StageFunction, stage_function
+from optctl.result import Result, Status
 
 MODES = ("exact", "continuous", "forward")
 CONTROLS = ("sensitivities", "states")
 
 
 @record()
-class ODEGradient:
+class ODEGradient(Result):
     """A loss of an ODE's solution, and its derivatives.
 
     Attributes:
@@ -56,11 +66,13 @@ class ODEGradient:
         ts: (K,) dL/dts: t0, the observation times, t1.
         inputs: dL/dvalues of the input signal, or None.
         knots: dL/d(times of the knots) of the input signal, or None.
+        jump_ts: dL/djump_ts, or None.
         costates: (K, ...) dL/dz at ts, its own share in the loss included; None in mode "forward".
-        event_times: times of the events.
+        event_times: times of the events; of a list of events a list.
+        jump_at: a time at which f seems to jump inside steps, NaN if none: that costs digits and derivatives.
         mismatch: in mode "continuous" with `reintegrate`, how far the state came back from z0, relative; else 0.
         steps: number of accepted steps, forward.
-        status: a `MarchStatus`.
+        status: a `Status`: SOLVED or EVENT where the end was reached.
         t: the last time reached.
         z: the state there.
     """
@@ -72,13 +84,31 @@ class ODEGradient:
     ts: Any
     inputs: Any
     knots: Any
+    jump_ts: Any
     costates: Any
     event_times: Any
+    jump_at: Any
     mismatch: Any
     steps: Any
     status: Any
     t: Any
     z: Any
+
+    @property
+    def converged(self) -> Any:
+        """True if the solution reached its end and the loss is finite."""
+        return reached_end(self.status) & jnp.isfinite(self.value)
+
+    @property
+    def stage(self) -> Any:
+        """The time tells where it failed; see `t`."""
+        return jnp.full(jnp.shape(self.status), -1)
+
+    def explanation(self) -> str:
+        """Cause and remedy, with the time."""
+        if reached_end(self.status) and not np.isfinite(float(self.value)):
+            return f"the loss is {float(self.value)}, though the solution reached t = {float(self.t):g} s"
+        return at_time(self)
 
 
 def loss_slopes(system: System, loss: StageFunction, free: Free, mesh: Mesh) -> tuple[Any, Any, Any, Any]:
@@ -93,8 +123,8 @@ def loss_of(system: System, loss: StageFunction, free: Free, mesh: Mesh, at: Any
     """Return the loss, running cost included, of states at the anchors and at the end, and of the mesh's times."""
     fields = vars(mesh) | {"at": at, "y": y, "ts": ts}
     solution = Mesh(**fields)
-    value = jnp.asarray(loss(observed(system, free, solution), event_times(solution)))
-    return value if system.running_cost is None else value + y[-1]
+    value = jnp.asarray(loss(observed(system, free, solution), event_times(system, solution)))
+    return value if system.running_cost is None else value + system.integral(y, free.z0.shape)
 
 
 def exact(system: System, loss: StageFunction, free: Free, mesh: Mesh, memory: Any = "full") -> ODEGradient:
@@ -108,8 +138,9 @@ def exact(system: System, loss: StageFunction, free: Free, mesh: Mesh, memory: A
 def _result(system: System, free: Free, mesh: Mesh, value: Any, g: Free, costates: Any) -> ODEGradient:
     inputs, knots = (None, None) if g.signal is None else (g.signal.values, g.signal.ts)
     return ODEGradient(
-        value, observed(system, free, mesh), g.z0, g.params, g.ts, inputs, knots, costates, event_times(mesh),
-        jnp.zeros((), mesh.y.dtype), mesh.count, mesh.status, mesh.t, system.state(mesh.y, free.z0.shape),
+        value, observed(system, free, mesh), g.z0, g.params, g.ts, inputs, knots, g.jump_ts, costates,
+        event_times(system, mesh), jump_inside_steps(system, free, mesh), jnp.zeros((), mesh.y.dtype), mesh.count,
+        mesh.status, system.sign * mesh.t, system.state(mesh.y, free.z0.shape),
     )  # fmt: skip
 
 
@@ -130,10 +161,11 @@ def continuous(system: System, loss: StageFunction, free: Free, mesh: Mesh, rein
     The state comes from the stored steps, each started again from its own beginning, or is solved for backward, too.
     """
     shape = free.z0.shape
-    anchors, where, pieces = system.anchors(free)
+    grid = system.grid(free)
+    anchors, where = grid.anchors, grid.where
     value, gat, gy_end, gtimes = loss_slopes(system, loss, free, mesh)
     data, unravel = jax.flatten_util.ravel_pytree(free.data)
-    m = mesh.y.shape[0]
+    m, moved = mesh.y.shape[0], system.moved_by_f(shape)
     o = m if reintegrate else 0  # where lambda begins in the row (z, lambda, dL/ddata)
     if reintegrate:
         knots, many = anchors, where[-1]
@@ -150,7 +182,7 @@ def continuous(system: System, loss: StageFunction, free: Free, mesh: Mesh, rein
     backward = -knots[jnp.clip(many - jnp.arange(knots.shape[0]), 0)]
 
     def rate(z: Any, t: Any, n: Any, data: Any) -> Any:
-        return system.rate(shape, z, t, take(pieces, take(interval, n)), unravel(data))
+        return system.rate(shape, z, t, take(interval, n), grid, unravel(data))
 
     def inside(n: Any, t: Any) -> Any:
         """The state in step n."""
@@ -172,17 +204,18 @@ def continuous(system: System, loss: StageFunction, free: Free, mesh: Mesh, rein
         """
         t, after = take(mesh.ts, n + 1), take(mesh.ys, n + 1)
         before = inside(n, t)
-        resets = system.event is not None and system.event.reset is not None
+        k = take(mesh.end, n) - EVENT
+        ends = jnp.asarray([event.ends for event in system.events])[k]
         flow = rate(before, t, n, data)
-        flow_after = rate(after, t, n, data) if resets else jnp.zeros_like(flow)
-        event = system.event_functions(shape, free.params)["event"]
-        _, closing = jax.jvp(event, (before, t), (flow, jnp.ones_like(t)))
+        flow_after = jnp.where(ends, 0.0, rate(after, t, n, data))
+        given = system.triggers(shape, free.params)
+        _, closing = jax.jvp(lambda y, t: chosen(given, "value", k, y, t), (before, t), (flow, jnp.ones_like(t)))
 
         def across(z: Any, data: Any) -> tuple[Any, Any]:
-            functions = system.event_functions(shape, unravel(data)[0])
-            tau = -functions["event"](z, t) / closing
+            triggers = system.triggers(shape, unravel(data)[0])
+            tau = -chosen(triggers, "value", k, z, t) / closing
             met = z + tau * flow
-            return (functions["reset"](met, t + tau) if resets else met) - tau * flow_after, t + tau
+            return chosen(triggers, "reset", k, met, t + tau) - tau * flow_after, t + tau
 
         _, transpose = jax.vjp(across, before, data)
         gz, gdata = transpose((y[:m], take(gtimes, n + 1)))
@@ -195,18 +228,19 @@ def continuous(system: System, loss: StageFunction, free: Free, mesh: Mesh, rein
     def arrive(y: Any, i: Any) -> Any:
         k = jnp.clip(many - i, 0)
         y = jnp.concatenate([y[:o], y[o : o + m] + jump(k), y[o + m :]])
-        if system.event is None:
+        if not system.events:
             return y
         n = jnp.maximum(k - 1, 0)
-        return jax.lax.cond((k > 0) & (take(mesh.end, n) == EVENT), lambda: undo_event(y, n), lambda: y)
+        return jax.lax.cond((k > 0) & (take(mesh.end, n) >= EVENT), lambda: undo_event(y, n), lambda: y)
 
     def norm(y: Any, y_next: Any, error: Any) -> Any:
         size, tiny = jnp.maximum(jnp.abs(y), jnp.abs(y_next)), jnp.finfo(y.dtype).tiny
-        of_costate, of_data = (jnp.max(part, initial=0.0) for part in (size[o : o + m], size[o + m :]))
+        c, d = slice(o, o + moved), slice(o + moved, None)  # of the state, and of all parameters
+        of_costate, of_data = (jnp.max(part, initial=0.0) for part in (size[c], size[d]))
         blocks = [
             error[:o] / (system.atol + system.rtol * size[:o]),
-            error[o : o + m] / (system.rtol * of_costate + tiny),
-            error[o + m :] / (system.rtol * (of_data + 1e-3 * of_costate) + tiny),
+            error[c] / (system.rtol * of_costate + tiny),
+            error[d] / (system.rtol * (of_data + 1e-3 * of_costate) + tiny),
         ]
         return jnp.stack([jnp.sqrt(jnp.mean(b**2)) for b in blocks if b.size]).max()
 
@@ -218,20 +252,20 @@ def continuous(system: System, loss: StageFunction, free: Free, mesh: Mesh, rein
     # Row i of back.at holds knot many - i; the first one is the end itself.
     costates = back.at[jnp.clip(many - knot_of, 0)][:, o:] * reached[:, None]
     # An anchor that comes later: longer by the flow before it, shorter by that after it.
-    rate_at = jax.vmap(lambda z, t, piece: system.rate(shape, z, t, piece, free.data))
+    rate_at = jax.vmap(lambda z, t, j: system.rate(shape, z, t, j, grid, free.data))
     zs = jnp.where(reached[:, None], mesh.at, mesh.at[:1])
-    before = rate_at(zs, anchors, jnp.roll(pieces, 1)) * (index > 0)[:, None]
-    after = rate_at(zs, anchors, pieces) * (index != where[-1])[:, None]
+    before = rate_at(zs, anchors, jnp.maximum(index - 1, 0)) * (index > 0)[:, None]
+    after = rate_at(zs, anchors, index) * (index != where[-1])[:, None]
     ganchors = jnp.sum(costates * before - (costates - gat) * after * reached[:, None], axis=1)
     gap, status = jnp.zeros((), back.whole.dtype), mesh.status
     if reintegrate:
         miss = jnp.abs(system.state(back.whole[:m], shape) - free.z0)
         gap = jnp.max(miss) / jnp.max(jnp.abs(mesh.at[where]))
-        gap = jnp.where(back.status == MarchStatus.DONE, gap, jnp.inf)
+        gap = jnp.where(back.status == Status.SOLVED, gap, jnp.inf)
     else:
-        status = jnp.where(back.status == MarchStatus.DONE, status, back.status)
+        status = jnp.where(reached_end(status) & (back.status != Status.SOLVED), back.status, status)
     state = lambda y: system.state(y, shape)  # noqa: E731
-    g = gather(system, free, state(costates[0]), ganchors, unravel(back.whole[o + m :]))
+    g = gather(system, free, costates[0], ganchors, unravel(back.whole[o + m :]))
     fields = vars(_result(system, free, mesh, value, g, state(costates[where])))
     return ODEGradient(**fields | {"mismatch": gap, "status": status})
 
@@ -245,37 +279,40 @@ def ode_gradient(
     *,
     mode: str = "exact",
     inputs: Signal | None = None,
-    event: Event | None = None,
+    event: Event | Sequence[Event] | None = None,
+    jump_ts: Any = None,
     running_cost: Callable | None = None,
     method: str = "tsit5",
     dt: Any = None,
     rtol: float | None = None,
     atol: float | None = None,
-    max_steps: int = 4096,
+    max_steps: int | None = None,
     control: str = "sensitivities",
     memory: Any = "full",
     reintegrate: bool = False,
 ) -> ODEGradient:
-    """Return a loss of an ODE's solution and its derivatives in z0, params, the times and the input signal.
+    """Return a loss of an ODE's solution and its derivatives in z0, params, the times, the input signal and jump_ts.
 
     Args:
         ode: the ODE, or its function f.
         loss: `loss(zs)`, a scalar of the states (K, ...) at ts; with an event `loss(zs, event_times)`, (most,) times,
-            inf where there were fewer.
+            inf where there were fewer, with a list of events a list of these.
         z0: initial state, any shape.
-        ts: (K,) increasing times in seconds: t0, observation times, t1.
+        ts: (K,) times in seconds, increasing or falling: t0, observation times, t1.
         params: any pytree.
         mode: "exact", the derivative of the numbers computed, to rounding; "continuous", the adjoint equation solved
             backward under its own error control; "forward", one sensitivity for each free number, for a few of them.
         inputs: u(t), where f takes an input.
-        event: what interrupts the solution; not with `reintegrate`.
-        running_cost: `l(z, t, params)`, or `l(z, u, t, params)` where f takes an input; its integral is added to the
-            loss. Trailing arguments may be left out.
+        event: what interrupts the solution, an `Event` or a list of them; not with `reintegrate`.
+        jump_ts: (J,) increasing times at which f jumps, as for `integrate`. `g.jump_ts` is the derivative in them; what
+            depends on such a time through f alone does not see it.
+        running_cost: `l(z, t, params)`, or `l(z, u, t, params)` where f takes an input; its integral from ts[0] to
+            ts[-1] is added to the loss. Trailing arguments may be left out.
         method: as for `integrate`.
         dt: as for `integrate`.
         rtol: as for `integrate`.
         atol: as for `integrate`.
-        max_steps: most steps forward.
+        max_steps: most steps forward; as for `integrate`.
         control: what the steps are chosen for: "sensitivities", the errors of the state and of a sensitivity, or
             "states" alone, which is cheaper, and blind at an equilibrium.
         memory: of mode "exact": "full" keeps the state of every step; "sqrt" and `Binomial(slots)` keep fewer and step
@@ -304,17 +341,21 @@ def ode_gradient(
         Mathematik 87; Cao, Li, Petzold and Serban (2003), SIAM Journal on Scientific Computing 24.
     """
     system, free, options = _prepared(
-        ode, loss, z0, ts, params, mode, inputs, event, running_cost, method, dt, rtol, atol, max_steps, control,
-        memory, reintegrate,
+        ode, loss, z0, ts, params, mode, inputs, event, jump_ts, running_cost, method, dt, rtol, atol, max_steps,
+        control, memory, reintegrate,
     )  # fmt: skip
     if not is_concrete((system, free)):
-        g = _gradient(system, jax.lax.stop_gradient(free), *options)
+        still = jax.lax.stop_gradient(free)
+        g = with_room(system, still, max_steps, lambda system: _gradient(system, still, *options))
         rest = {name: leaf for name, leaf in vars(g).items() if name != "value"}
         value, rest = with_slope(g.value, rest, free, _slope(g, free))
         return ODEGradient(value=value, **rest)
     # Memory is planned for the steps taken, so these are found first.
-    mesh = None if memory == "full" else _steps(system, free, control).leading()
-    return _checked(system, free, _gradient(system, free, *options, mesh), options)
+    mesh = None
+    if memory != "full":
+        mesh = with_room(system, free, max_steps, lambda system: _steps(system, free, control)).leading()
+    g = with_room(system, free, max_steps, lambda system: _gradient(system, free, *options, mesh))
+    return _checked(system, free, g, options)
 
 
 def _slope(g: ODEGradient, free: Free) -> Free:
@@ -322,12 +363,13 @@ def _slope(g: ODEGradient, free: Free) -> Free:
     signal = jax.tree.unflatten(
         jax.tree.structure(free.signal), [leaf for leaf in (g.knots, g.inputs) if leaf is not None]
     )
-    return Free(g.z0, g.params, g.ts, signal)
+    return Free(g.z0, g.params, g.ts, signal, g.jump_ts)
 
 
 def _prepared(
-    ode: Any, loss: Any, z0: Any, ts: Any, params: Any, mode: str, inputs: Any, event: Any, running_cost: Any,
-    method: str, dt: Any, rtol: Any, atol: Any, max_steps: Any, control: str, memory: Any, reintegrate: bool,
+    ode: Any, loss: Any, z0: Any, ts: Any, params: Any, mode: str, inputs: Any, event: Any, jump_ts: Any,
+    running_cost: Any, method: str, dt: Any, rtol: Any, atol: Any, max_steps: Any, control: str, memory: Any,
+    reintegrate: bool,
 ) -> tuple[System, Free, tuple]:  # fmt: skip
     """Check everything."""
     for name, value, allowed in (("mode", mode, MODES), ("control", control, CONTROLS)):
@@ -342,10 +384,12 @@ def _prepared(
     cost = running_cost
     if cost is not None:
         cost = stage_function(cost, "running_cost", STATE_TIME if inputs is None else STATE_INPUT_TIME, least=1)
-    system, free = prepare(ode, z0, ts, params, inputs, event, cost, method, dt, rtol, atol, max_steps)
+    system, free = prepare(ode, z0, ts, params, inputs, event, jump_ts, cost, method, dt, rtol, atol, max_steps)
     loss = stage_function(loss, "loss", ("zs",) if event is None else ("zs", "event_times"), least=1)
     zs = jax.ShapeDtypeStruct((free.ts.shape[0], *free.z0.shape), free.z0.dtype)
-    times = jax.ShapeDtypeStruct((0 if event is None else event.most,), free.ts.dtype)
+    times = [jax.ShapeDtypeStruct((one.most,), free.ts.dtype) for one in system.events]
+    if not system.listed:
+        times = times[0] if times else jax.ShapeDtypeStruct((0,), free.ts.dtype)  # type: ignore[assignment]
     check_scalar(loss, "loss", zs, times)
     if cost is not None:
         check_scalar(
@@ -377,10 +421,9 @@ def _gradient(
 
 def _masked(g: ODEGradient) -> ODEGradient:
     """Replace the derivatives of a solution that failed by NaN."""
-    good = ((g.status == MarchStatus.DONE) | (g.status == MarchStatus.EVENT)) & jnp.isfinite(g.value)
-    spoil = jnp.where(good, 1.0, jnp.nan)
+    spoil = jnp.where(g.converged, 1.0, jnp.nan)
     fields = vars(g)
-    for name in ("value", "z0", "params", "ts", "inputs", "knots", "costates"):
+    for name in ("value", "z0", "params", "ts", "inputs", "knots", "jump_ts", "costates"):
         fields = fields | {name: jax.tree.map(lambda leaf: leaf * spoil.astype(leaf.dtype), fields[name])}
     return ODEGradient(**fields)
 
@@ -390,8 +433,9 @@ def _checked(system: System, free: Free, g: ODEGradient, options: tuple) -> ODEG
     if not is_concrete(g) or np.ndim(g.status):
         return g
     loss = options[0]
-    raise_if_failed(g.status, g.t, jnp.ravel(g.z), system, free.ts[-1])
-    finite = np.isfinite(np.asarray(g.event_times))
+    if not reached_end(g.status):
+        raise RuntimeError(why_it_failed(g.status, g.t, jnp.ravel(g.z), system, free.ts[-1]))
+    finite = np.isfinite(np.concatenate([np.zeros(0), *map(np.asarray, jax.tree.leaves(g.event_times))]))
     if loss.takes("event_times") and not np.isfinite(float(g.value)) and not finite.all():
         raise RuntimeError(
             f"the loss is {float(g.value)}: it may wait for an event that never comes; there were {int(finite.sum())}"
@@ -403,7 +447,8 @@ def _checked(system: System, free: Free, g: ODEGradient, options: tuple) -> ODEG
             f"solved backward, the state misses z0 by {float(g.mismatch):.2g} of its size: the equation forgets its"
             " past, and the gradient is spoiled. Leave out `reintegrate`, or use mode 'exact' with memory='sqrt'."
         )
-    fields = vars(g) | {"event_times": g.event_times[finite]}
+    warn_of_jump(g.jump_at)
+    fields = vars(g) | {"event_times": happened(g.event_times)}
     return ODEGradient(**fields)
 
 
@@ -418,18 +463,20 @@ def ode_hessian_vector_product(
     dparams: Any = None,
     dts: Any = None,
     dinputs: Any = None,
+    djump_ts: Any = None,
     mode: str = "exact",
     inputs: Signal | None = None,
-    event: Event | None = None,
+    event: Event | Sequence[Event] | None = None,
+    jump_ts: Any = None,
     running_cost: Callable | None = None,
     method: str = "tsit5",
     dt: Any = None,
     rtol: float | None = None,
     atol: float | None = None,
-    max_steps: int = 4096,
+    max_steps: int | None = None,
     control: str = "sensitivities",
 ) -> ODEGradient:
-    """Return the derivative of every field of `ode_gradient` along (dz0, dparams, dts, dinputs).
+    """Return the derivative of every field of `ode_gradient` along (dz0, dparams, dts, dinputs, djump_ts).
 
     Args:
         ode: as for `ode_gradient`, as all that is not named here.
@@ -441,15 +488,17 @@ def ode_hessian_vector_product(
         dparams: direction in the parameters.
         dts: (K,) direction in the times.
         dinputs: direction in the values of the input signal.
+        djump_ts: (J,) direction in jump_ts.
         mode: as for `ode_gradient`.
         inputs: as for `ode_gradient`.
         event: as for `ode_gradient`.
+        jump_ts: as for `ode_gradient`.
         running_cost: as for `ode_gradient`.
         method: as for `integrate`.
         dt: as for `integrate`.
         rtol: as for `integrate`.
         atol: as for `integrate`.
-        max_steps: most steps forward.
+        max_steps: as for `ode_gradient`.
         control: as for `ode_gradient`.
 
     Returns:
@@ -470,18 +519,26 @@ def ode_hessian_vector_product(
         Griewank and Walther (2008), Evaluating Derivatives, section 5.3.
     """
     system, free, options = _prepared(
-        ode, loss, z0, ts, params, mode, inputs, event, running_cost, method, dt, rtol, atol, max_steps, control,
-        "full", False,
+        ode, loss, z0, ts, params, mode, inputs, event, jump_ts, running_cost, method, dt, rtol, atol, max_steps,
+        control, "full", False,
     )  # fmt: skip
     along = Free(
         _direction(dz0, "dz0", free.z0),
         _direction(dparams, "dparams", free.params),
         _direction(dts, "dts", free.ts),
         _input_direction(dinputs, free.signal),
+        _jump_direction(djump_ts, free.jump_ts),
     )
-    g, hv = _second_order(system, free, along, *options[:3])
+    run = lambda system: _second_order(system, free, along, *options[:3])  # noqa: E731
+    g, hv = with_room(system, free, max_steps, run, lambda pair: pair[0].status)
     _checked(system, free, g, options)
     return hv
+
+
+def _jump_direction(given: Any, jump_ts: Any) -> Any:
+    if jump_ts is None and given is not None:
+        raise ValueError("`djump_ts` is given, but there are no `jump_ts`.")
+    return None if jump_ts is None else _direction(given, "djump_ts", jump_ts)
 
 
 def _direction(given: Any, name: str, point: Any) -> Any:

@@ -9,38 +9,57 @@ step is tried again, shorter. A step that shrinks below rounding, a NaN and a fu
 Reference: Hairer, Norsett and Wanner (1993), Solving Ordinary Differential Equations I, section II.4.
 """
 
-import enum
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from optctl._native import unset
 from optctl._record import record
-from optctl.continuous.crossing import departure, locate, search
+from optctl.continuous.crossing import departure, locate, look, search
 from optctl.continuous.steps import PAIRS, step
 from optctl.dynamics.memory import put, take
+from optctl.result import Status
 
-INSIDE, ARRIVAL, EVENT = 0, 1, 2
+INSIDE, ARRIVAL, EVENT = 0, 1, 2  # and EVENT + k the event k
 SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
+MANY = 8  # steps tried again at one place
 
 
-class MarchStatus(enum.IntEnum):
-    """How a march ended."""
+class Trigger(NamedTuple):
+    """An event as the loop calls it.
 
-    DONE = 0
-    EVENT = 1
-    TOO_SHORT = 2
-    NOT_FINITE = 3
-    MESH_FULL = 4
-    TOO_MANY_EVENTS = 5
-    BAD_TIMES = 6
+    Attributes:
+        value: `value(y, t, j)`, zero at the event.
+        reset: `reset(y, t, j)` returns the state after it; None ends there.
+        direction: -1 for falling zeros only, 1 for rising, 0 for both.
+        most: the largest number of resets.
+    """
 
-    @property
-    def words(self) -> str:
-        """The name in words."""
-        return self.name.lower().replace("_", " ")
+    value: Callable
+    reset: Callable | None
+    direction: int
+    most: int
+
+
+@record()
+class Suspect:
+    """The place where most steps were tried again: as a rule where f is steep, or jumps.
+
+    Attributes:
+        count: how many.
+        t: where the last of them began.
+        h: how long it was.
+        j: in which interval.
+        y: the state there.
+    """
+
+    count: Any
+    t: Any
+    h: Any
+    j: Any
+    y: Any
 
 
 @record()
@@ -51,17 +70,18 @@ class Mesh:
         ts: (max_steps+1,) seconds; step n goes from ts[n] to ts[n+1].
         ys: (max_steps+1, n) states (one row if only times are kept), after a reset where the step ended in an event.
         anchor: (max_steps,) the interval between anchors that the step lies in.
-        end: (max_steps,) what the step ended in: nothing (INSIDE), an anchor (ARRIVAL) or an EVENT.
+        end: (max_steps,) what the step ended in: nothing (INSIDE), an anchor (ARRIVAL) or event k (EVENT + k).
         count: number of steps.
         rejected: number of steps tried again.
-        status: a `MarchStatus`.
+        status: a `Status`.
         at: (A, n) states at the anchors.
         last: index of the last anchor reached.
         t: the last time reached.
         y: the state there.
         whole: the last state with all its components.
-        events: number of events.
-        event_steps: (max_events,) the steps that ended in them.
+        events: (E,) how often each event happened.
+        event_steps: for each of them (most,) the steps that ended in it, -1 beyond.
+        suspect: where most steps were tried again.
     """
 
     ts: Any
@@ -78,6 +98,7 @@ class Mesh:
     whole: Any
     events: Any
     event_steps: Any
+    suspect: "Suspect"
 
     def leading(self) -> "Mesh":
         """Drop padding, down to a power of two of steps, so that few programs are compiled."""
@@ -101,10 +122,7 @@ def march(
     width: int | None = None,
     jumps: bool = False,
     arrive: Callable | None = None,
-    event: Callable | None = None,
-    reset: Callable | None = None,
-    direction: int = 0,
-    max_events: int = 0,
+    triggers: tuple[Trigger, ...] = (),
 ) -> Mesh:
     """Solve y' = f(y, t, j) through increasing anchors, j the interval that t lies in.
 
@@ -122,10 +140,7 @@ def march(
         width: how many leading components of y to keep; None is all.
         jumps: whether f may jump at the anchors.
         arrive: `arrive(y, i)` returns the state that goes on from anchor i.
-        event: `event(y, t, j)`, zero at an event.
-        reset: `reset(y, t, j)` returns the state after an event; None ends there.
-        direction: -1 for falling zeros only, 1 for rising, 0 for both.
-        max_events: most events.
+        triggers: the events.
     """
     adaptive = method in PAIRS
     A = anchors.shape[0]
@@ -134,6 +149,8 @@ def march(
     rows = max_steps if keep else 0
     width = y0.shape[0] if width is None else width
     tiny = 16 * jnp.finfo(dtype).eps
+    zero = jnp.zeros((), jnp.int32)
+    most = jnp.asarray([one.most for one in triggers], jnp.int32)
 
     def start_of_interval(j: Any) -> Any:
         """The length of its steps, for a fixed scheme."""
@@ -165,35 +182,63 @@ def march(
         h = t_next - t
         slope = c["slope"] if adaptive else None
         y_next, size, slope_next = try_step(y, t, h, j, slope)
-        finite, hit = jnp.all(jnp.isfinite(y_next)), jnp.asarray(False)
-        if event is not None:
-            side, surface = c["side"], lambda y, t: event(y, t, j)
+        finite, hit, first = jnp.all(jnp.isfinite(y_next)), jnp.asarray(False), zero
+        if triggers:
+            side = c["side"]
             begins, ends = (slope, slope_next) if adaptive else (f(y, t, j), f(y_next, t_next, j))
+            surfaces = [lambda y, t, value=one.value: value(y, t, j) for one in triggers]
 
-            def at(h: Any) -> Any:
-                return surface(try_step(y, t, h, j, slope)[0], t + h)
+            def after(surface: Callable) -> Callable:
+                return lambda h: surface(try_step(y, t, h, j, slope)[0], t + h)
 
-            hit, within, beyond = search(surface, at, (t, y, begins), (t_next, y_next, ends), side, direction)
-            finite &= jnp.isfinite(beyond)
+            found = [
+                search(surface, after(surface), (t, y, begins), (t_next, y_next, ends), side[k], triggers[k].direction)
+                for k, surface in enumerate(surfaces)
+            ]
+            hits, withins, beyonds = (jnp.stack(parts) for parts in zip(*found, strict=True))
+            finite &= jnp.all(jnp.isfinite(beyonds))
+            hit = jnp.any(hits)
         size = jnp.where(finite, size, jnp.inf)
         accepted = size <= 1 if adaptive else jnp.isfinite(size)
         hit &= accepted
         c = dict(c)
-        if event is not None:
+        if triggers:
 
-            def to_event() -> tuple[Any, Any, Any]:
-                length = locate(at, within, side)
+            def length_to(k: int) -> Any:
+                where = lambda: locate(after(surfaces[k]), withins[k], side[k])  # noqa: E731
+                if len(triggers) == 1:
+                    return where()
+                return jax.lax.cond(hits[k], where, lambda: jnp.full_like(h, jnp.inf))
+
+            def to_event() -> tuple[Any, Any, Any, Any]:
+                """The first of the events; another one at the same time is still to come."""
+                lengths = jnp.stack([length_to(k) for k in range(len(triggers))])
+                first = jnp.argmin(lengths).astype(jnp.int32)
+                length = lengths[first]
                 y_event = try_step(y, t, length, j, slope)[0]
                 scale = jnp.maximum(jnp.abs(y), jnp.abs(y_event)) + jnp.abs(h * begins)
-                if reset is not None:
-                    y_event = reset(y_event, t + length, j)
                 t_event = jnp.where(length == h, t_next, t + length)
-                return y_event, t_event, departure(surface, y_event, t_event, f(y_event, t_event, j), scale)
+                y_event = chosen(triggers, "reset", first, y_event, t + length, j)
+                rate = f(y_event, t_event, j)
 
-            side_next = jnp.where(accepted & (beyond != 0), jnp.sign(beyond), side)
-            y_next, t_next, c["side"] = jax.lax.cond(hit, to_event, lambda: (y_next, t_next, side_next))
-            c["event_steps"] = put(c["event_steps"], c["n"], jnp.where(hit, c["events"], max_events))
-            c["events"] = c["events"] + hit
+                def side_of(k: int) -> Any:
+                    leaves = departure(surfaces[k], y_event, t_event, rate, scale)
+                    if len(triggers) == 1:
+                        return leaves
+                    waits = hits[k] & (first != k) & (look(surfaces[k], y_event, t_event, rate, scale)[0] == 0)
+                    return jnp.where(waits, side[k], leaves)
+
+                return y_event, t_event, jnp.stack([side_of(k) for k in range(len(triggers))]), first
+
+            side_next = jnp.where(accepted & (beyonds != 0), jnp.sign(beyonds), side)
+            passed = lambda: (y_next, t_next, side_next, zero)  # noqa: E731
+            y_next, t_next, c["side"], first = jax.lax.cond(hit, to_event, passed)
+            happened = hit & (jnp.arange(len(triggers)) == first)
+            c["event_steps"] = tuple(
+                put(steps, c["n"], jnp.where(happened[k], c["events"][k], steps.shape[0] - 1))
+                for k, steps in enumerate(c["event_steps"])
+            )
+            c["events"] = c["events"] + happened
         arrives = accepted & reaches & ~hit
         if arrive is not None:
             y_next = jnp.where(arrives, arrive(y_next, j + 1), y_next)
@@ -203,15 +248,17 @@ def march(
             if keep == "full":
                 c["ys"] = put(c["ys"], y_next[:width], n + 1)
             c["anchor"] = put(c["anchor"], j, n)
-            c["end"] = put(c["end"], jnp.where(hit, EVENT, jnp.where(arrives, ARRIVAL, INSIDE)), n)
+            c["end"] = put(c["end"], jnp.where(hit, EVENT + first, jnp.where(arrives, ARRIVAL, INSIDE)), n)
         c["at"] = put(c["at"], y_next[:width], jnp.where(arrives, j + 1, A))
+        if adaptive:
+            c["place"], c["suspect"] = _retried(c["place"], c["suspect"], accepted, Suspect(zero, t, h, j, y[:width]))
         c["n"] = c["n"] + accepted
         c["rejected"] = c["rejected"] + ~accepted
         c["y"] = jnp.where(accepted, y_next, y)
         c["t"] = jnp.where(accepted, t_next, t)
         c["j"] = j + arrives
         if adaptive:
-            if jumps or arrive is not None or event is not None:
+            if jumps or arrive is not None or triggers:
                 slope_next = jax.lax.cond(
                     arrives | hit, lambda: f(y_next, t_next, jnp.minimum(c["j"], A - 2)), lambda: slope_next
                 )
@@ -220,44 +267,66 @@ def march(
         else:
             c["h"] = jnp.where(arrives, start_of_interval(c["j"]), c["h"])
         short = ~accepted & (jnp.abs(h) <= tiny * jnp.maximum(jnp.abs(t), left))
-        status = jnp.where(short, int(MarchStatus.TOO_SHORT), int(MarchStatus.DONE))
-        status = jnp.where(~accepted & (short | (not adaptive)) & ~finite, int(MarchStatus.NOT_FINITE), status)
-        status = jnp.where((c["n"] >= max_steps) & (c["j"] < last), int(MarchStatus.MESH_FULL), status)
-        if event is not None:
-            if reset is None:
-                status = jnp.where(hit, int(MarchStatus.EVENT), status)
-            else:
-                endless = (c["events"] > max_events) | (hit & (c["side"] == 0))
-                status = jnp.where(endless, int(MarchStatus.TOO_MANY_EVENTS), status)
+        status = jnp.where(short, int(Status.STEP_TOO_SHORT), int(Status.SOLVED))
+        status = jnp.where(~accepted & (short | (not adaptive)) & ~finite, int(Status.NON_FINITE), status)
+        status = jnp.where((c["n"] >= max_steps) & (c["j"] < last), int(Status.MESH_FULL), status)
+        if triggers:
+            ends = jnp.asarray([one.reset is None for one in triggers])
+            endless = jnp.any(~ends & ((c["events"] > most) | (happened & (c["side"] == 0))))
+            status = jnp.where(endless, int(Status.TOO_MANY_EVENTS), status)
+            status = jnp.where(jnp.any(happened & ends), int(Status.EVENT), status)
         c["status"] = status.astype(jnp.int32)
         return c
 
-    zero = jnp.zeros((), jnp.int32)
     slope = f(y0, anchors[0], zero)
     start = {
-        "y": y0, "t": anchors[0], "j": zero, "n": zero, "rejected": zero, "events": zero,
-        "status": jnp.where(valid, zero, int(MarchStatus.BAD_TIMES)),
-        "event_steps": jnp.full(max_events + 1, -1, jnp.int32),
+        "y": y0, "t": anchors[0], "j": zero, "n": zero, "rejected": zero,
+        "events": jnp.zeros(len(triggers), jnp.int32),
+        "status": jnp.where(valid, zero, int(Status.BAD_TIMES)),
+        "event_steps": tuple(jnp.full(one.most + 1, -1, jnp.int32) for one in triggers),
         "ts": put(unset((rows + 1,), anchors.dtype), anchors[0], 0),
         "ys": put(unset(((rows if keep == "full" else 0) + 1, width), dtype), y0[:width], 0),
         "anchor": jnp.zeros(rows, jnp.int32), "end": jnp.zeros(rows, jnp.int32),
         "at": jnp.zeros((A + 1, width), dtype).at[0].set(y0[:width]),
     }  # fmt: skip
-    if event is not None:
-        surface = lambda y, t: event(y, t, zero)  # noqa: E731
-        start["side"] = departure(surface, y0, anchors[0], slope, jnp.abs(y0))
+    if triggers:
+        values = [lambda y, t, value=one.value: value(y, t, zero) for one in triggers]
+        start["side"] = jnp.stack([departure(value, y0, anchors[0], slope, jnp.abs(y0)) for value in values])
     if adaptive:
         start["slope"] = slope
         span = anchors[last] - anchors[0]
         first = _first_length(y0, slope, span, norm, lambda y, t: f(y, t, zero), anchors[0], method)
         start["h"] = jnp.asarray(first, dtype)
+        start["place"] = zero, anchors[0], jnp.zeros((), anchors.dtype)
     else:
         start["h"] = start_of_interval(zero)
+    nowhere = jnp.zeros((), anchors.dtype)
+    start["suspect"] = Suspect(zero, nowhere, nowhere, zero, y0[:width])
     done = jax.lax.while_loop(lambda c: (c["j"] < last) & (c["status"] == 0) & (c["n"] < max_steps), body, start)
     return Mesh(
         done["ts"], done["ys"], done["anchor"], done["end"], done["n"], done["rejected"], done["status"],
-        done["at"][:-1], done["j"], done["t"], done["y"][:width], done["y"], done["events"], done["event_steps"][:-1],
+        done["at"][:-1], done["j"], done["t"], done["y"][:width], done["y"], done["events"],
+        tuple(steps[:-1] for steps in done["event_steps"]), done["suspect"],
     )  # fmt: skip
+
+
+def _retried(place: tuple, suspect: Suspect, accepted: Any, here: Suspect) -> tuple[tuple, Suspect]:
+    """Count the steps tried again at one place: (count, where it begins, how long the first of them was)."""
+    count, begin, length = place
+    same = here.t - begin <= length
+    count = jnp.where(accepted, count, jnp.where(same, count, 0) + 1)
+    begin, length = (jnp.where(accepted | same, old, new) for old, new in ((begin, here.t), (length, here.h)))
+    more = ~accepted & (count >= suspect.count)
+    found = Suspect(count, here.t, here.h, here.j, here.y)
+    return (count, begin, length), jax.tree.map(lambda new, old: jnp.where(more, new, old), found, suspect)
+
+
+def chosen(triggers: tuple[Trigger, ...], name: str, k: Any, y: Any, t: Any, j: Any = None) -> Any:
+    """Return `value` or `reset` of event k, the state itself where it ends there."""
+    functions = [getattr(one, name) or (lambda y, t, j: y) for one in triggers]
+    if len(functions) == 1:
+        return functions[0](y, t, j)
+    return jax.lax.switch(k, [lambda y, t, function=one: function(y, t, j) for one in functions], y, t)
 
 
 def _first_length(y: Any, slope: Any, span: Any, norm: Callable, f: Callable, t: Any, method: str) -> Any:

@@ -9,7 +9,7 @@ from optctl._record import record
 from optctl._validate import as_float, as_whole, is_concrete
 from optctl.dynamics.base import as_state
 from optctl.dynamics.pde import tridiagonal_solve
-from optctl.dynamics.stage import own_arguments, stage_function
+from optctl.dynamics.stage import StageFunction, own_arguments, stage_function
 
 KINDS = ("hold", "linear", "spline")
 STATE_TIME = ("z", "t", "params")
@@ -22,9 +22,10 @@ class ODE:
 
     Args:
         f: `f(z, t, params)` or, with an input signal, `f(z, u, t, params)`; trailing arguments may be left out, and
-            where all carry these names, any of them. Returns dz/dt in the shape of z; t in seconds. A function is
-            compiled once per function object, with the numbers it captured: define it once, and hand over as params
-            what changes.
+            where all carry these names, any of them. A first argument `u` without an input signal is the state. Returns
+            dz/dt in the shape of z; t in seconds, f smooth in t: jumps in time belong into a `Signal`, an `Event` or
+            `jump_ts`. A function is compiled once per function object, with the numbers it captured: define it once,
+            and hand over as params what changes.
 
     Raises:
         ValueError: if f takes other arguments.
@@ -43,13 +44,23 @@ class ODE:
             object.__setattr__(self, "f", self.f.f)
             return
         own = own_arguments(self.f)[0] if callable(self.f) else None
-        driven = own is not None and (len(own) > 3 or "u" in own)
+        names = own if own is None or set(own) <= set(STATE_INPUT_TIME) else own[1:]  # the first name is the user's
+        driven = own is not None and names is not None and (len(own) > 3 or "u" in names)
         object.__setattr__(self, "f", stage_function(self.f, "f", STATE_INPUT_TIME if driven else STATE_TIME, least=1))
 
     @property
     def takes_input(self) -> bool:
         """True if f takes an input u."""
         return self.f.arguments == STATE_INPUT_TIME
+
+    def without_input(self) -> "ODE":
+        """Return the ODE as it is where no signal drives it: f(u, t, params) is then f(z, t, params)."""
+        if not self.takes_input or self.f.takes("z"):
+            return self
+        f = self.f
+        names = ["z" if f.arguments[k] == "u" else f.arguments[k] for k in f.picks]
+        picks = tuple(STATE_TIME.index(name) for name in names)
+        return ODE(StageFunction(f.call, picks, f.keywords, STATE_TIME, f.name))
 
     def __call__(self, z: Any, u: Any, t: Any, params: Any) -> Any:
         """Return dz/dt, whatever arguments f takes; so an ODE can be handed to `discretize`."""
@@ -155,14 +166,16 @@ class Event:
 
     The state is looked at four times in each step, and where `when` turns around between two looks. What oscillates
     faster is not seen; give `dt`, the longest step, to look more often. A start on the surface is no event: the state
-    leaves it.
+    leaves it. Of several events the first one counts; those at one time take place in the order of their list.
 
     Args:
         when: `when(z, t, params)`, a scalar; the event is its zero, located to rounding. Trailing arguments may be left
-            out, as in `reset`.
-        reset: `reset(z, t, params)` returns the state to go on with; None ends the integration there.
-        direction: -1: only where `when` falls through zero, 1: only where it rises, 0: both.
+            out, as in the resets.
+        reset: `reset(z, t, params)` returns the state to go on with.
+        direction: -1: only where `when` falls through zero, 1: only where it rises, 0: both, in the order of `ts`.
         most: the largest number of resets.
+        reset_params: `reset_params(z, t, params)` returns the parameters to go on with, from the state before the
+            event; until the next reset f, events and running cost see these. Without any reset the integration ends.
 
     Raises:
         ValueError: if these are not functions, or for another direction.
@@ -180,11 +193,13 @@ class Event:
     reset: Any = None
     direction: int = 0
     most: int = 64
+    reset_params: Any = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "when", stage_function(self.when, "when", STATE_TIME, least=1))
-        if self.reset is not None:
-            object.__setattr__(self, "reset", stage_function(self.reset, "reset", STATE_TIME, least=1))
+        for name in ("when", "reset", "reset_params"):
+            function = getattr(self, name)
+            if function is not None or name == "when":
+                object.__setattr__(self, name, stage_function(function, name, STATE_TIME, least=1))
         as_whole(self.most, "most", "events")
         if self.direction not in (-1, 0, 1):
             raise ValueError(f"`direction` is {self.direction!r}; expected -1, 0 or 1.")
@@ -193,20 +208,34 @@ class Event:
         """Return `when`, a scalar."""
         return jnp.asarray(self.when(z, t, params))
 
+    @property
+    def ends(self) -> bool:
+        """True if the integration ends here."""
+        return self.reset is None and self.reset_params is None
+
     def after(self, z: Any, t: Any, params: Any) -> Any:
         """Return the state after the reset."""
-        return as_state(self.reset(z, t, params))
+        return z if self.reset is None else as_state(self.reset(z, t, params))
+
+    def params_after(self, z: Any, t: Any, params: Any) -> Any:
+        """Return the parameters after the reset, z the state before it."""
+        return params if self.reset_params is None else self.reset_params(z, t, params)
 
 
-def increasing(ts: Any, name: str) -> Any:
-    """Return times as a vector of at least two, or raise ValueError where they do not increase."""
+def increasing(ts: Any, name: str, least: int = 2, falling: bool = False) -> Any:
+    """Return times as a vector, or raise ValueError where they do not increase (nor, if that is allowed, fall)."""
     ts = as_float(ts, name)
-    if ts.ndim != 1 or ts.shape[0] < 2:
-        raise ValueError(f"`{name}` has shape {ts.shape}; expected a vector of at least two times in seconds.")
+    if ts.ndim != 1 or ts.shape[0] < least:
+        many = "a vector of at least two times in seconds" if least == 2 else "a vector of times in seconds"
+        raise ValueError(f"`{name}` has shape {ts.shape}; expected {many}.")
     if is_concrete(ts):
-        steps = np.diff(np.asarray(ts))
-        if (steps <= 0).any():
-            i = int(np.argmax(steps <= 0))
-            here, there = float(ts[i]), float(ts[i + 1])
-            raise ValueError(f"`{name}` does not increase: {name}[{i}] = {here:.6g}, {name}[{i + 1}] = {there:.6g}.")
+        times = np.asarray(ts)  # on the host, also inside jit
+        steps = np.diff(times)
+        down = falling and times[-1] < times[0]
+        wrong = steps >= 0 if down else steps <= 0
+        if wrong.any():
+            i = int(np.argmax(wrong))
+            here, there = float(times[i]), float(times[i + 1])
+            what = "fall throughout" if down else "increase"
+            raise ValueError(f"`{name}` does not {what}: {name}[{i}] = {here:.6g}, {name}[{i + 1}] = {there:.6g}.")
     return ts

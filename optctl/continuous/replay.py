@@ -7,25 +7,56 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optctl.continuous.march import ARRIVAL, EVENT, MarchStatus, Mesh
+from optctl.continuous.march import ARRIVAL, EVENT, MANY, Mesh, chosen
 from optctl.continuous.steps import PAIRS, step
 from optctl.continuous.system import Free, System
 from optctl.dynamics.memory import put, reverse, schedule, take
+from optctl.result import Status
 
 
 def observed(system: System, free: Free, mesh: Mesh) -> Any:
     """Return the states at ts: at the event beyond a terminal one, NaN beyond a failure."""
-    _, where, _ = system.anchors(free)
-    ended = (mesh.status == MarchStatus.EVENT) | (mesh.status == MarchStatus.DONE)
-    beyond = mesh.y * jnp.where(ended, 1.0, jnp.nan).astype(mesh.y.dtype)
+    where = system.grid(free).where
+    beyond = mesh.y * jnp.where(reached_end(mesh.status), 1.0, jnp.nan).astype(mesh.y.dtype)
     reached = where <= mesh.last
     return system.state(jnp.where(reached[:, None], mesh.at[where], beyond), free.z0.shape)
 
 
-def event_times(mesh: Mesh) -> Any:
-    """Return the times of the events, inf beyond the last."""
-    steps = mesh.event_steps
-    return jnp.where(steps >= 0, mesh.ts[jnp.maximum(steps, 0) + 1], jnp.inf)
+def reached_end(status: Any) -> Any:
+    """Tell whether a march reached its last time, or a terminal event."""
+    return (status == Status.SOLVED) | (status == Status.EVENT)
+
+
+def event_times(system: System, mesh: Mesh) -> Any:
+    """Return the times of the events, inf beyond the last: an array, or a list with one for each event of a list."""
+    times = [
+        jnp.where(steps >= 0, system.sign * mesh.ts[jnp.maximum(steps, 0) + 1], jnp.inf) for steps in mesh.event_steps
+    ]
+    if system.listed:
+        return times
+    return times[0] if times else jnp.zeros(0, mesh.ts.dtype)
+
+
+def jump_inside_steps(system: System, free: Free, mesh: Mesh) -> Any:
+    """Return a time at which f seems to jump inside steps, NaN if there is none.
+
+    That is where many steps were tried again, if f differs across the last of them by a hundred times what it differs
+    across one as long before it: in time alone, or along the path.
+    """
+    place, grid, shape = mesh.suspect, system.grid(free), free.z0.shape
+    place, data = jax.lax.stop_gradient((place, free.data))
+    y, t, h = place.y, place.t, place.h
+    rate = lambda y, t: system.rate(shape, y, t, place.j, grid, data)  # noqa: E731
+    now = rate(y, t)
+    in_time = rate(y, t + h) - now, now - rate(y, t - h)
+    on_path = rate(y + h * now, t + h) - now, now - rate(y - h * now, t - h)
+    floor = 1e3 * jnp.finfo(y.dtype).eps * jnp.max(jnp.abs(now))
+    jumps = [
+        jnp.max(jnp.abs(across)) > 100 * jnp.max(jnp.abs(before)) + 1e4 * system.rtol * floor + floor
+        for across, before in (in_time, on_path)
+    ]
+    found = (place.count >= MANY) & (jumps[0] | jumps[1])
+    return jnp.where(found, system.sign * (t + h / 2), jnp.nan)
 
 
 class Replay:
@@ -34,25 +65,26 @@ class Replay:
     def __init__(self, system: System, free: Free, mesh: Mesh) -> None:
         self.system, self.mesh = system, jax.lax.stop_gradient(mesh)
         self.shape = free.z0.shape
-        self.anchors, self.where, self.pieces = system.anchors(free)
+        self.grid = system.grid(free)
 
     def advance(self, n: Any, y: Any, t: Any, t_next: Any, data: tuple) -> Any:
         """Step n without an event."""
-        piece = take(self.pieces, take(self.mesh.anchor, n))
-        rate = lambda y, t: self.system.rate(self.shape, y, t, piece, data)  # noqa: E731
+        j = take(self.mesh.anchor, n)
+        rate = lambda y, t: self.system.rate(self.shape, y, t, j, self.grid, data)  # noqa: E731
         return step(self.system.method, rate, y, t, t_next - t)[0]
 
     def advance_to_event(self, n: Any, y: Any, t: Any, data: tuple) -> tuple[Any, Any]:
         """Step n up to its event, and the reset; the time is the implicit function of everything before."""
-        functions = self.system.event_functions(self.shape, data[0])
+        triggers = self.system.triggers(self.shape, data[0])
+        k = take(self.mesh.end, n) - EVENT
 
         def past_surface(h: Any) -> Any:
-            return functions["event"](self.advance(n, y, t, t + h, data), t + h)
+            return chosen(triggers, "value", k, self.advance(n, y, t, t + h, data), t + h)
 
         taken = self.mesh.ts[n + 1] - self.mesh.ts[n]
         h = jax.lax.custom_root(past_surface, taken, lambda _, h: h, lambda g, v: v / g(jnp.ones_like(v)))
         y = self.advance(n, y, t, t + h, data)
-        return (y if functions["reset"] is None else functions["reset"](y, t + h)), t + h
+        return chosen(triggers, "reset", k, y, t + h), t + h
 
     def place(self, n: Any, anchors: Any) -> Any:
         """The time at which step n ends if not in an event."""
@@ -67,17 +99,17 @@ class Replay:
     def move(self, n: Any, y: Any, t: Any, data: tuple, anchors: Any) -> tuple[Any, Any]:
         """Step n, whatever it ends in."""
         t_next = self.place(n, anchors)
-        if self.system.event is None:
+        if not self.system.events:
             return self.advance(n, y, t, t_next, data), t_next
         return jax.lax.cond(
-            self.mesh.end[n] == EVENT,
+            self.mesh.end[n] >= EVENT,
             lambda: self.advance_to_event(n, y, t, data),
             lambda: (self.advance(n, y, t, t_next, data), t_next),
         )
 
     def forward(self, free: Free) -> Mesh:
         """Return the mesh with its times and states as functions of what is free."""
-        data, (anchors, _, _) = free.data, self.system.anchors(free)
+        data, anchors = free.data, self.system.grid(free).anchors
         mesh = self.mesh
         ys = jnp.zeros((mesh.ts.shape[0], mesh.at.shape[1]), mesh.at.dtype)
 
@@ -115,7 +147,7 @@ def pull_back(
         memory: which states of the mesh are there.
     """
     replay = Replay(system, free, mesh)
-    data, anchors, where = free.data, replay.anchors, replay.where
+    data, anchors, where = free.data, replay.grid.anchors, replay.grid.where
     zeros = jnp.zeros_like
 
     def visit(y: Any, n: Any, carry: tuple) -> tuple:
@@ -151,18 +183,13 @@ def pull_back(
     ganchors = ganchors.at[0].add(gt + gts[0])
     at_anchors = at_anchors.at[0].set(costate)
     state = lambda y: system.state(y, free.z0.shape)  # noqa: E731
-    return gather(system, free, state(costate), ganchors, gdata), state(at_anchors[where])
+    return gather(system, free, costate, ganchors, gdata), state(at_anchors[where])
 
 
-def gather(system: System, free: Free, gz0: Any, ganchors: Any, gdata: tuple) -> Free:
-    """Return the slope in what is free from the slopes in z0, in the anchors and in what f depends on."""
-
-    def parts(ts: Any, signal: Any) -> tuple[Any, Any]:
-        moved = Free(free.z0, free.params, ts, signal)
-        return system.anchors(moved)[0], moved.data[1]
-
-    _, transpose = jax.vjp(parts, free.ts, free.signal)
-    return Free(gz0, gdata[0], *transpose((ganchors, gdata[1])))
+def gather(system: System, free: Free, gy0: Any, ganchors: Any, gdata: tuple) -> Free:
+    """Return the slope in what is free from the slopes in y0, in the anchors and in what f depends on."""
+    _, transpose = jax.vjp(lambda free: (system.start(free), system.grid(free).anchors, free.data), free)
+    return transpose((gy0, ganchors, gdata))[0]
 
 
 def _recompute(

@@ -1,12 +1,19 @@
-"""An ODE as the loops see it: one flat state, anchors in time, and the data that derivatives are taken in."""
+"""An ODE as the loops see it: one flat state, anchors in time, and the data that derivatives are taken in.
 
+The loops march in s = sign t, which increases also where `ts` fall; users' functions get t. The flat state is z, the
+integral of the running cost where there is one, and the parameters where an event may change them.
+"""
+
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 
 from optctl._record import record
-from optctl.continuous.march import Mesh, march
+from optctl.continuous.march import Mesh, Trigger, march
 from optctl.continuous.ode import ODE, Event, Pieces, Signal
 from optctl.continuous.steps import PAIRS
 
@@ -20,12 +27,14 @@ class Free:
         params: parameters.
         ts: (K,) t0, observation times, t1.
         signal: the input signal, or None.
+        jump_ts: (J,) times where f jumps, or None.
     """
 
     z0: Any
     params: Any
     ts: Any
     signal: Signal | None
+    jump_ts: Any = None
 
     @property
     def first_input(self) -> Any:
@@ -38,13 +47,41 @@ class Free:
         return self.params, None if self.signal is None else self.signal.pieces()
 
 
-@record(static=("method", "max_steps"))
+@record(static=("strict",))
+class Grid:
+    """All times that end a step, and what holds between them.
+
+    Attributes:
+        anchors: (A,) increasing, s = sign t.
+        where: (K,) which of them are the ts.
+        pieces: (A,) the signal's piece in the interval after each.
+        strict: whether f is to be called inside the intervals only, since it jumps at their ends.
+    """
+
+    anchors: Any
+    where: Any
+    pieces: Any
+    strict: bool
+
+    def inside(self, s: Any, j: Any) -> Any:
+        """Move a time at an end of interval j by one rounding into it, where that matters; its derivative is 1."""
+        if not self.strict:
+            return s
+        anchors = jax.lax.stop_gradient(self.anchors)
+        begin, end = anchors[j], anchors[jnp.minimum(j + 1, anchors.shape[0] - 1)]
+        fixed = jax.lax.stop_gradient(s)
+        moved = jnp.clip(fixed, jnp.nextafter(begin, jnp.inf), jnp.nextafter(end, -jnp.inf))
+        return s + (moved - fixed)
+
+
+@record(static=("method", "max_steps", "listed"))
 class System:
     """An ODE with everything about it that is not free.
 
     Attributes:
         ode: the ODE.
-        event: the event, or None.
+        events: the events.
+        sign: 1, or -1 where ts fall.
         running_cost: `l(z, t, params)` or `l(z, u, t, params)`, or None; its integral is one more component of the
             state.
         dt: longest step, or None.
@@ -52,125 +89,174 @@ class System:
         atol: absolute tolerance.
         method: the scheme.
         max_steps: most steps.
+        listed: whether the events came as a list.
     """
 
     ode: ODE
-    event: Event | None
+    events: tuple[Event, ...]
+    sign: Any
     dt: Any
     rtol: Any
     atol: Any
     running_cost: Any = None
     method: str = "tsit5"
     max_steps: int = 4096
+    listed: bool = False
+
+    @property
+    def moving(self) -> bool:
+        """True if an event changes the parameters, which are then part of the state."""
+        return any(event.reset_params is not None for event in self.events)
+
+    @property
+    def ends(self) -> bool:
+        """True if an event ends the integration."""
+        return any(event.ends for event in self.events)
 
     def start(self, free: Free) -> Any:
-        """Return y0: z0 in one row of numbers, and a zero where there is a running cost."""
+        """Return y0: z0 in one row of numbers, a zero where there is a running cost, parameters that move."""
         y = jnp.ravel(free.z0)
-        return y if self.running_cost is None else jnp.append(y, jnp.zeros((), y.dtype))
+        parts = [y]
+        if self.running_cost is not None:
+            parts.append(jnp.zeros(1, y.dtype))
+        if self.moving:
+            parts.append(jax.flatten_util.ravel_pytree(free.params)[0].astype(y.dtype))
+        return jnp.concatenate(parts) if len(parts) > 1 else y
 
-    def anchors(self, free: Free) -> tuple[Any, Any, Any]:
-        """Return all times that end a step, where ts are among them, and the signal's piece in each interval.
+    def moved_by_f(self, shape: tuple[int, ...]) -> int:
+        """Return how many components come first in the state that f moves: z and the running cost."""
+        return math.prod(shape) + (self.running_cost is not None)
 
-        Knots beyond the ends move with them. A knot that meets an observation time comes after it.
+    def grid(self, free: Free) -> Grid:
+        """Return all times that end a step, and the signal's piece in each interval.
+
+        Times beyond the ends move with them. A knot or jump that meets an observation time comes after it.
         """
-        ts, signal = free.ts, free.signal
+        ts, signal, jumps = self.sign * free.ts, free.signal, free.jump_ts
         K = ts.shape[0]
-        if signal is None:
-            return ts, jnp.arange(K), jnp.zeros(K, jnp.int32)
-        knots = signal.ts.astype(ts.dtype)
-        knots = jnp.where(knots <= ts[0], ts[0], jnp.where(knots >= ts[-1], ts[-1], knots))
-        every = jnp.concatenate([ts, knots])
+        if signal is None and jumps is None:
+            return Grid(ts, jnp.arange(K), jnp.zeros(K, jnp.int32), False)
+        knots = jnp.zeros(0, ts.dtype) if signal is None else self.sign * signal.ts.astype(ts.dtype)
+        extra = knots if jumps is None else jnp.concatenate([knots, self.sign * jumps.astype(ts.dtype)])
+        extra = jnp.where(extra <= ts[0], ts[0], jnp.where(extra >= ts[-1], ts[-1], extra))
+        every = jnp.concatenate([ts, extra])
         order = jnp.argsort(every, stable=True)
-        passed = jnp.cumsum(order >= K)
-        return every[order], jnp.argsort(order)[:K], jnp.clip(passed - 1, 0, signal.many - 1).astype(jnp.int32)
+        many = knots.shape[0]
+        passed = jnp.cumsum((order >= K) & (order < K + many))
+        piece = jnp.where(self.sign > 0, passed - 1, many - 1 - passed)
+        pieces = jnp.clip(piece, 0, 0 if signal is None else signal.many - 1).astype(jnp.int32)
+        return Grid(every[order], jnp.argsort(order)[:K], pieces, jumps is not None)
 
-    def rate(self, shape: tuple[int, ...], y: Any, t: Any, piece: Any, data: tuple) -> Any:
-        """Return dy/dt; `data` as in `Free.data`."""
-        params, pieces = data
-        size = y.shape[0] - (self.running_cost is not None)
-        z = y[:size].reshape(shape)
-        u = None if pieces is None else pieces(piece, t)
-        dz = jnp.ravel(self.ode(z, u, t, params))
-        if self.running_cost is None:
-            return dz
-        return jnp.append(dz, self.cost_rate(z, u, t, params))
+    def rate(self, shape: tuple[int, ...], y: Any, s: Any, j: Any, grid: Grid, data: tuple) -> Any:
+        """Return dy/ds in interval j; `data` as in `Free.data`."""
+        z, params = self.split(y, shape, data[0])
+        s = grid.inside(s, j)
+        t, pieces = self.sign * s, data[1]
+        u = None if pieces is None else pieces(grid.pieces[j], t)
+        parts = [jnp.ravel(self.ode(z, u, t, params))]
+        if self.running_cost is not None:
+            parts.append(jnp.reshape(self.cost_rate(z, u, t, params), 1))
+        rest = y.shape[0] - self.moved_by_f(shape)
+        if rest:
+            parts.append(jnp.zeros(rest, y.dtype))
+        return self.sign.astype(y.dtype) * (jnp.concatenate(parts) if len(parts) > 1 else parts[0])
 
     def cost_rate(self, z: Any, u: Any, t: Any, params: Any) -> Any:
         """Return the running cost."""
         return self.running_cost(z, t, params) if u is None else self.running_cost(z, u, t, params)
 
+    def split(self, y: Any, shape: tuple[int, ...], params: Any) -> tuple[Any, Any]:
+        """Return z and the parameters, which are those given unless they move."""
+        if self.moving:
+            params = jax.flatten_util.ravel_pytree(params)[1](y[self.moved_by_f(shape) :])
+        return self.state(y, shape), params
+
     def state(self, y: Any, shape: tuple[int, ...]) -> Any:
-        """Return z, without the running cost."""
-        size = y.shape[-1] - (self.running_cost is not None)
-        return y[..., :size].reshape(*y.shape[:-1], *shape)
+        """Return z alone."""
+        return y[..., : math.prod(shape)].reshape(*y.shape[:-1], *shape)
+
+    def integral(self, y: Any, shape: tuple[int, ...]) -> Any:
+        """Return the integral of the running cost."""
+        return y[math.prod(shape)]
 
     def norm(self, y: Any, y_next: Any, error: Any) -> Any:
         """Return the root mean square of the error over its tolerance."""
         scale = self.atol + self.rtol * jnp.maximum(jnp.abs(y), jnp.abs(y_next))
         return jnp.sqrt(jnp.mean((error / scale) ** 2))
 
-    def event_functions(self, shape: tuple[int, ...], params: Any) -> dict[str, Any]:
-        """Return the event as the loops call it: `event(y, t)` and `reset(y, t)`."""
-        event = self.event
-        if event is None:
-            return {"event": None, "reset": None}
+    def triggers(self, shape: tuple[int, ...], params: Any) -> tuple[Trigger, ...]:
+        """Return the events as the loops call them, functions of y and s."""
+        return tuple(self._trigger(event, shape, params) for event in self.events)
 
-        def reset(y: Any, t: Any, j: Any = None) -> Any:
-            after = jnp.ravel(event.after(self.state(y, shape), t, params))
-            return after if self.running_cost is None else jnp.append(after, y[-1])
+    def _trigger(self, event: Event, shape: tuple[int, ...], given: Any) -> Trigger:
+        def value(y: Any, s: Any, j: Any = None) -> Any:
+            z, params = self.split(y, shape, given)
+            return event.value(z, self.sign * s, params)
 
-        return {
-            "event": lambda y, t, j=None: event.value(self.state(y, shape), t, params),
-            "reset": None if event.reset is None else reset,
-        }
+        def reset(y: Any, s: Any, j: Any = None) -> Any:
+            z, params = self.split(y, shape, given)
+            size = self.moved_by_f(shape)
+            parts = [jnp.ravel(event.after(z, self.sign * s, params)), y[math.prod(shape) : size]]
+            if self.moving:
+                parts.append(jax.flatten_util.ravel_pytree(event.params_after(z, self.sign * s, params))[0])
+            return jnp.concatenate([part.astype(y.dtype) for part in parts])
+
+        return Trigger(value, None if event.ends else reset, event.direction, event.most)
 
     def march(self, free: Free, keep: str, sensitive: bool = False) -> Mesh:
         """Solve forward; `sensitive`: with step lengths that suit the solution's derivatives, too."""
         shape = free.z0.shape
-        anchors, where, pieces = self.anchors(free)
+        grid = self.grid(free)
         data = free.data
         y0 = self.start(free)
+        width, moved = y0.shape[0], self.moved_by_f(shape)
 
-        def f(y: Any, t: Any, j: Any) -> Any:
-            return self.rate(shape, y, t, pieces[j], data)
+        def f(y: Any, s: Any, j: Any) -> Any:
+            return self.rate(shape, y, s, j, grid, data)
 
-        norm = self.norm
-        width = y0.shape[0]
-        functions = self.event_functions(shape, free.params)
+        def norm(y: Any, y_next: Any, error: Any) -> Any:
+            return self.norm(y[:moved], y_next[:moved], error[:moved])
+
+        triggers = self.triggers(shape, free.params)
         if sensitive and self.method in PAIRS:
-            y0, f, norm, functions = self._with_sensitivity(shape, pieces, data, y0, functions)
-        event = self.event
+            y0, f, norm, triggers = self._with_sensitivity(shape, grid, data, y0, triggers)
+        valid = jnp.all(jnp.diff(self.sign * free.ts) > 0) & (True if self.dt is None else self.dt > 0)
         mesh = march(
-            self.method, f, y0, anchors, norm=norm, dt=self.dt, last=where[-1], max_steps=self.max_steps, keep=keep,
-            valid=jnp.all(jnp.diff(free.ts) > 0) & (True if self.dt is None else self.dt > 0),
-            width=width, jumps=free.signal is not None, **functions,
-            direction=0 if event is None else event.direction, max_events=0 if event is None else event.most,
+            self.method, f, y0, grid.anchors, norm=norm, dt=self.dt, last=grid.where[-1], max_steps=self.max_steps,
+            keep=keep, valid=valid, width=width, jumps=free.signal is not None or grid.strict, triggers=triggers,
         )  # fmt: skip
         fields = vars(mesh) | {"whole": mesh.y}  # without the sensitivity
         return Mesh(**fields)
 
-    def _with_sensitivity(self, shape: tuple[int, ...], pieces: Any, data: tuple, y0: Any, functions: dict) -> tuple:
+    def _with_sensitivity(
+        self, shape: tuple[int, ...], grid: Grid, data: tuple, y0: Any, triggers: tuple[Trigger, ...]
+    ) -> tuple:
         """Put beside the state its derivative in one direction that favors no component."""
-        m = y0.shape[0]
+        m, moved = y0.shape[0], self.moved_by_f(shape)
         along = jax.tree.map(_direction, data)
 
-        def f(y: Any, t: Any, j: Any) -> Any:
-            rate = lambda y, data: self.rate(shape, y, t, pieces[j], data)  # noqa: E731
+        def f(y: Any, s: Any, j: Any) -> Any:
+            rate = lambda y, data: self.rate(shape, y, s, j, grid, data)  # noqa: E731
             return jnp.concatenate(jax.jvp(rate, (y[:m], data), (y[m:], along)))
 
         def norm(y: Any, y_next: Any, error: Any) -> Any:
-            size = jnp.maximum(jnp.max(jnp.abs(y[m:])), jnp.max(jnp.abs(y_next[m:])))
-            of_tangent = error[m:] / (self.rtol * size + jnp.finfo(y.dtype).tiny)
-            return jnp.maximum(self.norm(y[:m], y_next[:m], error[:m]), jnp.sqrt(jnp.mean(of_tangent**2)))
+            of_z, of_tangent = slice(moved), slice(m, m + moved)
+            size = jnp.maximum(jnp.max(jnp.abs(y[of_tangent])), jnp.max(jnp.abs(y_next[of_tangent])))
+            tangent = error[of_tangent] / (self.rtol * size + jnp.finfo(y.dtype).tiny)
+            return jnp.maximum(self.norm(y[of_z], y_next[of_z], error[of_z]), jnp.sqrt(jnp.mean(tangent**2)))
 
-        def reset(y: Any, t: Any, j: Any) -> Any:
-            return jnp.concatenate(jax.jvp(lambda y: functions["reset"](y, t), (y[:m],), (y[m:],)))
+        def wider(trigger: Trigger) -> Trigger:
+            def reset(y: Any, s: Any, j: Any) -> Any:
+                return jnp.concatenate(jax.jvp(lambda y: _call(trigger.reset, y, s), (y[:m],), (y[m:],)))
 
-        wider = {
-            "event": None if functions["event"] is None else lambda y, t, j: functions["event"](y[:m], t),
-            "reset": None if functions["reset"] is None else reset,
-        }
-        return jnp.concatenate([y0, _direction(y0)]), f, norm, wider
+            of_state = lambda y, s, j: trigger.value(y[:m], s)  # noqa: E731
+            return Trigger(of_state, None if trigger.reset is None else reset, trigger.direction, trigger.most)
+
+        return jnp.concatenate([y0, _direction(y0)]), f, norm, tuple(map(wider, triggers))
+
+
+def _call(reset: Callable | None, y: Any, s: Any) -> Any:
+    return y if reset is None else reset(y, s)
 
 
 def _direction(leaf: Any) -> Any:

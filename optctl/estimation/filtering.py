@@ -1,10 +1,16 @@
 """Kalman filter, smoother and log-likelihood: one call each over all methods, and their exact derivatives.
 
-The derivative of the log-likelihood is one backward sweep (`kalman.score`), whichever method runs. Filter and smoother
-are differentiated as their definitions in `kalman.py`; so are derivatives of derivatives.
+The covariance form runs first, and measures what rounding does to it (`kalman.rounding`). Where half of the digits of a
+result are lost, since a prior or the process noise is vague beside the measurements, the square-root form gives the
+answer: here for JAX's methods (`_sturdy`), in `native/estimate.cpp` for the compiled ones.
+
+The derivative of the log-likelihood is one backward sweep (`kalman.score`, `square_root.score`), whichever method runs.
+Filter and smoother are differentiated as their definitions in `kalman.py`; so are derivatives of derivatives. Where the
+definition has lost its digits, these are NaN.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,26 +20,28 @@ import numpy as np
 from optctl import _native
 from optctl._record import record
 from optctl._validate import is_concrete
-from optctl.estimation import kalman, native, parallel, square_root, square_root_native
-from optctl.estimation.kalman import Series
+from optctl.estimation import kalman, native, parallel, square_root
+from optctl.estimation.kalman import LOST_DIGITS, NOT_FINITE, SINGULAR, Series
 from optctl.estimation.linear_gaussian import LinearGaussian
 from optctl.estimation.measurements import series_of
+from optctl.result import Result, Status
 
 METHODS = ("auto", "native", "scan", "parallel")
+STATUS = {SINGULAR: Status.SINGULAR, NOT_FINITE: Status.OVERFLOW, LOST_DIGITS: Status.LOST_DIGITS}
 
 
 @record(static=("given",))
-class Posterior:
+class Posterior(Result):
     """Moments of the states given measurements.
 
     Attributes:
         means: (N+1, nx) of x_t given y_0..y_t (filter) or y_0..y_N (smoother).
         covs: (N+1, nx, nx).
         log_likelihood: log p(y_0..y_N).
-        failed_stage: the stage whose innovation covariance C P C' + V was singular, -1 if none; what follows from it
-            is NaN. From the smoother also the first stage whose covariance lost its digits (it is NaN and the
-            log-likelihood finite): to a vague prior in the covariance form, to a model that forgets its past without
-            noise in the square-root form; pass the other `square_root`.
+        status: a `Status`: SOLVED; SINGULAR, an innovation covariance C P C' + V is; OVERFLOW, a covariance or the
+            log-likelihood is not finite; LOST_DIGITS, a smoothed covariance has lost its digits, and is NaN. After a
+            failure of the filter all that follows is NaN.
+        failed_stage: where it failed, -1 if nowhere.
         predicted_means: (N+1, nx) of x_t given y_0..y_{t-1}; None from the smoother.
         predicted_covs: (N+1, nx, nx); None from the smoother.
         lag_one_covs: (N, nx, nx) covariance of x_{t+1} with x_t; None from the filter.
@@ -44,6 +52,7 @@ class Posterior:
     means: Any
     covs: Any
     log_likelihood: Any
+    status: Any
     failed_stage: Any
     predicted_means: Any = None
     predicted_covs: Any = None
@@ -52,43 +61,34 @@ class Posterior:
     given: str = "past"
 
     @property
+    def converged(self) -> Any:
+        """True if nothing failed."""
+        return self.status == Status.SOLVED
+
+    @property
+    def stage(self) -> Any:
+        """The stage that failed, -1 if none."""
+        return self.failed_stage
+
+    @property
     def stds(self) -> Any:
         """(N+1, nx) standard deviations."""
         return jnp.sqrt(jnp.diagonal(self.covs, axis1=-2, axis2=-1))
 
-    def raise_if_failed(self) -> "Posterior":
-        """Return the posterior itself if no innovation covariance was singular.
-
-        Raises:
-            RuntimeError: if one was, naming the stage.
-        """
-        failed = int(np.max(np.asarray(self.failed_stage)))
-        if failed >= 0 and self._finite():
-            raise RuntimeError(
-                f"the smoothed covariance at stage {failed} lost its digits: the prior is too vague for the covariance"
-                " form. Pass square_root=True. (If it was passed: the model forgets its past, and little noise drives"
-                " it; pass square_root=False.)"
-            )
-        if failed >= 0:
-            raise RuntimeError(_singular(failed))
-        if not self._finite():
-            raise RuntimeError("the log-likelihood is not finite: the states or measurements overflow.")
-        return self
-
-    def _finite(self) -> bool:
-        return bool(np.all(np.isfinite(np.asarray(self.log_likelihood))))
+    def explanation(self) -> str:
+        """Cause and remedy."""
+        return _explain(int(self.status), int(self.stage))
 
     def __repr__(self) -> str:
-        failed = np.asarray(self.failed_stage)
-        status = "done" if self._finite() else "not finite"
-        if failed.max() >= 0:
-            what = "smoothed covariance lost its digits" if self._finite() else "innovation covariance singular"
-            status = f"{what} at stage {failed.max()}"
         kind = "filtered" if self.given == "past" else "smoothed"
-        if failed.ndim:
-            return f"Posterior: {status}, {kind}, a batch of shape {failed.shape}"
+        if np.ndim(self.status):
+            many = int(np.sum(np.asarray(self.converged)))
+            return (
+                f"Posterior: {many} of {np.size(self.status)} solved, {kind}, a batch of shape {np.shape(self.status)}"
+            )
         n, nx = self.means.shape
-        return f"Posterior: {status}, {kind}, {n} times, nx = {nx}, log-likelihood {float(self.log_likelihood):.10g}"
+        ended = "solved" if self.converged else self.message
+        return f"Posterior: {ended}; {kind}, {n} times, nx = {nx}, log-likelihood {float(self.log_likelihood):.10g}"
 
 
 def kalman_filter(
@@ -106,8 +106,8 @@ def kalman_filter(
         method: "native", compiled code; "scan", the textbook recursion in JAX; "parallel", O(log N) deep, for
             accelerators, where C W C' + V must not be singular. "auto" takes native code on a CPU, else "parallel". All
             give the same numbers.
-        square_root: propagate triangular factors of the covariances: for float32 and badly scaled models, never a
-            negative variance; two to four times slower; not with method "parallel".
+        square_root: propagate triangular factors of the covariances from the start, at two to four times the time;
+            without it they take over where covariances have lost half of their digits. Not with method "parallel".
 
     Returns:
         A `Posterior`. Works under `jit`, `vmap` (batches run on all cores) and `grad`.
@@ -166,10 +166,9 @@ def log_likelihood(
 ) -> Any:
     """Return log p(y_0..y_N) of a time series, a scalar.
 
-    Its gradient in every matrix of the model, mean0, cov0, ys and us is exact and costs one backward sweep. A prior
-    variance more than about 1e10 times V costs digits; `square_root=True` keeps the value's, while the gradient is
-    always that of the covariance form (in float64 where that is on, whatever the type of the data) and NaN where that
-    form has lost the value.
+    Its gradient in every matrix of the model, mean0, cov0, ys and us is exact and costs one backward sweep, however
+    vague the prior or precise the measurements; second derivatives are those of the covariance form, NaN where that has
+    lost its digits.
 
     Args:
         model: the state-space model.
@@ -180,8 +179,8 @@ def log_likelihood(
 
     Raises:
         ValueError: as `kalman_filter`.
-        RuntimeError: if an innovation covariance is singular, naming the stage; under `jit` or `vmap`, where nothing
-            can be raised, the result is NaN and `kalman_filter(...).failed_stage` tells.
+        RuntimeError: if an innovation covariance is singular or not finite, naming the stage; under `jit` or `vmap`,
+            where nothing can be raised, the result is NaN and `kalman_filter(...)` tells.
 
     Example:
         >>> import jax
@@ -198,16 +197,30 @@ def log_likelihood(
         score for time series models in state space form.
     """
     series = series_of(model, ys, us)
-    value, failed = _log_likelihood(series, _pick(method, square_root, series))
-    if is_concrete(failed) and np.max(np.asarray(failed)) >= 0:
-        raise RuntimeError(_singular(int(np.max(np.asarray(failed)))))
+    value, failure = _log_likelihood(series, _pick(method, square_root, series))
+    if is_concrete(failure) and int(np.max(np.asarray(failure))) >= 0:
+        code = int(np.max(np.asarray(failure)))
+        raise RuntimeError(f"log_likelihood failed: {_explain(int(STATUS[code % 4]), code // 4)}")
     return value
 
 
-def _singular(stage: int) -> str:
+def _explain(status: int, stage: int) -> str:
+    if status == Status.SOLVED:
+        return Status.SOLVED.message
+    if status == Status.SINGULAR:
+        return (
+            f"the innovation covariance C P C' + V is singular at stage {stage}: two measurements repeat each other, or"
+            " nothing is uncertain there. Add measurement noise V, or remove one of them."
+        )
+    if status == Status.LOST_DIGITS:
+        return (
+            f"the smoothed covariance at stage {stage} lost its digits, also by square roots: the prior is vague, the"
+            " model forgets its past, and little noise drives it. A less vague prior or more process noise W helps."
+        )
+    where = f"the covariance of the state is not finite at stage {stage}" if stage >= 0 else "the result is not finite"
     return (
-        f"the innovation covariance C P C' + V is singular at stage {stage}: two measurements repeat each other, or"
-        " nothing is uncertain there. Add measurement noise V, or remove one of them."
+        f"{where}: it overflows, since the model is unstable and too little is measured, or numbers of the model or"
+        " the data are too large, or W, V or cov0 has a negative eigenvalue."
     )
 
 
@@ -225,29 +238,123 @@ def _pick(method: str, square_root: bool, series: Series) -> str:
     return f"square_root_{method}" if roots else method
 
 
+# Each method as functions of a series; the last result is 4 stage + reason, -1 where nothing failed.
+
+
+def _sturdy(run: Callable, by_roots: Callable, series: Series) -> tuple:
+    """Return `run(series)`, (results, whether digits are lost), or where they are, `by_roots(series)`."""
+    results, lost = run(series)
+    if not series.z.shape[1]:
+        return results
+    # S that is singular to rounding may not be.
+    lost = lost | ((results[-1] >= 0) & (results[-1] % 4 == SINGULAR))
+    return jax.lax.cond(lost, lambda: by_roots(series), lambda: results)
+
+
+def _filtered(module: Any, series: Series) -> tuple[tuple, Any]:
+    f = module.forward(series)
+    results = f.log_likelihood, f.means, f.covs, f.predicted_means, f.predicted_covs, f.failure
+    return results, kalman.loses_variances(f, module.rounding(series, f))
+
+
+def _smoothed(module: Any, series: Series) -> tuple[tuple, Any]:
+    f = module.forward(series)
+    adjoint = module.backward(series, f)
+    means, covs, lag_one, lost = kalman.smoothed(series, f, adjoint)
+    lost = lost | kalman.loses_variances(f, module.rounding(series, f))
+    return (f.log_likelihood, means, covs, lag_one, adjoint.r, f.failure), lost
+
+
+def _scored(module: Any, series: Series) -> tuple[tuple, Any]:
+    f = module.forward(series)
+    gradient = kalman.score(series, f, module.backward(series, f))
+    lost = kalman.loses_likelihood(series, f, module.rounding(series, f))
+    return (f.log_likelihood, gradient, f.failure), lost
+
+
+def _likelihood_of(module: Any, series: Series) -> tuple[tuple, Any]:
+    f = module.forward(series)
+    return (f.log_likelihood, f.failure), kalman.loses_likelihood(series, f, module.rounding(series, f))
+
+
+def _root_filter(series: Series) -> tuple:
+    f = square_root.forward(series)
+    covs, predicted_covs = square_root.covariances(f.roots), square_root.covariances(f.predicted_roots)
+    return f.log_likelihood, f.means, covs, f.predicted_means, predicted_covs, f.failure
+
+
+def _root_smoother(series: Series) -> tuple:
+    f = square_root.forward(series)
+    means, covs, lag_one, r = square_root.smoothed(series, f)
+    means, lost = square_root.check_means(series, f.means, square_root.covariances(f.roots), means, covs, r)
+    spoil = jnp.where(lost, jnp.nan, 1.0).astype(covs.dtype)[:, None, None]
+    failure = jnp.where(jnp.any(lost), 4 * jnp.argmax(lost) + LOST_DIGITS, -1).astype(jnp.int32)
+    failure = jnp.where(f.failure >= 0, f.failure, failure)
+    return f.log_likelihood, means, covs * spoil, lag_one * spoil[:-1], r, failure
+
+
+def _root_score(series: Series) -> tuple:
+    f = square_root.forward(series)
+    return f.log_likelihood, square_root.score(series, f), f.failure
+
+
+def _root_likelihood(series: Series) -> tuple:
+    f = square_root.forward(series)
+    return f.log_likelihood, f.failure
+
+
+def _methods(run: Callable, by_roots: Callable, compiled: Callable) -> dict[str, Callable]:
+    sturdy = {
+        name: functools.partial(_sturdy, functools.partial(run, module), by_roots)
+        for name, module in (("scan", kalman), ("parallel", parallel))
+    }
+    return sturdy | {
+        "native": functools.partial(compiled, roots=False),
+        "square_root_scan": by_roots,
+        "square_root_native": functools.partial(compiled, roots=True),
+    }
+
+
+_FILTERS = _methods(_filtered, _root_filter, native.filtered)
+_SMOOTHERS = _methods(_smoothed, _root_smoother, native.smoothed)
+_SCORES = _methods(_scored, _root_score, native.score)
+_LIKELIHOODS = _methods(_likelihood_of, _root_likelihood, native.log_likelihood)
+
+
 @functools.partial(jax.jit, static_argnames="method")
 def _filter(series: Series, method: str) -> Posterior:
-    return _as_defined(_FILTERS[method], _FILTERS["scan"], method)(series)
+    run = _as_defined(_FILTERS[method], _filtered, method)
+    value, means, covs, predicted_means, predicted_covs, failure = run(series)
+    return Posterior(means, covs, value, *_ended(value, failure), predicted_means, predicted_covs)
 
 
 @functools.partial(jax.jit, static_argnames="method")
 def _smoother(series: Series, method: str) -> Posterior:
-    return _as_defined(_SMOOTHERS[method], _SMOOTHERS["scan"], method)(series)
+    run = _as_defined(_SMOOTHERS[method], _smoothed, method)
+    value, means, covs, lag_one, r, failure = run(series)
+    ended = _ended(value, failure)
+    return Posterior(means, covs, value, *ended, lag_one_covs=lag_one, costates=-r, given="all")
 
 
-def _as_defined(run: Any, definition: Any, method: str) -> Any:
-    """Return `run` with the derivatives of `definition`; what is plain JAX keeps its own."""
-    if method in ("scan", "parallel"):
-        return run
+def _ended(value: Any, failure: Any) -> tuple[Any, Any]:
+    """Return status and stage."""
+    told = jnp.stack([jnp.asarray(int(STATUS[reason]), jnp.int32) for reason in sorted(STATUS)])[failure % 4 % 3]
+    calm = jnp.where(jnp.isfinite(value), int(Status.SOLVED), int(Status.OVERFLOW))
+    return jnp.where(failure >= 0, told, calm).astype(jnp.int32), jnp.where(failure >= 0, failure // 4, -1)
+
+
+def _as_defined(run: Callable, definition: Callable, method: str) -> Callable:
+    """Return `run` with the derivatives of the covariance form, NaN where that has lost its digits."""
+    module = parallel if method == "parallel" else kalman
     function = jax.custom_jvp(run)
 
     def tangent(primals: tuple, tangents: tuple) -> tuple:
         values = function(*primals)
-        if not method.startswith("square_root"):
-            return values, jax.jvp(definition, primals, tangents)[1]
-        wide = jax.dtypes.canonicalize_dtype(np.float64)
-        primals, tangents = jax.tree.map(lambda leaf: leaf.astype(wide), (primals, tangents))
-        return values, jax.tree.map(_agreeing, values, *jax.jvp(definition, primals, tangents))
+        if method.startswith("square_root"):  # as good as double precision makes them
+            wide = jax.dtypes.canonicalize_dtype(np.float64)
+            primals, tangents = jax.tree.map(lambda leaf: leaf.astype(wide), (primals, tangents))
+        defined = lambda series: definition(module, series)[0]  # noqa: E731
+        return values, jax.tree.map(_agreeing, values, *jax.jvp(defined, primals, tangents))
 
     function.defjvp(tangent)
     return function
@@ -266,70 +373,6 @@ def _nan_if_far(other: Any, value: Any, factor: float) -> Any:
     return jnp.where(far, jnp.nan, 1.0)
 
 
-def _plain_filter(module: Any, series: Series) -> Posterior:
-    f = module.forward(series)
-    return Posterior(f.means, f.covs, f.log_likelihood, f.failed_stage, f.predicted_means, f.predicted_covs)
-
-
-def _plain_smoother(module: Any, series: Series) -> Posterior:
-    f = module.forward(series)
-    adjoint = module.backward(series, f)
-    means, covs, lag_one, lost = kalman.smoothed(series, f, adjoint)
-    return _smoothed(means, covs, lag_one, adjoint.r, lost, f)
-
-
-def _native_filter(series: Series) -> Posterior:
-    f, predicted_means, predicted_covs = native.forward_and_predicted(series)
-    return Posterior(f.means, f.covs, f.log_likelihood, f.failed_stage, predicted_means, predicted_covs)
-
-
-def _native_smoother(series: Series) -> Posterior:
-    f = native.forward(series)
-    means, covs, lag_one, r, lost = native.smoothed(series, f)
-    return _smoothed(means, covs, lag_one, r, lost, f)
-
-
-def _root_filter(series: Series) -> Posterior:
-    f = square_root.forward(series)
-    covs, predicted_covs = square_root.covariances(f.roots), square_root.covariances(f.predicted_roots)
-    return Posterior(f.means, covs, f.log_likelihood, f.failed_stage, f.predicted_means, predicted_covs)
-
-
-def _native_root_filter(series: Series) -> Posterior:
-    return Posterior(*square_root_native.filtered(series))
-
-
-def _root_smoother(module: Any, series: Series) -> Posterior:
-    f = module.forward(series)
-    means, covs, lag_one, r = module.smoothed(series, f)
-    kept = module.filtered_covariances(series, f)
-    means, lost = square_root.check_means(series, f.means, kept, means, covs, r)
-    spoil = jnp.where(lost, jnp.nan, 1.0).astype(covs.dtype)[:, None, None]
-    stage = jnp.where(jnp.any(lost), jnp.argmax(lost), -1).astype(jnp.int32)
-    return _smoothed(means, covs * spoil, lag_one * spoil[:-1], r, stage, f)
-
-
-def _smoothed(means: Any, covs: Any, lag_one: Any, r: Any, lost: Any, f: Any) -> Posterior:
-    failed = jnp.where(f.failed_stage >= 0, f.failed_stage, lost)
-    return Posterior(means, covs, f.log_likelihood, failed, lag_one_covs=lag_one, costates=-r, given="all")
-
-
-_FILTERS: dict[str, Any] = {
-    "scan": functools.partial(_plain_filter, kalman),
-    "parallel": functools.partial(_plain_filter, parallel),
-    "native": _native_filter,
-    "square_root_scan": _root_filter,
-    "square_root_native": _native_root_filter,
-}
-_SMOOTHERS: dict[str, Any] = {
-    "scan": functools.partial(_plain_smoother, kalman),
-    "parallel": functools.partial(_plain_smoother, parallel),
-    "native": _native_smoother,
-    "square_root_scan": functools.partial(_root_smoother, square_root),
-    "square_root_native": functools.partial(_root_smoother, square_root_native),
-}
-
-
 @functools.partial(jax.jit, static_argnames="method")
 def _log_likelihood(series: Series, method: str) -> tuple[Any, Any]:
     return _likelihood(series, method)
@@ -337,44 +380,12 @@ def _log_likelihood(series: Series, method: str) -> tuple[Any, Any]:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _likelihood(series: Series, method: str) -> tuple[Any, Any]:
-    if method == "native":
-        return native.log_likelihood(series)
-    if method == "square_root_native":
-        return square_root_native.log_likelihood(series)
-    f = _FILTERS[method](series)
-    return f.log_likelihood, f.failed_stage
+    return _LIKELIHOODS[method](series)
 
 
 @_likelihood.defjvp
 def _likelihood_tangent(method: str, primals: tuple, tangents: tuple) -> tuple:
-    value, failed, gradient = _value_and_score(primals[0], method)
-    if method.startswith("square_root"):
-        rough = value
-        value, failed = _likelihood(primals[0], method)
-        # The gradient is the covariance form's, which a vague prior spoils before it spoils this value.
-        trust = _nan_if_far(rough, value, 10)
-        gradient = jax.tree.map(lambda g: g * trust.astype(g.dtype), gradient)
+    value, gradient, failure = _as_defined(_SCORES[method], _scored, method)(primals[0])
     pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(tangents[0]), strict=True)
     slope = sum(jnp.sum(g * d) for g, d in pairs)
-    return (value, failed), (slope, np.zeros(failed.shape, jax.dtypes.float0))
-
-
-def _value_and_score(series: Series, method: str) -> tuple[Any, Any, Series]:
-    """Log-likelihood, failed stage and the gradient in every field; of a square-root form by double covariances."""
-    if method.startswith("square_root"):
-        wide = jax.tree.map(lambda leaf: leaf.astype(jax.dtypes.canonicalize_dtype(np.float64)), series)
-        value, failed, gradient = _value_and_score(wide, method.removeprefix("square_root_"))
-        return value, failed, jax.tree.map(lambda g, leaf: g.astype(leaf.dtype), gradient, series)
-
-    def plain(module: Any, series: Series) -> tuple:
-        f = module.forward(series)
-        return f.log_likelihood, f.failed_stage, kalman.score(series, f, module.backward(series, f))
-
-    def compiled(series: Series) -> tuple:
-        f = native.forward(series)
-        return f.log_likelihood, f.failed_stage, native.score(series, f)
-
-    definition = functools.partial(plain, kalman)
-    if method == "native":
-        return _as_defined(compiled, definition, "native")(series)
-    return plain(parallel, series) if method == "parallel" else definition(series)
+    return (value, failure), (slope, np.zeros(failure.shape, jax.dtypes.float0))

@@ -10,6 +10,10 @@ derivative. From rho, Lambda after the measurement of x_t (zero at the end) to r
 
     r = F'rho + C'S^{-1} v,    n = F'Lambda F + C'S^{-1} C,     then, one stage earlier,   rho = A'r,   Lambda = A'n A.
 
+Rounding errors of P, of covariance eps E, go through the recursion as P does: E <- F E F' + diag P, then
+E <- A E A' + diag(W + A.^2 diag P). Where E is not small beside P, or what it does to S beside S, digits are lost
+(`loses_variances`, `loses_likelihood`, `loses_smoothed`), and the answer has to come from `square_root.py`.
+
 All answers follow from these at once, with m, P filtered: smoothed mean m + P rho, covariance P - P Lambda P, and the
 gradient of the likelihood in every matrix as sums of outer products (`score`). Missing components (NaN) have no row.
 
@@ -25,6 +29,8 @@ from jax.scipy.linalg import cho_solve
 
 from optctl._record import record
 from optctl.lq.riccati import cholesky_or_nan
+
+SINGULAR, NOT_FINITE, LOST_DIGITS = 0, 1, 2
 
 
 @record()
@@ -79,7 +85,7 @@ class Filtered:
         information: (N+1, ny, ny) S^{-1}, zero in the rows of missing components.
         innovations: (N+1, ny) v, zero where missing.
         log_likelihood: log p(y_0..y_N).
-        failed_stage: where S was singular, -1 if nowhere.
+        failure: 4 stage + reason, -1 if nothing failed.
     """
 
     means: Any
@@ -90,7 +96,7 @@ class Filtered:
     information: Any
     innovations: Any
     log_likelihood: Any
-    failed_stage: Any
+    failure: Any
 
 
 def forward(series: Series) -> Filtered:
@@ -108,7 +114,7 @@ def forward(series: Series) -> Filtered:
     _, rest = jax.lax.scan(stage, first, (A, W, b, C[1:], V[1:], z[1:], seen[1:]))
     columns = (jnp.concatenate([one[None], more]) for one, more in zip((*first, *start, *kept), rest, strict=True))
     means, covs, predicted_means, predicted_covs, L, information, v, log_density = columns
-    failed = first_failure(covs)
+    failed = failure(covs, predicted_covs)
     return Filtered(means, covs, predicted_means, predicted_covs, L, information, v, jnp.sum(log_density), failed)
 
 
@@ -132,10 +138,63 @@ def update(m: Any, P: Any, C: Any, V: Any, z: Any, seen: Any) -> tuple[tuple[Any
     return (m + L @ v, symmetric(F @ P @ F.T + L @ V @ L.T)), (L, information, v, log_density)
 
 
-def first_failure(covs: Any) -> Any:
-    """Return the first stage whose covariance is not finite, -1 if none."""
-    bad = ~jnp.all(jnp.isfinite(covs), axis=(1, 2))
-    return jnp.where(jnp.any(bad), jnp.argmax(bad), -1).astype(jnp.int32)
+def failure(covs: Any, predicted_covs: Any) -> Any:
+    """Return 4 stage + reason for the first stage whose covariance is not finite, -1 if none.
+
+    Either S is singular (`SINGULAR`), or the predicted covariance was not finite before (`NOT_FINITE`).
+    """
+    finite = lambda P: jnp.all(jnp.isfinite(P), axis=(1, 2))  # noqa: E731
+    bad = ~finite(covs)
+    stage = jnp.argmax(bad)
+    reason = jnp.where(finite(predicted_covs)[stage], SINGULAR, NOT_FINITE)
+    return jnp.where(jnp.any(bad), 4 * stage + reason, -1).astype(jnp.int32)
+
+
+def rounding_terms(series: Series, filtered: Filtered) -> tuple[Any, Any, Any]:
+    """Return M, D and w at all times: E_t = M_t E_{t-1} M_t' + D_t, and diag w is the rounding of a step in time."""
+    A, W, _ = series.at_stages()
+    C, _, _, _ = series.at_measurements()
+    F = jnp.eye(C.shape[-1], dtype=C.dtype)[None] - filtered.gains @ C
+    diagonal = lambda P: jnp.diagonal(P, axis1=-2, axis2=-1)  # noqa: E731
+    w = diagonal(W) + times(A**2, diagonal(filtered.covs)[:-1])
+    new = jax.vmap(jnp.diag)(diagonal(filtered.predicted_covs))
+    stepped = (F[1:] * w[:, None, :]) @ transpose(F[1:])
+    M = jnp.concatenate([jnp.zeros_like(F[:1]), F[1:] @ A])
+    return M, new + jnp.concatenate([jnp.zeros_like(F[:1]), stepped]), w
+
+
+def rounding(series: Series, filtered: Filtered) -> Any:
+    """Return E at all times, by one scan."""
+    M, D, _ = rounding_terms(series, filtered)
+
+    def stage(E: Any, terms: tuple) -> tuple[Any, Any]:
+        M, D = terms
+        E = M @ E @ M.T + D
+        return E, E
+
+    return jax.lax.scan(stage, jnp.zeros_like(D[0]), (M, D))[1]
+
+
+def loses_variances(filtered: Filtered, E: Any) -> Any:
+    """Tell whether half of the digits of a filtered variance are lost."""
+    error, variance = (jnp.diagonal(m, axis1=1, axis2=2) for m in (E, filtered.covs))
+    return jnp.any(error * half_of_digits(E) > variance)
+
+
+def loses_likelihood(series: Series, filtered: Filtered, E: Any) -> Any:
+    """Tell whether half of the digits of the variance of an innovation are lost."""
+    A, _, _ = series.at_stages()
+    C, V, _, seen = series.at_measurements()
+    _, _, w = rounding_terms(series, filtered)
+    C, V, seen = C[1:], V[1:], seen[1:]
+    error = jnp.einsum("tij,tjk,tik->ti", C, A @ E[:-1] @ transpose(A) + jax.vmap(jnp.diag)(w), C)
+    S = jnp.einsum("tij,tjk,tik->ti", C, filtered.predicted_covs[1:], C) + jnp.diagonal(V, axis1=1, axis2=2)
+    return jnp.any(seen & (error * half_of_digits(E) > S))
+
+
+def half_of_digits(like: Any) -> Any:
+    """Return the relative error at which half of the digits are lost."""
+    return jnp.sqrt(jnp.finfo(like.dtype).eps)
 
 
 @record()
@@ -181,26 +240,23 @@ def with_costates_after(A: Any, r: Any, n: Any) -> Adjoint:
 
 
 def smoothed(series: Series, filtered: Filtered, adjoint: Adjoint) -> tuple[Any, Any, Any, Any]:
-    """Return smoothed means, covariances, covariances of x_{t+1} with x_t, and the first stage that lost its digits."""
+    """Return smoothed means, covariances, covariances of x_{t+1} with x_t, and whether digits were lost."""
     A, W, _ = series.at_stages()
     P, n, rho, Lambda = filtered.covs, adjoint.n, adjoint.rho, adjoint.Lambda
     covs = symmetric(P - P @ Lambda @ P)
-    lost = lost_digits(A, n[1:], P[:-1], covs[:-1])
-    covs = covs * jnp.where(jnp.append(lost, False), jnp.nan, 1.0).astype(covs.dtype)[:, None, None]  # and derivatives
     lag_one = A @ covs[:-1] - W @ n[1:] @ A @ P[:-1]  # the covariance of A x + w with x
-    stage = jnp.where(jnp.any(lost), jnp.argmax(lost), -1) if lost.size else -1
-    return filtered.means + times(P, rho), covs, lag_one, jnp.asarray(stage, jnp.int32)
+    return filtered.means + times(P, rho), covs, lag_one, loses_smoothed(A, n[1:], P[:-1], covs[:-1])
 
 
-def lost_digits(A: Any, n: Any, P: Any, covs: Any) -> Any:
-    """Tell where P - P Lambda P has lost its digits.
+def loses_smoothed(A: Any, n: Any, P: Any, covs: Any) -> Any:
+    """Tell whether P - P Lambda P has lost half of its digits.
 
     Lambda = A'n A carries rounding of the size of n's own entries, which a vague P multiplies twice.
     """
-    diagonal = lambda m: jnp.abs(jnp.diagonal(m, axis1=1, axis2=2))  # noqa: E731
-    size = jnp.sum(diagonal(n) * times(A**2, diagonal(P)), axis=1)
-    error = jnp.finfo(P.dtype).eps * size[:, None] * diagonal(P)
-    return (size > 1000) & jnp.any(error > 1e-4 * diagonal(covs), axis=1)
+    diagonal = lambda m: jnp.diagonal(m, axis1=1, axis2=2)  # noqa: E731
+    size = jnp.sum(jnp.abs(diagonal(n)) * times(A**2, diagonal(P)), axis=1)
+    error = half_of_digits(P) * (1 + size[:, None]) * diagonal(P)
+    return jnp.any(error > diagonal(covs))
 
 
 def score(series: Series, filtered: Filtered, adjoint: Adjoint) -> Series:

@@ -83,7 +83,8 @@ class LinearGaussian:
         """Return the same model with other values in the named fields, such as `model.replace(V=...)`."""
         fields = {**vars(self), **changes}
         for name in {"B", "D"} - set(changes):  # zeros that stand for None, of another width
-            if self.nu == 0 or (None in (changes.get("B", 0), changes.get("D", 0)) and _is_zero(fields[name])):
+            dropped = any(name in changes and changes[name] is None for name in ("B", "D"))
+            if self.nu == 0 or (dropped and _is_zero(fields[name])):
                 fields[name] = None
         return LinearGaussian(**fields)
 

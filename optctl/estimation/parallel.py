@@ -47,7 +47,7 @@ def forward(series: Series) -> Filtered:
     gap = jnp.max(jnp.abs(covs - expected), axis=(1, 2))
     good = gap <= jnp.sqrt(jnp.finfo(gap.dtype).eps) * jnp.max(jnp.abs(predicted_covs), axis=(1, 2))
     covs = jnp.where(good[:, None, None], covs, jnp.nan)
-    failed = kalman.first_failure(covs)
+    failed = kalman.failure(covs, predicted_covs)
     return Filtered(means, covs, predicted_means, predicted_covs, L, information, v, jnp.sum(log_density), failed)
 
 
@@ -59,6 +59,16 @@ def backward(series: Series, filtered: Filtered) -> Adjoint:
     elements = jnp.concatenate([A @ F[:-1], nothing]), slope, weight
     _, r, n = jax.lax.associative_scan(lambda late, early: _compose(early, late), elements, reverse=True)
     return kalman.with_costates_after(A, r, n)
+
+
+def rounding(series: Series, filtered: Filtered) -> Any:
+    """Return E at all times, by an associative scan."""
+    M, D, _ = kalman.rounding_terms(series, filtered)
+
+    def combine(early: tuple, late: tuple) -> tuple:
+        return late[0] @ early[0], late[0] @ early[1] @ transpose(late[0]) + late[1]
+
+    return jax.lax.associative_scan(combine, (M, D))[1]
 
 
 def _combine(one: tuple, two: tuple) -> tuple:

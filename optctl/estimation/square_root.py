@@ -34,7 +34,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
 from optctl._record import record
-from optctl.estimation.kalman import Series, first_failure, rows, symmetric, times, transpose
+from optctl.estimation.kalman import Series, failure, outer, rows, summed, symmetric, times, transpose
 
 
 @record()
@@ -50,7 +50,7 @@ class Filtered:
         K: (N+1, ny, nx), zero rows where missing.
         e: (N+1, ny) innovations of unit variance, zero where missing.
         log_likelihood: log p(y_0..y_N).
-        failed_stage: where the innovation covariance was singular, -1 if nowhere.
+        failure: 4 stage + reason, -1 if nothing failed.
     """
 
     means: Any
@@ -61,7 +61,7 @@ class Filtered:
     K: Any
     e: Any
     log_likelihood: Any
-    failed_stage: Any
+    failure: Any
 
 
 def forward(series: Series) -> Filtered:
@@ -80,7 +80,7 @@ def forward(series: Series) -> Filtered:
     _, rest = jax.lax.scan(stage, first, (A, W_R, b, C[1:], V_R[1:], z[1:], seen[1:]))
     columns = [jnp.concatenate([one[None], more]) for one, more in zip((*first, *start, *kept), rest, strict=True)]
     means, roots, predicted_means, predicted_roots, S, K, e, log_density = columns
-    failed = first_failure(covariances(roots))
+    failed = failure(covariances(roots), covariances(predicted_roots))
     return Filtered(means, roots, predicted_means, predicted_roots, S, K, e, jnp.sum(log_density), failed)
 
 
@@ -150,6 +150,82 @@ def check_means(series: Series, means: Any, covs: Any, smoothed: Any, smoothed_c
     lost = jnp.any(jnp.abs(smoothed[:-1] - other) > rounding + eps**0.25 * spread, axis=1)
     good = jnp.where(lost[:, None], other, smoothed[:-1])
     return jnp.concatenate([good, smoothed[-1:]]), jnp.append(lost, False)
+
+
+def score(series: Series, filtered: Filtered) -> Series:
+    """Return the gradient of the log-likelihood in every field of the series, by one scan.
+
+    With the orthogonal factors' blocks U C' = Q S, U = Q K + Q'' R of a measurement and R A' = Q' U_next of a step, the
+    recursion of `kalman.backward` for the roots n = N'N and U n U' = Y'Y, N U' = Y, and for r and U r is
+
+        N <- [N A (I - L C)],   Y <- [Y Q'^T Q''^T],    r <- C'u + A'r,              u = S^{-1} (e - K A'r),
+             [ S^{-T} C    ]         [    Q^T      ]    U r <- Q'' Q' U r + Q e,
+
+    so that what stands beside a vague covariance is never formed without it, and nothing is subtracted.
+    """
+    A, _, _ = series.at_stages()
+    C, V, _, seen = series.at_measurements()
+    W_R, V_R = noise_roots(series), root(V)
+    nx, ny = A.shape[-1], C.shape[-2]
+    f = filtered
+
+    def measurement_blocks(U: Any, C: Any, V_R: Any) -> tuple[Any, Any]:
+        left = jnp.block([[V_R, jnp.zeros((ny, nx), U.dtype)], [U @ C.T, U]])
+        top, rest = triangular(jnp.concatenate([left, jnp.eye(ny + nx, dtype=U.dtype)], axis=1), ny)
+        return top[:, nx + 2 * ny :].T, rest[:, nx + 2 * ny :].T
+
+    def step_block(R: Any, A: Any, W_R: Any) -> Any:
+        low = jnp.concatenate([R @ A.T, jnp.eye(R.shape[0], dtype=R.dtype)], axis=1)
+        top, _ = triangular(jnp.concatenate([jnp.pad(W_R, ((0, 0), (0, R.shape[0]))), low]), nx)
+        return top[:, nx:].T
+
+    Q, Q2 = jax.vmap(measurement_blocks)(f.predicted_roots, C, V_R)
+    Q1 = jax.vmap(step_block)(f.roots[:-1], A, W_R)
+
+    def before(N: Any, Y: Any, rho: Any, white: Any, data: tuple) -> tuple:
+        """Go through a measurement; N, Y and the costates rho, R rho are those after it."""
+        C, S, K, e, Q, Q2, R, m = data
+        mean = m + R.T @ white
+        u = solve_triangular(S, e - K @ rho)
+        Lt, S_inv = solve_triangular(S, K), solve_triangular(S, jnp.eye(ny, dtype=S.dtype))
+        NL = N @ Lt.T
+        gV = (jnp.outer(u, u) - S_inv @ S_inv.T - NL.T @ NL) / 2
+        gC = jnp.outer(u, mean) - Lt + NL.T @ (Y @ R)
+        rows_of = jnp.concatenate(
+            [jnp.concatenate([Y @ Q2.T, N - NL @ C], axis=1), jnp.concatenate([Q.T, S_inv.T @ C], axis=1)]
+        )
+        reached, rest = triangular(rows_of, nx)
+        beyond, _ = triangular(rest[:, nx:], nx)  # what U does not reach
+        Y = jnp.concatenate([reached[:, :nx], jnp.zeros_like(beyond)])
+        N = jnp.concatenate([reached[:, nx:], beyond])
+        return (N, Y, rho + C.T @ u, Q2 @ white + Q @ e), (mean, u, gV, gC)
+
+    def stage(later: tuple, data: tuple) -> tuple:
+        N, Y, r, white = later
+        A, Q1, measurement = data
+        N_A, Y_A = N @ A, Y @ Q1.T
+        state, (mean, u, gV, gC) = before(N_A, Y_A, A.T @ r, Q1 @ white, measurement)
+        gA = jnp.outer(r, mean) - N.T @ (Y_A @ measurement[6])
+        return state, (u, gV, gC, gA, (jnp.outer(r, r) - N.T @ N) / 2, r)
+
+    C = jnp.where(seen[:, :, None], C, 0.0)
+    each = C, f.S, f.K, f.e, Q, Q2, f.roots, f.means
+    none = jnp.zeros((2 * nx, nx), A.dtype), jnp.zeros((2 * nx, f.roots.shape[1]), A.dtype)
+    last, (_, u, gV, gC) = before(*none, jnp.zeros(nx, A.dtype), jnp.zeros(f.roots.shape[1], A.dtype), _at(each, -1))
+    state, kept = jax.lax.scan(stage, last, (A, Q1, jax.tree.map(lambda a: a[:-1], each)), reverse=True)
+    us, gVs, gCs = (jnp.concatenate([many, one[None]]) for many, one in zip(kept[:3], (u, gV, gC), strict=True))
+    N, _, r, _ = state
+    both = seen[:, :, None] & seen[:, None, :]
+    return Series(
+        A=summed(kept[3], series.A), C=summed(jnp.where(seen[:, :, None], gCs, 0.0), series.C),
+        W=summed(kept[4], series.W), V=summed(jnp.where(both, gVs, 0.0), series.V), mean0=r,
+        cov0=(outer(r[None], r[None])[0] - N.T @ N) / 2, b=summed(kept[5], series.b),
+        z=jnp.where(seen, -us, 0.0),
+    )  # fmt: skip
+
+
+def _at(arrays: tuple, k: int) -> tuple:
+    return tuple(a[k] for a in arrays)
 
 
 def regress(R: Any, A: Any, W_R: Any) -> tuple[Any, Any]:

@@ -346,7 +346,7 @@ def test_a_singular_innovation_covariance_names_its_stage(method):
     V = np.stack([np.eye(2) if t != 3 else np.zeros((2, 2)) for t in range(6)])
     model = oc.LinearGaussian([[1.0]], C, [[1.0]], V, [0.0], [[1.0]])
     post = oc.kalman_filter(model, np.ones((6, 2)), method=method)
-    assert post.failed_stage == 3
+    assert post.stage == 3
     assert np.isnan(post.covs[3:]).all()
     with pytest.raises(RuntimeError, match="singular at stage 3"):
         post.raise_if_failed()
@@ -357,21 +357,15 @@ def test_a_singular_innovation_covariance_names_its_stage(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_prior_too_vague_for_the_covariance_form_is_reported(method):
+def test_a_prior_too_vague_for_the_covariance_form(method):
     model = lambda s: oc.LinearGaussian(
         [[1.0, 1.0], [0.0, 1.0]], [[1.0, 0.0]], np.eye(2), [[1.0]], [0.0, 0.0], s * np.eye(2)
     )
     ys = np.arange(30.0) + np.sin(np.arange(30.0))
-    exact = oc.kalman_smoother(model(1e10), ys, square_root=True).raise_if_failed()
     for s in (1e5, 1e8, 1e10, 1e12):
         post = oc.kalman_smoother(model(s), ys, method=method)
-        good = np.isfinite(post.covs).all(axis=(1, 2))
-        np.testing.assert_allclose(post.covs[good], exact.covs[good], rtol=1e-3, atol=1e-3)
-        assert post.failed_stage == (0 if s > 1e6 else -1)
-        assert good[0] == (s < 1e6)
-    with pytest.raises(RuntimeError, match=r"lost its digits: .* Pass square_root=True"):
-        post.raise_if_failed()
-    assert "lost its digits at stage 0" in repr(post)
+        want = oc.kalman_smoother(model(s), ys, square_root=True).raise_if_failed()
+        np.testing.assert_allclose(post.raise_if_failed().covs, want.covs, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,7 @@ def test_a_vague_start_costs_no_digits(dtype, tolerance, method):
     spread = np.sqrt(np.diagonal(exact, axis1=1, axis2=2))
     relative = lambda covs: np.max(np.abs(covs - exact) / (spread[:, :, None] * spread[:, None, :]))
     assert relative(post.covs) < tolerance
-    assert not relative(oc.kalman_smoother(model, ys).covs) < 1
+    assert relative(oc.kalman_smoother(model, ys).covs) < tolerance
 
 
 def simulate(model, N, rng):
@@ -249,12 +249,12 @@ def test_float32_over_8000_steps(rng):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_two_precise_measurements_of_one_thing(method):
-    """Kaminski's example: in float32 the covariance form loses the second measurement, and gives up."""
+    """Kaminski's example: in float32 the covariance form loses the second measurement, and roots take over."""
     model = oc.LinearGaussian([[1.0]], [[1.0], [1.0]], [[1.0]], 1e-3 * np.eye(2), [0.0], [[1e6]])
     ys = np.full((4, 2), 2.0)
     exact = oc.kalman_filter(model, ys)
     single = jax.tree.map(lambda leaf: leaf.astype(np.float32), model)
-    assert oc.kalman_filter(single, ys.astype(np.float32)).failed_stage == 0
+    np.testing.assert_allclose(oc.kalman_filter(single, ys.astype(np.float32)).covs, exact.covs, rtol=1e-5)
     post = root_filter(single, ys.astype(np.float32), method=method).raise_if_failed()
     np.testing.assert_allclose(post.covs, exact.covs, rtol=1e-5)
     np.testing.assert_allclose(post.means, exact.means, rtol=1e-5)
@@ -269,7 +269,7 @@ def test_a_singular_innovation_covariance_names_its_stage(method):
     V = np.stack([np.eye(2) if t != 3 else np.zeros((2, 2)) for t in range(6)])
     model = oc.LinearGaussian([[1.0]], C, [[1.0]], V, [0.0], [[1.0]])
     post = root_filter(model, np.ones((6, 2)), method=method)
-    assert post.failed_stage == 3
+    assert post.stage == 3
     for moments in (post.means, post.covs):
         assert np.isfinite(moments[:3]).all()
         assert np.isnan(moments[3:]).all()
@@ -277,7 +277,7 @@ def test_a_singular_innovation_covariance_names_its_stage(method):
         assert np.isfinite(moments[:4]).all()
         assert np.isnan(moments[4:]).all()
     post = root_smoother(model, np.ones((6, 2)), method=method)
-    assert post.failed_stage == 3
+    assert post.stage == 3
     assert np.isnan(post.log_likelihood)
     for moments in (post.means, post.covs, post.lag_one_covs, post.costates):
         assert np.isnan(moments).all()
@@ -289,7 +289,7 @@ def test_a_singular_innovation_covariance_names_its_stage(method):
 def test_nothing_uncertain_at_all_is_singular():
     zero = np.zeros((2, 2))
     model = oc.LinearGaussian(np.eye(2), np.eye(2), zero, zero, np.zeros(2), zero)
-    assert root_filter(model, np.zeros((3, 2))).failed_stage == 0
+    assert root_filter(model, np.zeros((3, 2))).stage == 0
 
 
 def test_derivatives_are_those_of_the_covariance_form(rng):
@@ -364,11 +364,11 @@ def test_a_model_that_forgets_without_noise_is_reported(method):
     post = oc.kalman_smoother(model, ys, square_root=True, method=method)
     exact = oc.kalman_smoother(model, ys).raise_if_failed()
     np.testing.assert_allclose(post.means, exact.means, atol=1e-4)
-    assert post.failed_stage == 0
+    assert post.stage == 0
     good = np.isfinite(post.covs).all(axis=(1, 2))
     assert not good[0]
     np.testing.assert_allclose(post.covs[good], exact.covs[good], atol=1e-3)
-    with pytest.raises(RuntimeError, match="pass square_root=False"):
+    with pytest.raises(RuntimeError, match="lost its digits"):
         post.raise_if_failed()
 
 
