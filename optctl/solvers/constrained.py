@@ -10,15 +10,20 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from optctl._validate import as_float, cast, is_concrete
-from optctl.problem import once
+from optctl.dynamics.view import KnownInputs, ViewedDynamics
+from optctl.problem import Problem, once
+from optctl.shooting.expansion import function_shapes, function_values
 from optctl.shooting.interior_point import InteriorPoint, Settings, interior_point
 from optctl.shooting.lift import BEHIND, lift, split
 from optctl.shooting.rows import PATH, TERMINAL
+from optctl.shooting.two_sided import apart, joined, soft_equalities, two_sided
 from optctl.solution import Solution
 from optctl.solvers.objective import Objective
 
 WARM_BARRIER = 1e-3
 """First barrier parameter of a warm start."""
+HOLDS = 1e-9
+"""Up to this value a row counts as kept where nothing can change it."""
 
 
 def constrained(
@@ -41,7 +46,7 @@ def constrained(
         warm = _check_warm(warm_start, objective)
         if settings.barrier is None:
             settings = replace(settings, barrier=jnp.asarray(WARM_BARRIER, dtype))
-        us = warm_start.us if us is None else objective.us
+        us = warm_start.us if us is None and "us" in objective.free else objective.us
         xs = warm_start.xs if xs is None else xs
         params = warm_start.params if "params" in objective.free else params
     us = objective.us if us is None else cast(us, dtype)
@@ -51,29 +56,78 @@ def constrained(
         xs = _first_states(problem, x0, us, params)
     else:
         xs = cast(as_float(xs, "xs", (N + 1, nx)), dtype)
-        if problem.x0 is not None:
+        if "x0" not in objective.free:
             xs = _with_first(xs, x0)
-    x0_free = (problem.x0 is None,) * nx
-    lifted = "params" in objective.free
-    if lifted:
-        flat = ravel_pytree(params)[0].astype(dtype)
-        problem = lift(problem, params, nx, us.shape[1])
-        xs = jnp.concatenate([xs, jnp.broadcast_to(flat, (N + 1, flat.size))], axis=1)
-        x0_free += (True,) * flat.size
-        if warm is not None:
-            zeros = jnp.zeros((N + 1, flat.size), dtype)
-            warm = warm | {"costates": jnp.concatenate([warm["costates"], zeros], axis=1)}
-
-    def lower(solution: Solution) -> Solution:
-        return _lowered(solution, params, nx, vars(objective.problem)) if lifted else solution
-
+    form = Form(objective, us, params)
+    program, us, xs, x0_free = form.unknowns(us, xs)
     # What is not free is no guess: derivatives go through it.
     solution = interior_point(
-        problem, us, xs, None if lifted else params, x0_free, settings, warm=warm,
-        failed_derivative=options.failed_derivative, time_limit=time_limit, every=every,
-        callback=None if callback is None else lambda solution: callback(lower(solution)),
+        program, us, xs, None if form.lifted else params, x0_free, settings,
+        warm=None if warm is None else form.warm(warm), failed_derivative=options.failed_derivative,
+        time_limit=time_limit, every=every,
+        callback=None if callback is None else lambda solution: callback(form.back(solution)),
     )  # fmt: skip
-    return lower(solution)
+    return form.back(solution)
+
+
+class Form:
+    """The problem in the form that the method knows: inputs and x_0 free or absent, no parameters, no soft equalities.
+
+    Known inputs are looked up, free parameters are states that do not move, soft equalities have two sides.
+    """
+
+    def __init__(self, objective: Objective, us: Any, params: Any) -> None:
+        problem, nx = objective.problem, objective.x0.size
+        self.nx, self.params, self.bounds = nx, params, vars(problem)
+        self.us = None if "us" in objective.free else us
+        self.lifted, self.start_free = "params" in objective.free, "x0" in objective.free
+        nu = us.shape[1]
+        if self.us is not None and nu:
+            view, nu = KnownInputs(us), 0
+            problem = problem.map(view, ViewedDynamics(problem.dynamics, view, nx, 0))
+        self.problem = lift(problem, params, nx, nu) if self.lifted else problem
+
+    def unknowns(self, us: Any, xs: Any) -> tuple[Problem, Any, Any, tuple[bool, ...]]:
+        """Return the problem, the guess in its variables, and which components of its x_0 are free."""
+        x0_free = (self.start_free,) * self.nx
+        us = us if self.us is None else us[:, :0]
+        if self.lifted:
+            flat = ravel_pytree(self.params)[0].astype(xs.dtype)
+            xs = jnp.concatenate([xs, jnp.broadcast_to(flat, (len(xs), flat.size))], axis=1)
+            x0_free += (True,) * flat.size
+        problem = self.problem
+        if soft_equalities(problem):
+            shapes = function_shapes(problem, xs, us, None if self.lifted else self.params)
+            problem = two_sided(problem, {name: value.shape[-1] for name, value in shapes.items()})
+        return problem, us, xs, x0_free
+
+    def warm(self, warm: dict[str, Any]) -> dict[str, Any]:
+        """Return the multipliers of a similar solution in this form."""
+        costates, multipliers = warm["costates"], apart(self.problem, warm["multipliers"])
+        if self.lifted:
+            more = ravel_pytree(self.params)[0].size
+
+            def widened(values: Any, behind: Any = 0.0) -> Any:
+                behind = jnp.broadcast_to(jnp.asarray(behind, costates.dtype), (*values.shape[:-1], more))
+                return jnp.concatenate([values, behind], axis=-1)
+
+            for name, of_params in BEHIND.items():
+                y, given = multipliers.get(name), multipliers.pop(of_params, None)
+                if y is not None or given is not None:
+                    y = jnp.zeros(self.nx, costates.dtype) if y is None else y
+                    multipliers[name] = widened(y, 0.0 if given is None else ravel_pytree(given)[0])
+            costates = widened(costates)
+        return {"costates": costates, "multipliers": multipliers}
+
+    def back(self, solution: Solution) -> Solution:
+        """Return a solution of this form in the variables of the problem."""
+        solution = joined(self.problem, solution)
+        if self.lifted:
+            solution = _lowered(solution, self.params, self.nx, self.bounds)
+        if self.us is not None:
+            K = jnp.zeros((*self.us.shape, self.nx), self.us.dtype)
+            solution = replace(solution, us=self.us, K=K, k=self.us)
+        return solution
 
 
 def _with_first(xs: Any, x0: Any) -> Any:
@@ -115,25 +169,30 @@ def _check_constraints(objective: Objective) -> None:
 
 
 def _check_dependence(objective: Objective) -> None:
-    """Raise unless every row of a function answers NaN by NaN."""
+    """Raise where a hard row depends on nothing that is free at some stage, and does not hold there."""
     problem, params = objective.problem, objective.params
 
     def nan(value: Any) -> Any:
         return jnp.full(jnp.shape(value), jnp.nan, jnp.result_type(value))
 
     params = jax.tree.map(nan, params) if "params" in objective.free else params
-    x, u = nan(objective.x0), nan(objective.us[0])
-    for name in (*PATH, *TERMINAL):
-        function = getattr(problem, name)
-        if function is not None:
-            with jax.debug_nans(False):
-                value = function(x, u, jnp.asarray(0), params) if name in PATH else function(x, params)
-            rows = np.flatnonzero(~np.isnan(np.asarray(value)))
-            if rows.size:
-                raise ValueError(
-                    f"`{name}` has row {int(rows[0])} that depends on nothing that is free, at stage"
-                    f" {0 if name in PATH else problem.steps}; leave it out, or free what it depends on."
-                )
+    xs = jnp.broadcast_to(nan(objective.x0), (problem.steps + 1, objective.x0.size))
+    us = nan(objective.us) if "us" in objective.free else objective.us
+    with jax.debug_nans(False):
+        values = function_values(problem, xs, us, params)
+    for name, value in values.items():
+        constraint = getattr(problem, name)
+        value = np.atleast_2d(np.asarray(value))
+        missed = value if name.endswith("inequality") else np.abs(value)
+        hard = np.broadcast_to(np.isinf(constraint.prices(value.shape[1:], value.dtype)[0]), value.shape)
+        where = np.argwhere((missed > HOLDS) & hard)  # false for NaN, that is for what depends on something
+        if where.size:
+            stage, row = where[0]
+            raise ValueError(
+                f"`{name}` has row {row} that depends on nothing that is free at stage"
+                f" {stage if name in PATH else problem.steps}, where it is {value[stage, row]:.3g}: no point is"
+                " feasible; leave it out, or free what it depends on."
+            )
 
 
 def _check_warm(warm_start: Any, objective: Objective) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from optctl._validate import as_float, as_whole, cast, check_shape, check_time_l
 from optctl.adjoint.gradient import Gradient
 from optctl.adjoint.hessian import require_second_derivatives
 from optctl.lq.model import LQ, is_linear_quadratic
-from optctl.problem import PARAMS_BOUNDS, Problem, once
+from optctl.problem import CONSTRAINTS, Problem, once
 from optctl.result import Status
 from optctl.shooting.interior_point import InteriorPoint, Settings
 from optctl.solution import History, Solution
@@ -280,8 +280,9 @@ def _pick(problem: Problem, objective: Objective, method: Any) -> str:
             raise ValueError(f"`method` is {method!r}; expected one of {list(METHODS)}.")
         if method in ("cg", "newton_cg"):
             require_second_derivatives(problem)
-        if method == "interior_point" and (problem.dynamics.roll_without_inputs or "us" not in objective.free):
-            raise ValueError(f"method 'interior_point' needs free inputs; free is {objective.free}.")
+        if method == "interior_point" and problem.dynamics.roll_without_inputs:
+            kind = type(problem.dynamics).__name__
+            raise ValueError(f"method 'interior_point' cannot take {kind}, whose states have no common width.")
         if method == "lq" and objective.free not in (("us",), ("us", "x0")):
             raise ValueError(f"method 'lq' solves for us (and x0); free is {objective.free}.")
         if method == "ilqr" and objective.free != ("us",) and not set(problem.constraint_names) - set(VARIABLE_BOUNDS):
@@ -298,7 +299,7 @@ def _pick(problem: Problem, objective: Objective, method: Any) -> str:
     bounds_only = set(problem.constraint_names) <= set(VARIABLE_BOUNDS)
     smooth = problem.dynamics.twice_differentiable and not problem.dynamics.roll_without_inputs
     small = objective.x0.size + (0 if objective.us is None else objective.us[0].size) <= SMALL
-    if problem.constraint_names and "us" in objective.free and not (bounds_only and not (smooth and small)):
+    if not bounds_only or (problem.constraint_names and "us" in objective.free and smooth and small):
         return "interior_point"
     if problem.constraint_names or "params" in objective.free or not problem.dynamics.twice_differentiable:
         return "lbfgs"
@@ -321,9 +322,9 @@ def _is_exact(method: Any, problem: Problem) -> bool:
 def _refuse_constraints(problem: Problem, objective: Objective, method: str) -> None:
     bounded = [name for name, variable in VARIABLE_BOUNDS.items() if variable in objective.free]
     taken = bounded if method in TAKES_BOUNDS else []
-    refused = [name for name in problem.constraint_names if name not in taken]
     if method == "interior_point":
-        refused = [name for name in refused if name in PARAMS_BOUNDS and "params" not in objective.free]
+        taken = [*bounded, *(name for name in CONSTRAINTS if name not in VARIABLE_BOUNDS)]
+    refused = [name for name in problem.constraint_names if name not in taken]
     if not refused:
         return
     if all(name in VARIABLE_BOUNDS for name in refused) and method not in (*TAKES_BOUNDS, "interior_point"):
