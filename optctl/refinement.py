@@ -7,6 +7,7 @@ step is split into as many as the order of the scheme asks for, and the problem 
 Reference: Betts (2010), Practical Methods for Optimal Control and Estimation Using Nonlinear Programming, section 4.7.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from optctl.continuous.integrate import integrate
 from optctl.continuous.ode import ODE
 from optctl.dynamics.discretize import Discretized, RunningCost
 from optctl.problem import BOUNDS, Problem
+from optctl.result import Result, Status
 from optctl.solution import Solution
 from optctl.solvers.solve import solve
 
@@ -27,7 +29,7 @@ MOST_PARTS = 8
 
 
 @record()
-class Refinement:
+class Refinement(Result):
     """A solution on a mesh that is fine enough, or as fine as allowed.
 
     Attributes:
@@ -38,6 +40,8 @@ class Refinement:
         drift: largest error of the whole trajectory against one integration from x_0.
         converged: True if every error is within the tolerance and the solution converged.
         rounds: number of meshes solved after the first.
+        status: that of the solution, where it failed; ITERATION_LIMIT where the meshes ended before the tolerance.
+        stage: the stage that failed, or that of the largest error, where the mesh is too coarse.
     """
 
     solution: Solution
@@ -47,6 +51,26 @@ class Refinement:
     drift: Any
     converged: Any
     rounds: int
+
+    @property
+    def status(self) -> Any:
+        """The `Status` of the solution where it failed, else whether the mesh is fine enough."""
+        done = Status.SOLVED if self.converged else Status.ITERATION_LIMIT
+        return int(done) if self.solution else self.solution.status
+
+    @property
+    def stage(self) -> Any:
+        """Stage that failed, or that of the largest error where the mesh is too coarse; -1 if there is none."""
+        if not self.solution:
+            return self.solution.stage
+        return -1 if self.converged else int(np.argmax(self.errors))
+
+    def explanation(self) -> str:
+        """Return what failed: the solution, or the mesh."""
+        if not self.solution:
+            return self.solution.message
+        found = f"an error of {np.max(self.errors):.1e} at stage {int(np.argmax(self.errors))}"
+        return "solved, and the mesh is fine enough" if self.converged else f"{found} is left; raise max_rounds"
 
     def __repr__(self) -> str:
         return (
@@ -102,15 +126,14 @@ def refine(
         parts = np.clip(parts, np.where(errors <= tolerance, 1, 2), MOST_PARTS).astype(int)
         xs, us = _interpolated(dynamics.hold, solution, np.asarray(middles), parts)
         dt = np.repeat(dt / parts, parts)
-        dynamics = Discretized(**{**vars(dynamics), "dt": jnp.asarray(dt)})
+        dynamics = dataclasses.replace(dynamics, dt=jnp.asarray(dt))
         cost = problem.stage_cost
         problem = problem.replace(
             dynamics=dynamics, horizon=len(dt), stage_cost=None if cost is None else dynamics.integral(cost.call.rate)
         )
-        free = ("us", "params") if solution.multipliers.get("params_min") is not None else None
-        free = options.get("free", free)
-        rest = {key: value for key, value in options.items() if key != "free"}
-        solution = solve(problem, us, "interior_point", xs=xs, free=free, **rest)
+        options = {"method": "interior_point", "free": solution.free} | options
+        x0 = solution.x0 if problem.x0 is None else None
+        solution = solve(problem, us, xs=xs, x0=x0, params=solution.params, **options)
         done += 1
     drift = _drift(dynamics, jnp.asarray(dt), solution)
     converged = fine and bool(solution.converged)

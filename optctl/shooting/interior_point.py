@@ -51,7 +51,7 @@ from optctl.shooting.certificate import certify_point
 from optctl.shooting.expansion import Expansion, Values, evaluate, expand, function_shapes, function_values
 from optctl.shooting.feasibility import restore
 from optctl.shooting.primal_dual import Program, Unknowns, factor, infeasibility, newton_rows
-from optctl.shooting.rows import PATH, TERMINAL, Rows, bound_arrays, flatten, make_rows
+from optctl.shooting.rows import PATH, TERMINAL, Rows, bound_arrays, flatten, make_rows, residuals_by_name
 from optctl.shooting.sensitivity import settle, unknown
 from optctl.solution import History, Solution
 
@@ -374,6 +374,7 @@ def finish(program: Program, x0: Any, state: State, settings: Settings, failed: 
         multipliers=_by_name(still, best.y), K=K, k=k, cost=best.cost,
         status=status, converged=converged, iterations=state.iterations, certificate=certificate,
         history=state.history, method="interior_point",
+        residuals=residuals_by_name(still.problem, rows, e.at.c, e.at.gaps),
     )  # fmt: skip
 
 

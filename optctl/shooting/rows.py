@@ -189,3 +189,21 @@ def bound_arrays(rows: Rows, stem: str, z: Any) -> tuple[Any, Any]:
     lower, upper = rows.bounds.get(f"{stem}_min"), rows.bounds.get(f"{stem}_max")
     lower = jnp.full_like(z, -jnp.inf) if lower is None else lower
     return lower, jnp.full_like(z, jnp.inf) if upper is None else upper
+
+
+def residuals_by_name(problem: Problem, rows: Rows, c: Any, gaps: Any) -> dict[str, Any]:
+    """Return by constraint how far each row is from holding, (stages, rows); one with a price may be missed.
+
+    Blocks of x have a row for each of the stages 0..N, whatever the first one is bounded by.
+    """
+    hard = rows.inequality if rows.soft is None else rows.inequality & ~rows.soft
+    blocks = rows.split(jnp.where(rows.equality, jnp.abs(c), jnp.where(hard, jnp.maximum(c, 0.0), 0.0)))
+    for side in ("min", "max"):
+        first, rest = blocks.pop(f"x0_{side}", None), blocks.pop(f"x_{side}", None)
+        own = first is not None and getattr(problem, f"x0_{side}") is not None
+        if own:
+            blocks[f"x0_{side}"] = first
+        if rest is not None:
+            nothing = first is None or own
+            blocks[f"x_{side}"] = jnp.concatenate([jnp.zeros_like(rest[:1]) if nothing else first[None], rest])
+    return {name: jnp.atleast_2d(block) for name, block in blocks.items()} | {"dynamics": jnp.abs(gaps)}

@@ -15,12 +15,13 @@ from optctl.adjoint.gradient import Gradient
 from optctl.adjoint.hessian import require_second_derivatives
 from optctl.lq.model import LQ, is_linear_quadratic
 from optctl.problem import CONSTRAINTS, Problem, once
-from optctl.result import Status
+from optctl.result import Status, nan_in_batch
 from optctl.shooting.interior_point import InteriorPoint, Settings
 from optctl.solution import History, Solution
 from optctl.solvers.cg import conjugate_gradient, lowest_curvature, slope_mismatch
 from optctl.solvers.constrained import constrained
 from optctl.solvers.descent import gradient_descent
+from optctl.solvers.guess import check_start, first_state
 from optctl.solvers.ilqr import ILQR, ilqr
 from optctl.solvers.iterate import Iterate
 from optctl.solvers.lbfgs import lbfgs
@@ -89,7 +90,8 @@ def solve(
             "newton_cg" if not.
         xs: (N+1, nx) first guess of the states for "interior_point", which need not satisfy the dynamics; None rolls
             out the guess of the inputs.
-        x0: (nx,) first guess of a free x_0; None starts from zero (projected into its bounds).
+        x0: (nx,) first guess of a free x_0; None starts from the middle of its bounds, or the minimum of its initial
+            cost.
         params: first guess of free parameters, or other values of fixed ones; None takes the problem's.
         free: names among "us", "x0", "params"; None frees the inputs (if there are any) and x0 where the problem
             gives none; the parameters where nothing else is free.
@@ -130,6 +132,9 @@ def solve(
     objective = _objective(problem, us, x0, params, free)
     problem, asked = objective.problem, method
     method = _pick(problem, objective, method)
+    if x0 is None and xs is None and "x0" in objective.free and method != "lq":  # the Riccati recursion needs no guess
+        guess = jax.lax.stop_gradient(first_state(problem, objective.x0.dtype))
+        objective = dataclasses.replace(objective, x0=guess)  # type: ignore[type-var]
     _refuse_constraints(problem, objective, method)
     as_whole(callback_every, "callback_every", least=1)
     check_time_limit(time_limit)
@@ -192,6 +197,9 @@ def _told(solution: Solution, verbose: bool) -> Solution:
         rows = slice(int(solution.iterations) + 1)
         history = jax.tree.map(lambda column: np.asarray(column)[rows], solution.history)
         solution = dataclasses.replace(solution, history=history)  # type: ignore[type-var]
+    else:
+        cost = solution.cost + nan_in_batch(solution.converged).astype(solution.cost.dtype)
+        solution = dataclasses.replace(solution, cost=cost)  # type: ignore[type-var]
     if verbose:
         print(f"{solution.table()}\n{solution!r}")
     return solution
@@ -224,6 +232,8 @@ def _objective(problem: Problem, us: Any, x0: Any, params: Any, free: Any) -> Ob
             raise ValueError(
                 f"`x0` is neither given nor free (free: {', '.join(names)}); pass x0=..., or free it, too."
             )
+        if x0 is None and free is None:
+            check_start(problem)
         if x0 is None and dynamics.nx is None:
             raise ValueError("`x0` is free and its size unknown; pass a first guess x0=..., or nx to the dynamics.")
         x0 = jnp.zeros(dynamics.nx, dtype) if x0 is None else jnp.asarray(as_float(x0, "x0"))
@@ -409,6 +419,7 @@ def _certified(
         xs=g.xs, us=values["us"], x0=values["x0"], params=values["params"], costates=g.costates,
         multipliers=_by_name(objective, multipliers), K=K, k=k, cost=g.cost, status=status, converged=converged,
         iterations=iterate.iterations, certificate=certificate, history=history, method=method,
+        free=objective.free, residuals={},
     )  # fmt: skip
 
 
