@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import is_concrete
+from optctl._validate import is_concrete, runs_now
 from optctl.lq.kkt import times
 from optctl.problem import Problem
 from optctl.result import Status
@@ -50,6 +50,7 @@ from optctl.shooting.barrier import (
 from optctl.shooting.certificate import certify_point
 from optctl.shooting.expansion import Expansion, Values, evaluate, expand, function_shapes, function_values
 from optctl.shooting.feasibility import restore
+from optctl.shooting.polish import polish
 from optctl.shooting.primal_dual import Program, Unknowns, factor, infeasibility, newton_rows
 from optctl.shooting.rows import PATH, TERMINAL, Rows, bound_arrays, flatten, make_rows, residuals_by_name
 from optctl.shooting.sensitivity import settle, unknown
@@ -306,6 +307,8 @@ def iterate(program: Program, state: State, settings: Settings, stop: Any) -> St
         return jax.lax.cond(going, step, lambda state: state, state), going
 
     state, _ = jax.lax.while_loop(lambda carry: carry[1], body, (state, jnp.asarray(True)))
+    solved = state.status == int(Status.SOLVED)
+    state = jax.lax.cond(solved, lambda s: polish(program, s, tolerance, settings.exact), lambda s: s, state)
     if not settings.gains:
         return state
     _, weight = newton_rows(rows, state.e.at.c, state.z, state.mu)
@@ -455,7 +458,7 @@ def interior_point(
         every: iterations between calls.
     """
     failed = failed_derivative
-    concrete = is_concrete((problem, us, xs, params, settings))
+    concrete = runs_now((problem, us, xs, params, settings))
     natively = concrete and runs_natively(problem, xs, us, params, settings)
     last = settings.max_iterations
     in_turns = concrete and (callback is not None or time_limit is not None)
@@ -537,7 +540,7 @@ def compiled(function: Callable, natively: bool) -> Callable:
 
 def check_guess(program: Program, state: State) -> None:
     """Raise if a function is not finite at the guess, naming it and the stage."""
-    if not is_concrete(state) or bool(jnp.isfinite(state.theta_first) & jnp.isfinite(state.first_cost)):
+    if not runs_now(state) or bool(jnp.isfinite(state.theta_first) & jnp.isfinite(state.first_cost)):
         return
     problem, z, params = program.problem, state.z, program.params
     values = {

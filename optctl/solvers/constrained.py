@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optctl._validate import as_float, cast, is_concrete
+from optctl._validate import as_float, cast, is_concrete, runs_now
 from optctl.problem import once
 from optctl.shooting.expansion import function_values
 from optctl.shooting.interior_point import InteriorPoint, Settings, interior_point
@@ -101,7 +101,7 @@ def _check_constraints(objective: Objective) -> None:
             lower, upper = (np.asarray(b)[0] if np.ndim(b) == 2 else np.asarray(b) for b in (lower, upper))
             if (lower > upper).any():
                 raise ValueError(f"`{low}` exceeds `{high}` at stage 0; no point is feasible.")
-    if any(getattr(problem, name) is not None for name in (*PATH, *TERMINAL)) and is_concrete(objective):
+    if any(getattr(problem, name) is not None for name in (*PATH, *TERMINAL)) and runs_now(objective):
         once(("constraints", objective), lambda: _check_dependence(objective))
 
 

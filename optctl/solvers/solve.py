@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl import lq
-from optctl._validate import as_float, as_whole, cast, check_shape, check_time_limit, is_concrete
+from optctl._validate import as_float, as_whole, cast, check_shape, check_time_limit, is_concrete, runs_now
 from optctl.adjoint.gradient import Gradient
 from optctl.adjoint.hessian import require_second_derivatives
 from optctl.lq.model import LQ, is_linear_quadratic
@@ -145,7 +145,7 @@ def solve(
         tolerance = 1e-3 if dtype == jnp.float32 else 1e-8 if method == "interior_point" else 1e-6
     if not isinstance(tolerance, int | float | np.number) or not 0 <= tolerance < np.inf:
         raise ValueError(f"`tolerance` is {tolerance!r}; expected a number >= 0, such as 1e-6.")
-    if verbose and not is_concrete(objective):
+    if verbose and not runs_now(objective):
         raise ValueError(
             "`verbose` prints on the host; leave it out under jit, vmap or grad, and print sol.table() after."
         )
@@ -182,7 +182,7 @@ def solve(
         exact = _is_exact(asked, problem)
         iterate, K, k = ilqr(objective, objective.us, tolerance=tolerance, max_iterations=limit, exact=exact)
     else:
-        if not is_concrete((objective, z)):
+        if not runs_now((objective, z)):
             raise ValueError(
                 "method 'lbfgs' runs on the host; under jit or vmap use 'newton_cg' or 'gradient_descent'. No iterative"
                 " method is differentiated through: the costates and multipliers of a solution are its sensitivities."
@@ -314,7 +314,7 @@ def _pick(problem: Problem, objective: Objective, method: Any) -> str:
     if problem.constraint_names or "params" in objective.free or not problem.dynamics.twice_differentiable:
         return "lbfgs"
     whole = objective.free == ("us",) + (("x0",) if problem.x0 is None else ())
-    if whole and is_concrete(problem) and problem.dynamics.is_linear and is_linear_quadratic(problem):
+    if whole and runs_now(problem) and problem.dynamics.is_linear and is_linear_quadratic(problem):
         return "lq"
     light = smooth and small and problem.dynamics.has_jax_step and problem.memory == "full"
     return "ilqr" if light and objective.free == ("us",) else "newton_cg"
@@ -348,7 +348,7 @@ def _refuse_constraints(problem: Problem, objective: Objective, method: str) -> 
 
 def _require_quadratic(objective: Objective, z: Any) -> None:
     """Raise unless the slope is linear in z, probed at two sizes."""
-    if not is_concrete((objective, z)):
+    if not runs_now((objective, z)):
         return
     noise = jnp.asarray(np.random.default_rng(0).normal(size=z.shape), z.dtype)
     tolerance = 1e-2 if z.dtype == jnp.float32 else 1e-6
@@ -363,7 +363,7 @@ def _require_quadratic(objective: Objective, z: Any) -> None:
 
 def _demand_convex(objective: Objective, z: Any, iterate: Iterate) -> Iterate:
     """Mark the result as not convex if the Hessian has a negative eigenvalue, which cg may not have met."""
-    if not is_concrete((objective, z)):
+    if not runs_now((objective, z)):
         return iterate
     lowest, size = lowest_curvature(objective, z)
     rounding = 1e-4 if z.dtype == jnp.float32 else 1e-10
