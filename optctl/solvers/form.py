@@ -57,7 +57,7 @@ class Form:
                 return jnp.concatenate([values, behind], axis=-1)
 
             for name, of_params in BEHIND.items():
-                y, given = multipliers.get(name), multipliers.pop(of_params, None)
+                y, given = multipliers.get(name), None if of_params is None else multipliers.pop(of_params, None)
                 if y is not None or given is not None:
                     y = jnp.zeros(self.nx, costates.dtype) if y is None else y
                     multipliers[name] = widened(y, 0.0 if given is None else ravel_pytree(given)[0])
