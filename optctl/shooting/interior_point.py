@@ -233,7 +233,8 @@ def without_held_rows(
         constraint = getattr(problem, name)
         held = values[name] if name.endswith("inequality") else jnp.abs(values[name])
         on = jnp.isnan(values[name]) | (held > settings.tolerance)
-        changes[name] = replace(constraint, on=on if constraint.on is None else on & constraint.on)
+        counted = True if constraint.on is None else constraint.on
+        changes[name] = replace(constraint, on=on & jnp.broadcast_to(counted, on.shape))
     return problem.replace(**changes)
 
 

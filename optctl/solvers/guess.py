@@ -39,7 +39,8 @@ def _side(problem: Problem, side: str, nx: int, dtype: Any) -> Any:
     """Return the bounds of x_0 on one side, those of all states included; infinite where there are none."""
     nothing, tighter = (-jnp.inf, jnp.maximum) if side == "min" else (jnp.inf, jnp.minimum)
     own, every = getattr(problem, f"x0_{side}"), getattr(problem, f"x_{side}")
-    every = every[0] if jnp.ndim(every) == 2 else every
+    if every is not None and jnp.ndim(every) == 2:
+        every = every[0]
     both = [jnp.asarray(nothing if bound is None else bound, dtype) for bound in (own, every)]
     return jnp.broadcast_to(tighter(*both), nx)
 

@@ -65,7 +65,7 @@ def test_soft_path_equalities_equal_extra_inputs_and_combine_with_rates_and_para
     def soft(l1):
         return pendulum(path_equality=oc.Soft(track, l1, l2), path_inequality=limit)
 
-    sol = oc.solve(soft(l1), tolerance=1e-10)
+    sol = oc.solve(soft(l1))
     step = pendulum().dynamics.step
     explicit = oc.Problem(  # u, the two sides of the miss of the first row, the miss of the inequality
         oc.Dynamics(lambda x, u: step(x, u[:1], 0, None), 2, 4),
@@ -73,7 +73,7 @@ def test_soft_path_equalities_equal_extra_inputs_and_combine_with_rates_and_para
         lambda x: x @ x, horizon=12, x0=[1.0, 0.0], u_min=[-np.inf, 0.0, 0.0, 0.0],
         path_equality=lambda x, u: track(x, u[:1])[:1] - u[1:2] + u[2:3], path_inequality=lambda x, u: -0.5 - x[1:] - u[3:],
     )  # fmt: skip
-    other = oc.solve(explicit, tolerance=1e-10)
+    other = oc.solve(explicit)
     assert sol.converged
     assert other.converged
     np.testing.assert_allclose(sol.cost, other.cost, rtol=1e-8)
@@ -84,11 +84,11 @@ def test_soft_path_equalities_equal_extra_inputs_and_combine_with_rates_and_para
     np.testing.assert_allclose(y["path_inequality"], z["path_inequality"], atol=1e-6)
     values = jax.vmap(track)(sol.xs[:-1], sol.us)
     np.testing.assert_allclose(y["path_equality"][:, 1], 0.03 * values[:, 1], atol=1e-8)
-    slope = jax.grad(lambda price: oc.solve(soft(l1.at[0].set(price)), tolerance=1e-10).cost)(0.02)
+    slope = jax.grad(lambda price: oc.solve(soft(l1.at[0].set(price))).cost)(0.02)
     np.testing.assert_allclose(slope, jnp.sum(jnp.abs(values[:, 0])), rtol=1e-5)
 
     # The same with a mass that is known to the controller's form only: rates far from active change nothing.
-    mpc = oc.MPC(soft(l1), du_max=50.0, tolerance=1e-10)
+    mpc = oc.MPC(soft(l1), du_max=50.0)
     np.testing.assert_allclose(mpc.init([1.0, 0.0]).us, sol.us, atol=1e-5)
     # A parameter that its cost pins to 1 is lifted among all of these.
     free = soft(l1).replace(
