@@ -80,7 +80,13 @@ class Refinement(Result):
 
 
 def refine(
-    problem: Problem, solution: Solution, tolerance: float = 1e-6, *, max_rounds: int = 6, **options: Any
+    problem: Problem,
+    solution: Solution,
+    *,
+    tolerance: float = 1e-6,
+    max_rounds: int = 6,
+    method: Any = "interior_point",
+    **options: Any,
 ) -> Refinement:
     """Split steps of a solution's mesh and solve again until no step is further from the ODE than the tolerance.
 
@@ -90,6 +96,7 @@ def refine(
         solution: its solution.
         tolerance: largest error of a step, relative to 1 + |x|.
         max_rounds: most meshes to solve on; 0 estimates the error of the solution as it is.
+        method: as for `solve`, one that takes a guess of the states.
         **options: for `solve`.
 
     Returns:
@@ -133,7 +140,7 @@ def refine(
         free = ("us", "params") if solution.multipliers.get("params_min") is not None else None
         free = options.get("free", free)
         rest = {key: value for key, value in options.items() if key != "free"}
-        solution = solve(problem, us, "interior_point", xs=xs, free=free, **rest)
+        solution = solve(problem, us, method, xs=xs, free=free, **rest)
         done += 1
     drift = _drift(dynamics, jnp.asarray(dt), solution)
     converged = fine and bool(solution.converged)
