@@ -91,7 +91,8 @@ def lbfgs(objective: Objective, z: Any, *, tolerance: float, max_iterations: int
                 raise _ReachedError  # not even the first point can be evaluated
             # A wall that rises from the last iterate as fast as the cost falls there: the line search, which
             # interpolates between the two, comes back by a fraction of the step.
-            fall = abs(float(base["slope"] @ (z - base["z"])))
+            with np.errstate(over="ignore"):
+                fall = abs(float(base["slope"] @ (z - base["z"])))
             return min(base["cost"] + max(fall, 1e-10 * abs(base["cost"])), 1e300), -base["slope"]
         first_cost = cost if np.isnan(first_cost) else first_cost
         last.update(cost=float(cost), z=z.copy(), slope=slope.astype(np.float64))

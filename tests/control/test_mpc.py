@@ -163,17 +163,18 @@ def test_a_quadrotor_follows_a_figure_eight():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("options", "message"),
     [
-        ({"du_max": -1.0}, "`du_max` is -1.0; expected a positive number"),
         ({"time_limit": 0}, "`time_limit` is 0"),
         ({"hessian": "bfgs"}, "`hessian` is 'bfgs'"),
         ({"max_iterations": 0}, "`max_iterations` is 0"),
     ],
 )
-def test_bad_options_are_named(arguments, message):
+def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        oc.MPC(PROBLEM, **arguments)
+        oc.MPC(PROBLEM, method=oc.InteriorPoint(**options))
+    with pytest.raises(ValueError, match="`du_max` is -1.0; expected a positive number"):
+        oc.MPC(PROBLEM, du_max=-1.0)
 
 
 def test_bad_states_and_problems_are_named():

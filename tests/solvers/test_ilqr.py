@@ -12,6 +12,8 @@ import optctl as oc
 from optctl.lq import kkt
 from optctl.solvers.boxed import best_policy
 from optctl.solvers.ilqr import ilqr
+from optctl.solvers.methods import pick
+from optctl.solvers.objective import Objective
 from tests import zoo
 from tests.oracles import check_optimality, random_lq
 
@@ -310,12 +312,13 @@ def test_what_it_cannot_take_is_given_to_others():
         oc.Dynamics(lambda x, u: 0.9 * jnp.tanh(x) + u, 60, 60), lambda x, u: x @ x + u @ u, horizon=2, x0=np.ones(60)
     )
     assert oc.solve(wide).method == "newton_cg"
-    assert oc.solve(problem.replace(x0=None)).method == "newton_cg"
-    assert oc.solve(problem, free=("us", "params")).method == "lbfgs"
+    us, x0 = np.zeros((7, 1)), problem.x0
+    for free, record in ((("us", "x0"), oc.NewtonCG), (("us", "params"), oc.LBFGS)):
+        assert type(pick(Objective(problem.replace(x0=None), us, x0, problem.params, free))) is record
     assert oc.solve(oc.Problem(Kinked(), lambda x, u: u @ u, horizon=2, x0=[0.0])).method == "lbfgs"
     layers, x0, _, weights = zoo.kinds()["layers"]
     deep = oc.Problem(layers, terminal_cost=lambda x: x @ x, horizon=3, x0=x0, params=weights)
-    assert oc.solve(deep).method == "lbfgs"
+    assert type(pick(Objective(deep, None, np.asarray(x0), weights, ("params",)))) is oc.LBFGS
 
 
 def test_a_size_that_only_the_guess_tells():
