@@ -173,7 +173,7 @@ def test_a_quadrotor_follows_a_figure_eight():
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         oc.MPC(PROBLEM, method=oc.InteriorPoint(**options))
-    with pytest.raises(ValueError, match="`du_max` is -1.0; expected a positive number"):
+    with pytest.raises(ValueError, match=r"`du_max` is -1.0; expected a positive number"):
         oc.MPC(PROBLEM, du_max=-1.0)
 
 
