@@ -60,7 +60,7 @@ def test_an_option_that_a_method_has_not_is_refused_by_name(kind):
 
 def test_options_reach_their_method():
     problem = zoo.pendulum_problem()
-    for name in ("gradient_descent", "lbfgs", "newton_cg", "ilqr", "interior_point"):
+    for name in ("gradient_descent", "interior_point"):  # the others in the contract
         sol = oc.solve(problem, method=METHODS[name](max_iterations=1), tolerance=1e-13)
         assert int(sol.iterations) == 1, name
         assert sol.status == oc.Status.ITERATION_LIMIT, name
