@@ -22,6 +22,7 @@ from jax.flatten_util import ravel_pytree
 
 from optctl._record import record
 from optctl._validate import as_float
+from optctl.adjoint.culprit import culprit
 from optctl.adjoint.gradient import arguments, gradient, total_cost
 from optctl.adjoint.hessian import hessian_vector_product
 from optctl.dynamics.base import AbstractDynamics
@@ -209,6 +210,9 @@ def check_gradient(problem: Problem, us: Any, *, x0: Any = None, params: Any = N
     slopes = {"us": g.us, "x0": g.x0, "params": g.params}
     rng = np.random.default_rng(seed)
     rows, notes = [], []
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((g.cost, slopes))):
+        found = culprit(problem, g.xs, us, params)
+        notes.append(f"note: the gradient is inf or NaN: {found or 'no stage tells why'}.")
     for name, value in point.items():
         leaves = jax.tree.leaves(value)
         if not sum(leaf.size for leaf in leaves):

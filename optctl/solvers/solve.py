@@ -14,6 +14,7 @@ from optctl.result import Status, nan_in_batch
 from optctl.solution import History, Solution
 from optctl.solvers.cg import CG
 from optctl.solvers.iterate import Iterate
+from optctl.solvers.judged import judged
 from optctl.solvers.lq import LQ
 from optctl.solvers.method import Method
 from optctl.solvers.methods import as_method, refuse_constraints
@@ -94,7 +95,7 @@ def solve(
         chosen = CG()
         found = chosen.run(objective, tolerance, us, xs)
     solution = _finish(objective, found, tolerance, chosen.name) if isinstance(found, Iterate) else found
-    return _told(solution, verbose)
+    return _told(objective.problem, solution, verbose)
 
 
 def _tolerance(tolerance: Any, method: Method, objective: Objective) -> Any:
@@ -107,9 +108,10 @@ def _tolerance(tolerance: Any, method: Method, objective: Objective) -> Any:
     return tolerance
 
 
-def _told(solution: Solution, verbose: bool) -> Solution:
-    """Cut the history to the iterations made, and print if asked to."""
+def _told(problem: Problem, solution: Solution, verbose: bool) -> Solution:
+    """Judge the solution, cut the history to the iterations made, and print if asked to."""
     if is_concrete(solution):
+        solution = judged(problem, solution)
         rows = slice(int(solution.iterations) + 1)
         history = jax.tree.map(lambda column: np.asarray(column)[rows], solution.history)
         solution = dataclasses.replace(solution, history=history)  # type: ignore[type-var]
