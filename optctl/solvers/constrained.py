@@ -56,6 +56,7 @@ class InteriorPoint(Method):
 
     name = "interior_point"
     summary = "primal-dual interior point on the multiple-shooting form; takes every constraint"
+    differentiable = True
     takes = "all"
     tolerance = 1e-8
 

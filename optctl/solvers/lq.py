@@ -27,6 +27,7 @@ class LQ(Method):
 
     name = "lq"
     summary = "exact solution of linear-quadratic problems by the Riccati recursion"
+    differentiable = True
 
     def check(self, objective: Objective) -> None:
         """Raise unless inputs, and perhaps x_0, are free."""

@@ -24,12 +24,14 @@ class Method:
         summary: what it does, in half a line.
         takes: what it takes of constraints: "none", "bounds" (on what is free) or "all".
         tolerance: the default tolerance in float64.
+        differentiable: True if its solutions have derivatives.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     takes: ClassVar[str] = "none"
     tolerance: ClassVar[float] = 1e-6
+    differentiable: ClassVar[bool] = False
 
     @classmethod
     def options(cls) -> list[str]:

@@ -19,6 +19,7 @@ from optctl.solvers.lq import LQ
 from optctl.solvers.method import Method
 from optctl.solvers.methods import as_method, refuse_constraints
 from optctl.solvers.objective import VARIABLE_BOUNDS, Objective, certify, certify_stages
+from optctl.solvers.refusal import without_derivative
 
 
 def solve(
@@ -89,13 +90,20 @@ def solve(
         raise ValueError(
             "`verbose` prints on the host; leave it out under jit, vmap or grad, and print sol.table() after."
         )
-    found = chosen.run(objective, tolerance, us, xs)
+    found = _run(chosen, objective, tolerance, us, xs)
     if method is None and chosen.name == LQ.name and is_concrete(found.status) and found.status == Status.NOT_CONVEX:
         # Convex, perhaps, but not strictly so in u: conjugate gradients need no inverse.
         chosen = CG()
-        found = chosen.run(objective, tolerance, us, xs)
+        found = _run(chosen, objective, tolerance, us, xs)
     solution = _finish(objective, found, tolerance, chosen.name) if isinstance(found, Iterate) else found
     return _told(objective.problem, solution, verbose)
+
+
+def _run(method: Method, objective: Objective, tolerance: Any, us: Any, xs: Any) -> Iterate | Solution:
+    """Run the method; derivatives that it has not are refused in its name."""
+    if not method.differentiable and not is_concrete(objective):
+        objective = without_derivative(method.name, objective)
+    return method.run(objective, tolerance, us, xs)
 
 
 def _tolerance(tolerance: Any, method: Method, objective: Objective) -> Any:

@@ -182,3 +182,17 @@ def test_arguments_stand_in_one_order():
         assert order == sorted(order), name
         keywords = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
         assert {"x0", "us", "params"} <= keywords | set(positional) or name not in ("gradient", "check_gradient"), name
+
+
+@pytest.mark.parametrize("name", ["ilqr", "newton_cg", "gradient_descent", "cg"])
+def test_derivatives_that_a_method_has_not_are_refused_in_its_name(name):
+    problem = zoo.lq_problem()
+
+    def cost(x0):
+        return oc.solve(problem.replace(x0=x0), method=name).cost
+
+    x0 = jnp.asarray(problem.x0)
+    for derivative in (jax.grad(cost), jax.jit(jax.grad(cost)), jax.jacfwd(cost)):
+        with pytest.raises(ValueError, match=rf"method '{name}' is not differentiated through.*InteriorPoint\(\)"):
+            derivative(x0)
+    np.testing.assert_allclose(jax.jit(jax.vmap(cost))(x0[None]), [cost(x0)], rtol=1e-9)  # other transformations pass
