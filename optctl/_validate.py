@@ -4,6 +4,8 @@ Values are looked at only when they are concrete: under `jit`, `vmap` or `grad` 
 numbers cannot be.
 """
 
+import traceback
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -35,6 +37,11 @@ def runs_now(value: Any) -> bool:
 def cast(value: Any, dtype: Any) -> Any:
     """Return an array of a type; itself where it has that type, which saves a call of compiled code."""
     return value if value.dtype == dtype else value.astype(dtype)
+
+
+def is_number(value: Any) -> bool:
+    """True for one real number, also as an array without axes; True and False are none."""
+    return not isinstance(value, bool) and np.ndim(value) == 0 and np.asarray(value).dtype.kind in "fiu"
 
 
 def check_time_limit(value: Any) -> None:
@@ -106,6 +113,37 @@ def check_shape(value: Any, name: str, shape: tuple[int | None, ...]) -> None:
         raise ValueError(f"`{name}` has shape {got}; expected {wanted}.")
 
 
+class TracedError(ValueError):
+    """A user's function asked a traced array for its numbers; the message names the function and says what to write."""
+
+
+NEEDS_NUMBERS = {
+    jax.errors.TracerBoolConversionError: "decides by the value of an array (`if`, `while`, `and`, `not`, `max(a, b)`);"
+    " write jnp.where(condition, a, b), jnp.maximum or jnp.logical_and",
+    jax.errors.TracerArrayConversionError: "hands an array to NumPy; write jnp.sin for np.sin, jnp.array for np.array",
+    jax.errors.TracerIntegerConversionError: "counts or indexes a Python object by an array, such as range(t) or"
+    " table[t]; write jax.lax.fori_loop, or jnp.asarray(table)[t]",
+    jax.errors.NonConcreteBooleanIndexError: "picks entries by a mask, x[mask]; write jnp.where(mask, x, 0)",
+    jax.errors.ConcretizationTypeError: "asks an array for its number, as float(x), int(x) or math.sin(x) do; keep the"
+    " array, write x.astype(int) for int(x), jnp.sin for math.sin, jnp.where for `if`",
+}
+"""What JAX raises where a function needs numbers that are not there yet, and what it should do instead."""
+
+
+def explained(error: Exception, name: str) -> TracedError:
+    """Return an error of `NEEDS_NUMBERS` in the words of the user's function, with its line."""
+    words = next(words for kind, words in NEEDS_NUMBERS.items() if isinstance(error, kind))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_library(f.filename)]
+    line = f" (line {frames[-1].lineno} of {Path(frames[-1].filename).name}: {frames[-1].line})" if frames else ""
+    return TracedError(f"`{name}` {words}. It is traced once, for all stages and points{line}.")
+
+
+def _is_library(filename: str) -> bool:
+    """True for files of this package, of JAX and of NumPy."""
+    inside = Path(__file__).parent
+    return inside in Path(filename).parents or bool({"jax", "jaxlib", "numpy"} & set(Path(filename).parts))
+
+
 def result_shape(function: Any, name: str, *arguments: Any) -> Any:
     """Return the shape and type of a user's function without running it.
 
@@ -114,13 +152,15 @@ def result_shape(function: Any, name: str, *arguments: Any) -> Any:
     """
     try:
         return jax.eval_shape(function, *arguments)
+    except TracedError:
+        raise
+    except tuple(NEEDS_NUMBERS) as error:
+        raise explained(error, name) from error
     except Exception as error:
         shapes = ", ".join(
             "None" if a is None else str(np.shape(a)) for a in arguments if not isinstance(a, dict | list)
         )
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if "__array__" in reason or "TracerArrayConversionError" in type(error).__name__:
-            reason = "it calls NumPy on traced arrays; use jax.numpy inside models and costs"
         missing = " Its `params` are None: pass params=..." if arguments[-1] is None and "None" in reason else ""
         raise ValueError(f"`{name}` fails on arguments of shapes {shapes}: {reason}.{missing}") from error
 

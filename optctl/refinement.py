@@ -81,7 +81,13 @@ class Refinement(Result):
 
 
 def refine(
-    problem: Problem, solution: Solution, tolerance: float = 1e-6, *, max_rounds: int = 6, **options: Any
+    problem: Problem,
+    solution: Solution,
+    *,
+    tolerance: float = 1e-6,
+    max_rounds: int = 6,
+    method: Any = "interior_point",
+    **options: Any,
 ) -> Refinement:
     """Split steps of a solution's mesh and solve again until no step is further from the ODE than the tolerance.
 
@@ -91,6 +97,7 @@ def refine(
         solution: its solution.
         tolerance: largest error of a step, relative to 1 + |x|.
         max_rounds: most meshes to solve on; 0 estimates the error of the solution as it is.
+        method: as for `solve`, one that takes a guess of the states.
         **options: for `solve`.
 
     Returns:
@@ -131,9 +138,9 @@ def refine(
         problem = problem.replace(
             dynamics=dynamics, horizon=len(dt), stage_cost=None if cost is None else dynamics.integral(cost.call.rate)
         )
-        options = {"method": "interior_point", "free": solution.free} | options
+        options = {"free": solution.free} | options
         x0 = solution.x0 if problem.x0 is None else None
-        solution = solve(problem, us, xs=xs, x0=x0, params=solution.params, **options)
+        solution = solve(problem, us, method, xs=xs, x0=x0, params=solution.params, **options)
         done += 1
     drift = _drift(dynamics, jnp.asarray(dt), solution)
     converged = fine and bool(solution.converged)

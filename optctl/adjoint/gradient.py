@@ -48,7 +48,7 @@ class Gradient:
     params: Any
 
 
-def gradient(problem: Problem, us: Any, x0: Any = None, params: Any = None) -> Gradient:
+def gradient(problem: Problem, us: Any, *, x0: Any = None, params: Any = None) -> Gradient:
     """Return the cost, states, costates and the gradients in us, x0 and params.
 
     Constraints of the problem play no part in it. Derivatives of the result are those of its numbers, to any order;

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import is_concrete, runs_now
+from optctl._validate import runs_now
 from optctl.lq.kkt import times
 from optctl.problem import Problem
 from optctl.result import Status
@@ -67,47 +67,6 @@ QUICKLY = {
     "xla_cpu_parallel_codegen_split_count": 1,
 }
 """How XLA is to compile what goes before and after the native iterations: five times faster, and nothing to gain."""
-
-
-@record(static=("hessian", "backend"))
-class InteriorPoint:
-    """Options of the interior point method: `oc.solve(problem, method=oc.InteriorPoint(hessian="gauss_newton"))`.
-
-    Args:
-        hessian: "exact" has the curvature of dynamics and constraints; "gauss_newton" leaves it out, which is cheaper
-            a step, takes more of them, and is what models without second derivatives get.
-        barrier: first barrier parameter; None chooses: 0.1 on the scale of the cost's slope, or from a warm start.
-        failed_derivative: what the derivative of a solution that did not converge is multiplied by: NaN, or 0 for a
-            derivative that vanishes there (`converged` tells).
-        backend: "native" iterates in compiled code; it takes functions made of scalar operations that XLA need not
-            compile (no linear solves, not too large), in float64 on a CPU. "jax" takes all. "auto" takes the former
-            where it can. Both give the same numbers to rounding.
-
-    Raises:
-        ValueError: for another `hessian` or `backend`, or a barrier that is not positive; from `solve` for "native"
-            where it cannot be, with the reason.
-
-    Example:
-        >>> import optctl as oc
-        >>> problem = oc.problems.cartpole_push()
-        >>> print(oc.solve(problem, method=oc.InteriorPoint(hessian="gauss_newton")).cost.round(6))
-        136.216244
-    """
-
-    hessian: str = "exact"
-    barrier: Any = None
-    failed_derivative: Any = jnp.nan
-    backend: str = "auto"
-
-    def __post_init__(self) -> None:
-        if self.backend not in BACKENDS:
-            raise ValueError(f"`backend` is {self.backend!r}; expected one of {list(BACKENDS)}.")
-        if self.hessian not in ("exact", "gauss_newton"):
-            raise ValueError(f"`hessian` is {self.hessian!r}; expected 'exact' or 'gauss_newton'.")
-        if isinstance(self.failed_derivative, str):
-            raise ValueError(f"`failed_derivative` is {self.failed_derivative!r}; expected NaN, or 0.")
-        if self.barrier is not None and is_concrete(self.barrier) and not 0 < self.barrier < np.inf:
-            raise ValueError(f"`barrier` is {self.barrier!r}; expected a positive number, or None.")
 
 
 @record(static=("exact", "max_iterations", "backend", "gains"))

@@ -1,4 +1,4 @@
-"""What a problem with constraints asks of the interior point method: guesses, free parameters, warm starts."""
+"""The interior point method behind the front door: its options, guesses, free parameters, warm starts."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,37 +8,106 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optctl._validate import as_float, cast, is_concrete, runs_now
+from optctl._validate import as_float, as_whole, cast, check_time_limit, is_concrete, is_number, runs_now
 from optctl.problem import once
 from optctl.shooting.expansion import function_values
-from optctl.shooting.interior_point import InteriorPoint, Settings, interior_point
+from optctl.shooting.interior_point import BACKENDS, Settings, interior_point
 from optctl.shooting.rows import PATH, TERMINAL
 from optctl.solution import Solution
 from optctl.solvers.form import Form
+from optctl.solvers.method import Method, check_choice, check_iterations, method
 from optctl.solvers.objective import Objective
 
+MAX_ITERATIONS = 1_000
 WARM_BARRIER = 1e-3
 """First barrier parameter of a warm start."""
 HOLDS = 1e-9
 """Up to this value a row counts as kept where nothing can change it."""
 
 
-def constrained(
-    objective: Objective,
-    settings: Settings,
-    options: InteriorPoint,
-    *,
-    xs: Any,
-    us: Any,
-    warm_start: Solution | None,
-    callback: Callable | None,
-    every: int,
-    time_limit: float | None,
-) -> Solution:
+@method(static=("hessian", "max_iterations", "backend", "callback", "callback_every", "time_limit"))
+class InteriorPoint(Method):
+    """The interior point method: `oc.solve(problem, method=oc.InteriorPoint(hessian="gauss_newton"))`.
+
+    Args:
+        hessian: "exact" has the curvature of dynamics and constraints; "gauss_newton" leaves it out, which is cheaper
+            a step, takes more of them, and is what models without second derivatives get.
+        max_iterations: limit; None is 1000, in `MPC` 100 a sample.
+        barrier: first barrier parameter; None chooses: 0.1 on the scale of the cost's slope, or from a warm start.
+        warm_start: solution of a similar problem; the solve begins with its trajectory (unless us or xs are given to
+            `solve`) and its multipliers.
+        callback: called on the host with a `Solution`, as it stands, every `callback_every` iterations.
+        callback_every: iterations between calls.
+        time_limit: seconds, after which the solve returns what it has, with status TIME_LIMIT.
+        failed_derivative: what the derivative of a solution that did not converge is multiplied by: NaN, or 0 for a
+            derivative that vanishes there (`converged` tells).
+        backend: "native" iterates in compiled code; it takes functions made of scalar operations that XLA need not
+            compile (no linear solves, not too large), in float64 on a CPU. "jax" takes all. "auto" takes the former
+            where it can. Both give the same numbers to rounding.
+
+    Raises:
+        ValueError: for another `hessian` or `backend`, a barrier, limit or interval that is not positive, a warm start
+            that is no solution; from `solve` for "native" where it cannot be, with the reason.
+
+    Example:
+        >>> import optctl as oc
+        >>> problem = oc.problems.cartpole_push()
+        >>> print(oc.solve(problem, method=oc.InteriorPoint(hessian="gauss_newton")).cost.round(6))
+        136.216244
+    """
+
+    name = "interior_point"
+    summary = "primal-dual interior point on the multiple-shooting form; takes every constraint"
+    differentiable = True
+    takes = "all"
+    tolerance = 1e-8
+
+    hessian: str = "exact"
+    max_iterations: int | None = None
+    barrier: Any = None
+    warm_start: Any = None
+    callback: Callable | None = None
+    callback_every: int = 1
+    time_limit: float | None = None
+    failed_derivative: Any = jnp.nan
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_choice(self.backend, "backend", BACKENDS)
+        check_choice(self.hessian, "hessian", ("exact", "gauss_newton"))
+        if self.max_iterations is not None:
+            check_iterations(self.max_iterations)
+        if isinstance(self.failed_derivative, str):
+            raise ValueError(f"`failed_derivative` is {self.failed_derivative!r}; expected NaN, or 0.")
+        known = self.barrier is not None and is_concrete(self.barrier)
+        if known and not (is_number(self.barrier) and 0 < self.barrier < np.inf):
+            raise ValueError(f"`barrier` is {self.barrier!r}; expected a positive number, or None.")
+        if self.callback is not None and not callable(self.callback):
+            raise ValueError(f"`callback` is a {type(self.callback).__name__}; expected a function of a `Solution`.")
+        as_whole(self.callback_every, "callback_every", least=1)
+        check_time_limit(self.time_limit)
+        if self.warm_start is not None and not isinstance(self.warm_start, Solution):
+            kind = type(self.warm_start).__name__
+            raise ValueError(f"`warm_start` is a {kind}; expected what optctl.solve returned.")
+
+    def check(self, objective: Objective) -> None:
+        """Raise for states that have no common width."""
+        if objective.problem.dynamics.roll_without_inputs:
+            kind = type(objective.problem.dynamics).__name__
+            raise ValueError(f"method 'interior_point' cannot take {kind}, whose states have no common width.")
+
+    def run(self, objective: Objective, tolerance: Any, us: Any, xs: Any) -> Solution:
+        """Minimize from the guess."""
+        limit = MAX_ITERATIONS if self.max_iterations is None else int(self.max_iterations)
+        settings = Settings(tolerance, self.barrier, self.hessian == "exact", limit, backend=self.backend)
+        return constrained(objective, settings, self, xs=xs, us=us)
+
+
+def constrained(objective: Objective, settings: Settings, options: InteriorPoint, *, xs: Any, us: Any) -> Solution:
     """Solve by the interior point method what `objective` says is free; xs and us are the caller's guesses."""
     problem, params = objective.problem, objective.params
     N, nx, dtype = problem.steps, objective.x0.size, objective.x0.dtype
-    warm = None
+    warm, warm_start, callback = None, options.warm_start, options.callback
     if warm_start is not None:
         warm = _check_warm(warm_start, objective)
         if settings.barrier is None:
@@ -61,7 +130,7 @@ def constrained(
     solution = interior_point(
         program, us, xs, None if form.lifted else params, x0_free, settings,
         warm=None if warm is None else form.warm(warm), failed_derivative=options.failed_derivative,
-        time_limit=time_limit, every=every,
+        time_limit=options.time_limit, every=options.callback_every,
         callback=None if callback is None else lambda solution: callback(form.back(solution)),
     )  # fmt: skip
     return form.back(solution)
@@ -133,8 +202,6 @@ def _check_dependence(objective: Objective) -> None:
 
 
 def _check_warm(warm_start: Any, objective: Objective) -> dict[str, Any]:
-    if not isinstance(warm_start, Solution):
-        raise ValueError(f"`warm_start` is a {type(warm_start).__name__}; expected what optctl.solve returned.")
     expected = (objective.problem.steps + 1, objective.x0.size)
     if jnp.shape(warm_start.xs) != expected or jnp.shape(warm_start.us) != jnp.shape(objective.us):
         raise ValueError(

@@ -99,7 +99,7 @@ def test_soft_path_equalities_equal_extra_inputs_and_combine_with_rates_and_para
     np.testing.assert_allclose(found.params, 1.0, atol=1e-3)
     np.testing.assert_allclose(found.cost, sol.cost, rtol=1e-3)
     assert found.multipliers["path_equality"].shape == (12, 2)
-    again = oc.solve(free, free=("us", "params"), warm_start=found)
+    again = oc.solve(free, method=oc.InteriorPoint(warm_start=found), free=("us", "params"))
     np.testing.assert_allclose(again.cost, found.cost, rtol=1e-7)
 
 
