@@ -172,7 +172,7 @@ def check_adjoint(
     return _report(rows, [])
 
 
-def check_gradient(problem: Problem, us: Any, x0: Any = None, params: Any = None, *, seed: int = 0) -> CheckReport:
+def check_gradient(problem: Problem, us: Any, *, x0: Any = None, params: Any = None, seed: int = 0) -> CheckReport:
     """Check the gradient, and the Hessian where there is one, by Taylor tests in us, x0 and params.
 
     Args:
@@ -205,7 +205,7 @@ def check_gradient(problem: Problem, us: Any, x0: Any = None, params: Any = None
         Farrell, Ham, Funke and Rognes (2013), SIAM Journal on Scientific Computing 35, section 6.
     """
     us, x0, params = arguments(problem, us, x0, params)
-    g = gradient(problem, us, x0, params)
+    g = gradient(problem, us, x0=x0, params=params)
     point = {"us": us, "x0": x0, "params": params}
     slopes = {"us": g.us, "x0": g.x0, "params": g.params}
     rng = np.random.default_rng(seed)
