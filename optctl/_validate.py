@@ -53,10 +53,10 @@ def check_time_limit(value: Any) -> None:
 def as_float(value: Any, name: str, shape: tuple[int | None, ...] | None = None, *, finite: bool = True) -> Any:
     """Return `value` as a floating array of the given shape (None matches any length).
 
-    Lists of Python numbers become the default float type; arrays keep theirs.
+    Lists of Python numbers and whole numbers become the default float type; floating arrays keep theirs.
 
     Raises:
-        ValueError: for integer arrays, wrong shapes, NaN or inf (unless `finite=False`).
+        ValueError: for what is no number (booleans included), wrong shapes, NaN or inf (unless `finite=False`).
     """
     if value is None:
         raise ValueError(f"`{name}` is missing; expected an array{'' if shape is None else f' of shape {shape}'}.")
@@ -68,6 +68,8 @@ def as_float(value: Any, name: str, shape: tuple[int | None, ...] | None = None,
             value = array(value, dtype=jnp.zeros(()).dtype)
         except (TypeError, ValueError) as error:
             raise ValueError(f"`{name}` is not numeric: expected an array, got {type(value).__name__}.") from error
+    if value.dtype.kind in "iu":
+        value = value.astype(jnp.zeros(()).dtype)
     if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.dtype.itemsize >= 8:
         value = np.asarray(value, np.float64)  # also from long double and the other byte order
     if value.dtype == np.float64 and jax.dtypes.canonicalize_dtype(np.float64) == np.float32:  # 64-bit mode is off
@@ -87,8 +89,11 @@ def as_float(value: Any, name: str, shape: tuple[int | None, ...] | None = None,
 
 
 def is_whole(value: Any, least: int = 1) -> bool:
-    """True for a whole number, at least `least`; True and False are none."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
+    """True for a whole number, 20.0 included, at least `least`; True and False are none."""
+    whole = isinstance(value, int | np.integer) or (
+        isinstance(value, float | np.floating) and float(value).is_integer()
+    )
+    return whole and not isinstance(value, bool) and bool(value >= least)
 
 
 def as_whole(value: Any, name: str, of: str = "", least: int = 1) -> int:
@@ -191,10 +196,21 @@ def as_weight(
 ) -> Any:
     """Return a symmetric positive (semi)definite matrix, or (`stages`) a stack of them along a leading axis.
 
+    One number stands for that multiple of the identity, a vector for a diagonal; where `shape` does not tell the size,
+    the number is returned.
+
     Raises:
         ValueError: if not symmetric, or with an eigenvalue below zero (`definite`: not above zero), with its size.
     """
     value = as_float(value, name)
+    size = next((n for n in (*shape, *value.shape) if n is not None), None)
+    if value.ndim < 2 and size is not None:
+        eye = np.eye(size, dtype=value.dtype) if value.ndim == 0 else np.eye(len(value), dtype=value.dtype)
+        value = value[..., None] * eye
+    if value.ndim == 0:
+        if is_concrete(value) and not (value > 0 if definite else value >= 0):
+            raise ValueError(f"`{name}` is {value}; expected a number {'> 0' if definite else '>= 0'}, or a matrix.")
+        return value
     if stages and value.ndim not in (len(shape), len(shape) + 1):
         wanted = ", ".join("n" if n is None else str(n) for n in shape)
         raise ValueError(f"`{name}` has shape {value.shape}; expected ({wanted}), or with a leading axis of stages.")

@@ -64,7 +64,7 @@ def gradient(problem: Problem, us: Any, *, x0: Any = None, params: Any = None) -
         A `Gradient`.
 
     Raises:
-        ValueError: for wrong shapes, NaN or inf in the arguments, integer arrays, a missing x0.
+        ValueError: for wrong shapes, NaN or inf in the arguments, booleans, a missing x0.
 
     Example:
         >>> import jax.numpy as jnp

@@ -101,6 +101,11 @@ def stage_function(f: Callable, name: str, arguments: tuple[str, ...] = STAGE, l
     return StageFunction(Static(Identity(f)) if plain else f, tuple(picks), keywords, arguments, name)
 
 
+def takes_all(call: Callable, name: str, arguments: tuple[str, ...]) -> StageFunction:
+    """Wrap a record of the package that takes the full argument list."""
+    return StageFunction(call, tuple(range(len(arguments))), (), arguments, name)
+
+
 def own_arguments(f: Callable) -> tuple[list[str] | None, tuple[str, ...]]:
     """Return the names of the arguments that a function takes, and those of them to be passed by keyword.
 

@@ -167,6 +167,36 @@ def blank(program: Program, xs: Any, us: Any, settings: Settings) -> State:
     )  # fmt: skip
 
 
+def without_held_rows(
+    problem: Problem, us: Any, xs: Any, params: Any, x0_free: tuple[bool, ...], settings: Settings
+) -> Problem:
+    """Return the problem with those path rows off that nothing free can change at their stage, and that hold there.
+
+    Such are rows that t switches on, and rows of a given x_0. They have no interior where they hold with equality, and
+    no multiplier. A row depends on what is free if it is NaN where that is NaN. What does not hold stays on.
+    """
+    names = [name for name in PATH if getattr(problem, name) is not None]
+    if not any(getattr(problem, name).takes("t") or not all(x0_free) for name in names):
+        return problem
+    still, us, xs, params = jax.lax.stop_gradient((problem, us, xs, params))
+    first = jnp.where(jnp.asarray(x0_free), jnp.nan, xs[0])
+    xs, us = jnp.full_like(xs, jnp.nan).at[0].set(first), jnp.full_like(us, jnp.nan)
+    if runs_natively(still, xs, us, params, settings):
+        rows = make_rows(still, xs, us, function_shapes(still, xs, us, params), x0_free)
+        program = Program(still, params, x0_free, rows)
+        values = rows.split(expansion_at(program, blank(program, xs, us, settings).z, settings).at.c)
+    else:
+        values = function_values(still, xs, us, params)
+    changes = {}
+    for name in names:
+        constraint = getattr(problem, name)
+        held = values[name] if name.endswith("inequality") else jnp.abs(values[name])
+        on = jnp.isnan(values[name]) | (held > settings.tolerance)
+        counted = True if constraint.on is None else constraint.on
+        changes[name] = replace(constraint, on=on & jnp.broadcast_to(counted, on.shape))
+    return problem.replace(**changes)
+
+
 def expansion_at(program: Program, z: Unknowns, settings: Settings) -> Expansion:
     """Return the expansion at a point, by whatever iterates there."""
     problem, params = program.problem, program.params
@@ -397,6 +427,7 @@ def interior_point(
         solution, finite = compiled(_solve, natively)(problem, us, xs, params, x0_free, warm, settings, failed, first)
         if not concrete or (bool(finite) and (int(solution.status) != Status.ITERATION_LIMIT or first == last)):
             return solution
+    problem = compiled(without_held_rows, natively)(problem, us, xs, params, x0_free, settings)
     program, state = compiled(start, natively)(problem, xs, us, params, x0_free, warm, settings)
     check_guess(program, state)
 
@@ -419,6 +450,7 @@ def _solve(
     failed: Any, stop: Any,
 ) -> tuple[Solution, Any]:  # fmt: skip
     """Solve in one program; return the solution, and whether all functions were finite at the guess."""
+    problem = without_held_rows(problem, us, xs, params, x0_free, settings)
     still = jax.lax.stop_gradient((problem, xs, us, params, warm, settings, stop))
     through = partial(_run_through, x0_free)
     state = (through if runs_natively(problem, xs, us, params, settings) else one_by_one(through))(*still)

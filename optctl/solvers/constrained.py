@@ -7,20 +7,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
 from optctl._validate import as_float, as_whole, cast, check_time_limit, is_concrete, is_number, runs_now
 from optctl.problem import once
+from optctl.shooting.expansion import function_values
 from optctl.shooting.interior_point import BACKENDS, Settings, interior_point
-from optctl.shooting.lift import BEHIND, lift, split
 from optctl.shooting.rows import PATH, TERMINAL
 from optctl.solution import Solution
+from optctl.solvers.form import Form
 from optctl.solvers.method import Method, check_choice, check_iterations, method
 from optctl.solvers.objective import Objective
 
 MAX_ITERATIONS = 1_000
 WARM_BARRIER = 1e-3
 """First barrier parameter of a warm start."""
+HOLDS = 1e-9
+"""Up to this value a row counts as kept where nothing can change it."""
 
 
 @method(static=("hessian", "max_iterations", "backend", "callback", "callback_every", "time_limit"))
@@ -89,9 +91,11 @@ class InteriorPoint(Method):
             raise ValueError(f"`warm_start` is a {kind}; expected what optctl.solve returned.")
 
     def check(self, objective: Objective) -> None:
-        """Raise unless the inputs are free."""
-        if objective.problem.dynamics.roll_without_inputs or "us" not in objective.free:
-            raise ValueError(f"method 'interior_point' needs free inputs; free is {objective.free}.")
+        """Raise for dynamics whose states have no common width."""
+        dynamics = objective.problem.dynamics
+        if dynamics.roll_without_inputs:
+            kind = type(dynamics).__name__
+            raise ValueError(f"method 'interior_point' cannot take {kind}, whose states have no common width.")
 
     def run(self, objective: Objective, tolerance: Any, us: Any, xs: Any) -> Solution:
         """Minimize from the guess."""
@@ -109,7 +113,7 @@ def constrained(objective: Objective, settings: Settings, options: InteriorPoint
         warm = _check_warm(warm_start, objective)
         if settings.barrier is None:
             settings = replace(settings, barrier=jnp.asarray(WARM_BARRIER, dtype))
-        us = warm_start.us if us is None else objective.us
+        us = warm_start.us if us is None and "us" in objective.free else objective.us
         xs = warm_start.xs if xs is None else xs
         params = warm_start.params if "params" in objective.free else params
     us = objective.us if us is None else cast(us, dtype)
@@ -119,30 +123,18 @@ def constrained(objective: Objective, settings: Settings, options: InteriorPoint
         xs = _first_states(problem, x0, us, params)
     else:
         xs = cast(as_float(xs, "xs", (N + 1, nx)), dtype)
-        if problem.x0 is not None:
+        if "x0" not in objective.free:
             xs = _with_first(xs, x0)
-    x0_free = (problem.x0 is None,) * nx
-    lifted = "params" in objective.free
-    if lifted:
-        flat = ravel_pytree(params)[0].astype(dtype)
-        problem = lift(problem, params, nx, us.shape[1])
-        xs = jnp.concatenate([xs, jnp.broadcast_to(flat, (N + 1, flat.size))], axis=1)
-        x0_free += (True,) * flat.size
-        if warm is not None:
-            zeros = jnp.zeros((N + 1, flat.size), dtype)
-            warm = warm | {"costates": jnp.concatenate([warm["costates"], zeros], axis=1)}
-
-    def lower(solution: Solution) -> Solution:
-        solution = replace(solution, free=objective.free)
-        return _lowered(solution, params, nx, vars(objective.problem)) if lifted else solution
-
+    form = Form(objective, us, params)
+    program, us, xs, x0_free = form.unknowns(us, xs)
     # What is not free is no guess: derivatives go through it.
     solution = interior_point(
-        problem, us, xs, None if lifted else params, x0_free, settings, warm=warm,
-        failed_derivative=options.failed_derivative, time_limit=options.time_limit, every=options.callback_every,
-        callback=None if callback is None else lambda solution: callback(lower(solution)),
+        program, us, xs, None if form.lifted else params, x0_free, settings,
+        warm=None if warm is None else form.warm(warm), failed_derivative=options.failed_derivative,
+        time_limit=options.time_limit, every=options.callback_every,
+        callback=None if callback is None else lambda solution: callback(form.back(solution)),
     )  # fmt: skip
-    return lower(solution)
+    return form.back(solution)
 
 
 def _with_first(xs: Any, x0: Any) -> Any:
@@ -184,25 +176,30 @@ def _check_constraints(objective: Objective) -> None:
 
 
 def _check_dependence(objective: Objective) -> None:
-    """Raise unless every row of a function answers NaN by NaN."""
+    """Raise where a hard row depends on nothing that is free at some stage, and does not hold there."""
     problem, params = objective.problem, objective.params
 
     def nan(value: Any) -> Any:
         return jnp.full(jnp.shape(value), jnp.nan, jnp.result_type(value))
 
     params = jax.tree.map(nan, params) if "params" in objective.free else params
-    x, u = nan(objective.x0), nan(objective.us[0])
-    for name in (*PATH, *TERMINAL):
-        function = getattr(problem, name)
-        if function is not None:
-            with jax.debug_nans(False):
-                value = function(x, u, jnp.asarray(0), params) if name in PATH else function(x, params)
-            rows = np.flatnonzero(~np.isnan(np.asarray(value)))
-            if rows.size:
-                raise ValueError(
-                    f"`{name}` has row {int(rows[0])} that depends on nothing that is free, at stage"
-                    f" {0 if name in PATH else problem.steps}; leave it out, or free what it depends on."
-                )
+    xs = jnp.broadcast_to(nan(objective.x0), (problem.steps + 1, objective.x0.size))
+    us = nan(objective.us) if "us" in objective.free else objective.us
+    with jax.debug_nans(False):
+        values = function_values(problem, xs, us, params)
+    for name, value in values.items():
+        constraint = getattr(problem, name)
+        value = np.atleast_2d(np.asarray(value))
+        missed = value if name.endswith("inequality") else np.abs(value)
+        hard = np.broadcast_to(np.isinf(constraint.prices(value.shape[1:], value.dtype)[0]), value.shape)
+        where = np.argwhere((missed > HOLDS) & hard)  # false for NaN, that is for what depends on something
+        if where.size:
+            stage, row = where[0]
+            raise ValueError(
+                f"`{name}` has row {row} that depends on nothing that is free at stage"
+                f" {stage if name in PATH else problem.steps}, where it is {value[stage, row]:.3g}: no point is"
+                " feasible; leave it out, or free what it depends on."
+            )
 
 
 def _check_warm(warm_start: Any, objective: Objective) -> dict[str, Any]:
@@ -213,30 +210,3 @@ def _check_warm(warm_start: Any, objective: Objective) -> dict[str, Any]:
             f" {expected} and {jnp.shape(objective.us)}."
         )
     return {"costates": warm_start.costates, "multipliers": warm_start.multipliers}
-
-
-def _lowered(solution: Solution, params: Any, nx: int, bounds: dict[Any, Any]) -> Solution:
-    """Take the parameters out of the states again."""
-    multipliers = dict(solution.multipliers)
-    for name, of_params in BEHIND.items():
-        if name in multipliers:
-            if bounds.get(of_params) is not None:
-                multipliers[of_params] = split(multipliers[name], params)[1]
-            multipliers[name] = multipliers[name][..., :nx]
-            if bounds.get(name) is None:
-                del multipliers[name]
-    residuals = dict(solution.residuals)
-    for name in [name for name in residuals if name[:2] in ("x_", "x0")]:
-        block = residuals.pop(name)
-        of_params = f"params_{name[-3:]}"
-        if bounds.get(of_params) is not None:
-            residuals[of_params] = jnp.max(block[:, nx:], axis=0, keepdims=True)
-        if bounds.get(name) is not None:
-            residuals[name] = block[:, :nx]
-    residuals["dynamics"] = residuals["dynamics"][:, :nx]
-    k = solution.k + jnp.einsum("tij,tj->ti", solution.K[:, :, nx:], solution.xs[:-1, nx:])
-    return replace(
-        solution, xs=solution.xs[:, :nx], x0=solution.x0[:nx], params=split(solution.xs[0], params)[1],
-        costates=solution.costates[:, :nx], multipliers=multipliers, K=solution.K[:, :, :nx], k=k,
-        residuals=residuals,
-    )  # fmt: skip

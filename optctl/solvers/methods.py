@@ -8,7 +8,7 @@ from typing import Any
 
 from optctl._validate import runs_now
 from optctl.lq.model import is_linear_quadratic
-from optctl.problem import PARAMS_BOUNDS
+from optctl.problem import CONSTRAINTS
 from optctl.solvers.cg import CG
 from optctl.solvers.constrained import InteriorPoint
 from optctl.solvers.descent import GradientDescent
@@ -47,7 +47,7 @@ def pick(objective: Objective) -> Method:
     bounds_only = set(names) <= set(VARIABLE_BOUNDS)
     smooth = dynamics.twice_differentiable and not dynamics.roll_without_inputs
     small = objective.x0.size + (0 if objective.us is None else objective.us[0].size) <= SMALL
-    if names and "us" in free and not (bounds_only and not (smooth and small)):
+    if not bounds_only or (names and "us" in free and smooth and small):
         return InteriorPoint()
     if names or "params" in free or not dynamics.twice_differentiable:
         return LBFGS()
@@ -63,9 +63,9 @@ def refuse_constraints(method: Method, objective: Objective) -> None:
     """Raise for constraints that the method cannot take, or that bound what is not free."""
     problem, free = objective.problem, objective.free
     bounded = [name for name, variable in VARIABLE_BOUNDS.items() if variable in free]
-    refused = [name for name in problem.constraint_names if name not in (bounded if method.takes == "bounds" else ())]
-    if method.takes == "all":
-        refused = [name for name in refused if name in PARAMS_BOUNDS and "params" not in free]
+    others = [name for name in CONSTRAINTS if name not in VARIABLE_BOUNDS]
+    taken = {"none": [], "bounds": bounded, "all": [*bounded, *others]}[method.takes]
+    refused = [name for name in problem.constraint_names if name not in taken]
     if not refused:
         return
     if any(name not in VARIABLE_BOUNDS for name in refused):

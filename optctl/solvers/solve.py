@@ -13,6 +13,7 @@ from optctl.problem import Problem, once
 from optctl.result import Status, nan_in_batch
 from optctl.solution import History, Solution
 from optctl.solvers.cg import CG
+from optctl.solvers.guess import check_start, first_state
 from optctl.solvers.iterate import Iterate
 from optctl.solvers.judged import judged
 from optctl.solvers.lq import LQ
@@ -48,7 +49,8 @@ def solve(
             else "ilqr" if x0 is given and states and inputs are at most a hundred, "newton_cg" if not.
         xs: (N+1, nx) first guess of the states for "interior_point", which need not satisfy the dynamics; None rolls
             out the guess of the inputs.
-        x0: (nx,) first guess of a free x_0; None starts from zero (projected into its bounds).
+        x0: (nx,) first guess of a free x_0; None starts from the middle of its bounds, or the minimum of its initial
+            cost.
         params: first guess of free parameters, or other values of fixed ones; None takes the problem's.
         free: names among "us", "x0", "params"; None frees the inputs (if there are any) and x0 where the problem
             gives none; the parameters where nothing else is free.
@@ -81,6 +83,9 @@ def solve(
     """
     objective = _objective(problem, us, x0, params, free)
     chosen = as_method(method, objective)
+    if x0 is None and xs is None and "x0" in objective.free and chosen.name != LQ.name:  # which needs no guess
+        guess = jax.lax.stop_gradient(first_state(objective.problem, objective.x0.dtype))
+        objective = dataclasses.replace(objective, x0=guess)  # type: ignore[type-var]
     refuse_constraints(chosen, objective)
     chosen.check(objective)
     if xs is not None and chosen.takes != "all":
@@ -152,6 +157,8 @@ def _objective(problem: Problem, us: Any, x0: Any, params: Any, free: Any) -> Ob
             raise ValueError(
                 f"`x0` is neither given nor free (free: {', '.join(names)}); pass x0=..., or free it, too."
             )
+        if x0 is None and free is None:
+            check_start(problem)
         if x0 is None and dynamics.nx is None:
             raise ValueError("`x0` is free and its size unknown; pass a first guess x0=..., or nx to the dynamics.")
         x0 = jnp.zeros(dynamics.nx, dtype) if x0 is None else jnp.asarray(as_float(x0, "x0"))

@@ -241,7 +241,7 @@ def test_float32_and_gauss_newton():
             {"path_inequality": lambda x, u: jnp.array([x[0], 1.0])},
             "`path_inequality` has row 1 that depends on nothing",
         ),
-        ({"terminal_equality": lambda x: jnp.zeros(1)}, "`terminal_equality` has row 0 that depends on nothing"),
+        ({"terminal_equality": lambda x: jnp.ones(1)}, "`terminal_equality` has row 0 that depends on nothing"),
         ({"stage_cost": lambda x, u: jnp.log(u[0])}, "`stage_cost` is inf or NaN at stage 0 of the guess"),
         ({"path_inequality": lambda x, u: jnp.log(-1 - x**2)}, "`path_inequality` is inf or NaN at stage 0"),
         ({"params": 1.0, "params_min": 0.0}, r"they bound what is not free \(free: us\)"),
