@@ -91,9 +91,10 @@ class InteriorPoint(Method):
             raise ValueError(f"`warm_start` is a {kind}; expected what optctl.solve returned.")
 
     def check(self, objective: Objective) -> None:
-        """Raise for states that have no common width."""
-        if objective.problem.dynamics.roll_without_inputs:
-            kind = type(objective.problem.dynamics).__name__
+        """Raise for dynamics whose states have no common width."""
+        dynamics = objective.problem.dynamics
+        if dynamics.roll_without_inputs:
+            kind = type(dynamics).__name__
             raise ValueError(f"method 'interior_point' cannot take {kind}, whose states have no common width.")
 
     def run(self, objective: Objective, tolerance: Any, us: Any, xs: Any) -> Solution:
