@@ -17,9 +17,6 @@ from optctl.shooting.rows import PATH, TERMINAL
 from optctl.solution import Solution
 from optctl.solvers.objective import Objective
 
-WARM_BARRIER = 1e-3
-"""First barrier parameter of a warm start."""
-
 
 def constrained(
     objective: Objective,
@@ -39,8 +36,6 @@ def constrained(
     warm = None
     if warm_start is not None:
         warm = _check_warm(warm_start, objective)
-        if settings.barrier is None:
-            settings = replace(settings, barrier=jnp.asarray(WARM_BARRIER, dtype))
         us = warm_start.us if us is None else objective.us
         xs = warm_start.xs if xs is None else xs
         params = warm_start.params if "params" in objective.free else params
