@@ -1,7 +1,7 @@
 r"""Model predictive control: solve from the measured state at every sample, and apply the first input.
 
 The plan of the last sample, moved on by one step, is the guess: where its active rows are nearly those of the new plan,
-a Newton step or two suffice, with no barrier and on any scale of the cost. Elsewhere the sample is solved as if cold. With
+a Newton step or two suffice, without a barrier and on any scale of the cost; else the sample is solved as if cold. With
 `real_time=True` it is one, split in two: `prepare`, between samples, linearizes and factors at the predicted state;
 `step`, once the state is measured, is one right-hand side.
 
@@ -283,10 +283,11 @@ class MPC:
         free = (False,) * xs.shape[1]
         settings = replace(self.settings, barrier=None, max_iterations=1000)
         natively = runs_natively(self.problem, xs, us, full, settings)
-        program, state = compiled(start, natively)(self.problem, xs, us, full, free, None, settings)
+        now = runs_now((xs, us, full))
+        program, state = compiled(start, natively and now)(self.problem, xs, us, full, free, None, settings)
         check_guess(program, state)
-        state = run(program, state, settings)
-        i, z = int(state.iterations), state.z
+        state = run(program, state, settings) if now else iterate(program, state, settings, settings.max_iterations)
+        i, z = state.iterations, state.z
         violation = state.history.infeasibility[i]
         plan = MPCPlan(
             z.xs[:, : self.nx], z.us, u, jnp.full_like(x, jnp.nan), full[1], state.status, state.iterations,
@@ -488,7 +489,7 @@ def _guess(problem: Problem, params: Any, z: Unknowns, x: Any, last: Any) -> Any
 
 
 def _unguided(problem: Problem, params: Any, x: Any, us: Any) -> tuple[Any, Any]:
-    """Return the guess that knows nothing: inputs of zero and where they lead; the first state if that is not finite."""
+    """Return the guess that knows nothing: no inputs and where they lead, or the first state if that is not finite."""
     us = jnp.zeros_like(us)
     xs = problem.dynamics.roll(x, us, params)
     return jnp.where(jnp.all(jnp.isfinite(xs)), xs, x), us
@@ -536,8 +537,8 @@ def _resolve(
         k, best, state, seconds = carry
         left = replace(settings, seconds=settings.seconds - seconds)
         alone = _unguided(problem, params, xs[0], us)
-        guess = jax.tree.map(lambda plan, alone: jnp.where(k == 0, plan, alone), (xs, us), alone)
-        program, cold = start(problem, *guess, params, free, None, left)
+        own_xs, own_us = (jnp.where(k == 0, plan, own) for plan, own in zip((xs, us), alone, strict=True))
+        program, cold = start(problem, own_xs, own_us, params, free, None, left)
         half = jnp.where(k == 0, state.iterations + (stop - state.iterations + 1) // 2, stop)
         state = iterate(program, replace(cold, iterations=state.iterations, history=state.history), left, half)
         return k + 1, _better(_tried(state.z, state, state.iterations), best), state, seconds + state.seconds
