@@ -132,6 +132,9 @@ class Solution(Result):
         free: what was free, names among "us", "x0" and "params".
         residuals: by constraint, how far each row is from holding, >= 0 and shaped (stages, rows); a row with a price
             (`Soft`) may be missed and counts as zero. Empty from methods that keep to bounds and dynamics.
+        strict_complementarity: the smallest over all inequalities of max(slack, multiplier over the size of the cost);
+            where it is zero, a constraint is about to become active, or no longer to be, and the solution has a kink.
+            None from methods whose solutions have no derivatives.
     """
 
     xs: Any
@@ -151,6 +154,14 @@ class Solution(Result):
     method: str
     free: tuple[str, ...] = ("us",)
     residuals: Any = None
+    strict_complementarity: Any = None
+
+    @property
+    def derivative_exists(self) -> Any:
+        """True if the solution converged and does not have a kink there, within the tolerance."""
+        if self.strict_complementarity is None:
+            return self.converged
+        return self.converged & (self.strict_complementarity > self.certificate.tolerance)
 
     @property
     def stage(self) -> Any:

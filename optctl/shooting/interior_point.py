@@ -55,7 +55,7 @@ from optctl.shooting.polish import polish, settle_warm
 from optctl.shooting.primal_dual import Program, Unknowns, factor, infeasibility, newton_rows
 from optctl.shooting.rows import PATH, TERMINAL, Rows, bound_arrays, flatten, make_rows, residuals_by_name
 from optctl.shooting.sensitivity import settle, unknown
-from optctl.solution import History, Solution
+from optctl.solution import History, Solution, cost_size
 
 FIRST_BARRIER = 0.1
 ACTIVE = 1e-9
@@ -370,7 +370,17 @@ def finish(program: Program, x0: Any, state: State, settings: Settings, failed: 
         status=status, converged=converged, iterations=state.iterations, certificate=certificate,
         history=state.history, method="interior_point",
         residuals=residuals_by_name(still.problem, rows, e.at.c, e.at.gaps),
+        strict_complementarity=strict_complementarity(rows, z, cost_size(e.at.cost, state.first_cost)),
     )  # fmt: skip
+
+
+def strict_complementarity(rows: Rows, z: Unknowns, size: Any) -> Any:
+    """Return the smallest over the inequalities of max(s, y/size), and of max(e, v/size) of soft ones."""
+    pairs = [(rows.inequality, z.s, z.y)]
+    if rows.soft is not None:
+        pairs.append((rows.soft, z.e, z.v))
+    least = [jnp.min(jnp.where(on, jnp.maximum(a, b / size), jnp.inf), initial=jnp.inf) for on, a, b in pairs]
+    return jnp.min(jnp.stack(least))
 
 
 def _by_name(program: Program, y: Any) -> dict[str, Any]:
