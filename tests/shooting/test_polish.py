@@ -170,3 +170,14 @@ def test_a_warm_start_from_a_near_solution_takes_a_step_or_two(method):
     np.testing.assert_allclose(far.us, cold.us, atol=1e-8)
     np.testing.assert_allclose(again.us, first.us, atol=1e-10)
     assert np.isfinite(near.history.cost[: int(near.iterations) + 1]).all()
+
+
+def test_single_precision_is_polished_too():
+    def reached(limit):
+        single = lambda value: jnp.asarray(value, jnp.float32)
+        problem = DOUBLE.replace(dynamics=oc.LinearDynamics(single(A), single(B)), x0=single([1.0, 0.0]))
+        return oc.solve(problem.replace(u_min=-limit, u_max=limit, x_min=single([-9.0, -0.5]))).xs[5, 0]
+
+    value, slope = jax.value_and_grad(reached)(jnp.float32(0.9))
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose((value, slope), (0.8875, -0.125), atol=1e-5)
