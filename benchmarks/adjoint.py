@@ -56,7 +56,7 @@ def measure(name: str, model, N: int) -> dict:
     as_data = jax.jit(jax.grad(lambda us, x0, problem: total_cost(problem, us, x0, None)))
     functions = {
         "rollout": lambda us, x0: problem.dynamics.rollout(x0, us),
-        "gradient": lambda us, x0: oc.gradient(problem, us, x0).us,
+        "gradient": lambda us, x0: oc.gradient(problem, us, x0=x0).us,
         "jax.grad": scanned,
         "jax.grad, numbers as data": lambda us, x0: as_data(us, x0, problem),
     }

@@ -61,7 +61,7 @@ assert abs(sol.cost / best - 1) < 1e-8
 # A costate is a price: disturb the state at t = 20 by d and hold the inputs, the cost changes by costates[20]' d.
 t, d = 20, 1e-7 * np.array([1.0, -1.0, 2.0, 1.0])
 tail = problem.replace(horizon=N - t)
-change = oc.gradient(tail, sol.us[t:], sol.xs[t] + d).cost - oc.gradient(tail, sol.us[t:], sol.xs[t] - d).cost
+change = oc.gradient(tail, sol.us[t:], x0=sol.xs[t] + d).cost - oc.gradient(tail, sol.us[t:], x0=sol.xs[t] - d).cost
 print(f"price of a disturbance at t = {t}: by costate {2 * sol.costates[t] @ d:.6e}, by rollout {change:.6e}")
 assert abs(change / (2 * sol.costates[t] @ d) - 1) < 1e-5
 

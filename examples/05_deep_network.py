@@ -53,7 +53,7 @@ penalty = oc.costs.HiddenPenalty(PENALTY)
 def gradient(params):
     """Return the engine's gradient on the first minibatch, costates included."""
     problem = oc.Problem(network, penalty, oc.costs.CrossEntropy(y[:32]), params=params)
-    return oc.gradient(problem, None, x[:32])
+    return oc.gradient(problem, None, x0=x[:32])
 
 
 def plain_cost(params):

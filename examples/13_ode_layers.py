@@ -40,7 +40,7 @@ params = [
 # The gradient of one minibatch, by costates and by a difference quotient along a random direction.
 def gradient(params):
     problem = oc.Problem(network, terminal_cost=oc.costs.CrossEntropy(y[:32]), params=params)
-    return oc.gradient(problem, None, x[:32])
+    return oc.gradient(problem, None, x0=x[:32])
 
 
 rng = np.random.default_rng(0)

@@ -190,6 +190,12 @@ static ffi::Error tape_door(ffi::Buffer<ffi::S32> program, ffi::Buffer<ffi::F64>
 }
 
 #pragma GCC visibility push(default)
+// A tape run without XLA, for those who judge it: its body once, inputs and results (N, .).
+extern "C" void optctl_run_tape(const int32_t* program, const double* memory, int64_t N, double* values,
+                                double* results) {
+  optctl::find_tape_runner()(program, memory, N, values, results, 1);
+}
+
 extern "C" const char* optctl_operand_names() { return operand_names(); }
 XLA_FFI_DEFINE_HANDLER_SYMBOL(optctl_tape, tape_door,
                               ffi::Ffi::Bind()

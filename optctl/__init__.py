@@ -65,15 +65,28 @@ from optctl.lq import LQSolution, dare, dlqe, dlqr, lqr, to_cvxpy
 from optctl.policies import MLP, TrainingResult, closed_loop, mlp, train, train_layers, train_policy
 from optctl.problem import Problem
 from optctl.refinement import Refinement, refine
-from optctl.result import Status
-from optctl.shooting import InteriorPoint
-from optctl.solution import Certificate, History, Solution
-from optctl.solvers import ILQR, Multistart, multistart, solve
+from optctl.result import Result, Status
+from optctl.solution import Certificate, History, Solution, Violation
+from optctl.solvers import (
+    CG,
+    ILQR,
+    LBFGS,
+    LQ,
+    GradientDescent,
+    InteriorPoint,
+    Multistart,
+    NewtonCG,
+    multistart,
+    solve,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CG",
     "ILQR",
+    "LBFGS",
+    "LQ",
     "MLP",
     "MPC",
     "ODE",
@@ -87,6 +100,7 @@ __all__ = [
     "Dynamics",
     "Event",
     "Gradient",
+    "GradientDescent",
     "History",
     "InteriorPoint",
     "LQSolution",
@@ -100,10 +114,12 @@ __all__ = [
     "MemoryReport",
     "Multistart",
     "NeuralODE",
+    "NewtonCG",
     "ODEGradient",
     "Posterior",
     "Problem",
     "Refinement",
+    "Result",
     "Signal",
     "SimulatorDynamics",
     "Soft",
@@ -111,6 +127,7 @@ __all__ = [
     "Status",
     "TrainingResult",
     "Trajectory",
+    "Violation",
     "check_adjoint",
     "check_gradient",
     "closed_loop",

@@ -39,7 +39,7 @@ def available() -> bool:
 
 
 @functools.cache
-def _register() -> bool:
+def _library() -> ctypes.CDLL | None:
     spec = importlib.util.find_spec("optctl._kernels")
     if spec is None or spec.origin is None:
         warnings.warn(
@@ -48,8 +48,15 @@ def _register() -> bool:
             RuntimeWarning,
             stacklevel=2,
         )
+        return None
+    return ctypes.CDLL(spec.origin)
+
+
+@functools.cache
+def _register() -> bool:
+    library = _library()
+    if library is None:
         return False
-    library = ctypes.CDLL(spec.origin)
     for name in KERNELS:
         handler = jax.ffi.pycapsule(getattr(library, f"optctl_{name}"))
         jax.ffi.register_ffi_target(f"optctl_{name}", handler, platform="cpu")
@@ -84,6 +91,17 @@ def unset(shape: tuple[int, ...], dtype: Any) -> Any:
     if not available():
         return jnp.zeros(shape, dtype)
     return jax.ffi.ffi_call("optctl_unset", jax.ShapeDtypeStruct(shape, dtype))()
+
+
+def run_tape(packed: np.ndarray, memory: np.ndarray, values: np.ndarray, outputs: int) -> np.ndarray:
+    """Return the results (N, outputs) of a packed tape for inputs (N, .), without XLA."""
+    library = _library()
+    assert library is not None
+    packed, values = np.ascontiguousarray(packed, np.int32), np.array(values, np.float64)  # the body may overwrite it
+    memory, results = np.ascontiguousarray(memory, np.float64), np.empty((len(values), outputs))
+    pointers = [ctypes.c_void_p(array.ctypes.data) for array in (packed, memory, values, results)]
+    library.optctl_run_tape(*pointers[:2], ctypes.c_int64(len(values)), *pointers[2:])
+    return results
 
 
 def call(

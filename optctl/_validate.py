@@ -4,6 +4,8 @@ Values are looked at only when they are concrete: under `jit`, `vmap` or `grad` 
 numbers cannot be.
 """
 
+import traceback
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -37,6 +39,11 @@ def cast(value: Any, dtype: Any) -> Any:
     return value if value.dtype == dtype else value.astype(dtype)
 
 
+def is_number(value: Any) -> bool:
+    """True for one real number, also as an array without axes; True and False are none."""
+    return not isinstance(value, bool) and np.ndim(value) == 0 and np.asarray(value).dtype.kind in "fiu"
+
+
 def check_time_limit(value: Any) -> None:
     """Raise unless a time limit is None or a positive number of seconds."""
     if value is not None and (not isinstance(value, int | float | np.number) or not value > 0):
@@ -46,10 +53,10 @@ def check_time_limit(value: Any) -> None:
 def as_float(value: Any, name: str, shape: tuple[int | None, ...] | None = None, *, finite: bool = True) -> Any:
     """Return `value` as a floating array of the given shape (None matches any length).
 
-    Lists of Python numbers become the default float type; arrays keep theirs.
+    Lists of Python numbers and whole numbers become the default float type; floating arrays keep theirs.
 
     Raises:
-        ValueError: for integer arrays, wrong shapes, NaN or inf (unless `finite=False`).
+        ValueError: for what is no number (booleans included), wrong shapes, NaN or inf (unless `finite=False`).
     """
     if value is None:
         raise ValueError(f"`{name}` is missing; expected an array{'' if shape is None else f' of shape {shape}'}.")
@@ -61,6 +68,8 @@ def as_float(value: Any, name: str, shape: tuple[int | None, ...] | None = None,
             value = array(value, dtype=jnp.zeros(()).dtype)
         except (TypeError, ValueError) as error:
             raise ValueError(f"`{name}` is not numeric: expected an array, got {type(value).__name__}.") from error
+    if value.dtype.kind in "iu":
+        value = value.astype(jnp.zeros(()).dtype)
     if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.dtype.itemsize >= 8:
         value = np.asarray(value, np.float64)  # also from long double and the other byte order
     if value.dtype == np.float64 and jax.dtypes.canonicalize_dtype(np.float64) == np.float32:  # 64-bit mode is off
@@ -80,8 +89,11 @@ def as_float(value: Any, name: str, shape: tuple[int | None, ...] | None = None,
 
 
 def is_whole(value: Any, least: int = 1) -> bool:
-    """True for a whole number, at least `least`; True and False are none."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
+    """True for a whole number, 20.0 included, at least `least`; True and False are none."""
+    whole = isinstance(value, int | np.integer) or (
+        isinstance(value, float | np.floating) and float(value).is_integer()
+    )
+    return whole and not isinstance(value, bool) and bool(value >= least)
 
 
 def as_whole(value: Any, name: str, of: str = "", least: int = 1) -> int:
@@ -101,6 +113,37 @@ def check_shape(value: Any, name: str, shape: tuple[int | None, ...]) -> None:
         raise ValueError(f"`{name}` has shape {got}; expected {wanted}.")
 
 
+class TracedError(ValueError):
+    """A user's function asked a traced array for its numbers; the message names the function and says what to write."""
+
+
+NEEDS_NUMBERS = {
+    jax.errors.TracerBoolConversionError: "decides by the value of an array (`if`, `while`, `and`, `not`, `max(a, b)`);"
+    " write jnp.where(condition, a, b), jnp.maximum or jnp.logical_and",
+    jax.errors.TracerArrayConversionError: "hands an array to NumPy; write jnp.sin for np.sin, jnp.array for np.array",
+    jax.errors.TracerIntegerConversionError: "counts or indexes a Python object by an array, such as range(t) or"
+    " table[t]; write jax.lax.fori_loop, or jnp.asarray(table)[t]",
+    jax.errors.NonConcreteBooleanIndexError: "picks entries by a mask, x[mask]; write jnp.where(mask, x, 0)",
+    jax.errors.ConcretizationTypeError: "asks an array for its number, as float(x), int(x) or math.sin(x) do; keep the"
+    " array, write x.astype(int) for int(x), jnp.sin for math.sin, jnp.where for `if`",
+}
+"""What JAX raises where a function needs numbers that are not there yet, and what it should do instead."""
+
+
+def explained(error: Exception, name: str) -> TracedError:
+    """Return an error of `NEEDS_NUMBERS` in the words of the user's function, with its line."""
+    words = next(words for kind, words in NEEDS_NUMBERS.items() if isinstance(error, kind))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_library(f.filename)]
+    line = f" (line {frames[-1].lineno} of {Path(frames[-1].filename).name}: {frames[-1].line})" if frames else ""
+    return TracedError(f"`{name}` {words}. It is traced once, for all stages and points{line}.")
+
+
+def _is_library(filename: str) -> bool:
+    """True for files of this package, of JAX and of NumPy."""
+    inside = Path(__file__).parent
+    return inside in Path(filename).parents or bool({"jax", "jaxlib", "numpy"} & set(Path(filename).parts))
+
+
 def result_shape(function: Any, name: str, *arguments: Any) -> Any:
     """Return the shape and type of a user's function without running it.
 
@@ -109,13 +152,15 @@ def result_shape(function: Any, name: str, *arguments: Any) -> Any:
     """
     try:
         return jax.eval_shape(function, *arguments)
+    except TracedError:
+        raise
+    except tuple(NEEDS_NUMBERS) as error:
+        raise explained(error, name) from error
     except Exception as error:
         shapes = ", ".join(
             "None" if a is None else str(np.shape(a)) for a in arguments if not isinstance(a, dict | list)
         )
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if "__array__" in reason or "TracerArrayConversionError" in type(error).__name__:
-            reason = "it calls NumPy on traced arrays; use jax.numpy inside models and costs"
         missing = " Its `params` are None: pass params=..." if arguments[-1] is None and "None" in reason else ""
         raise ValueError(f"`{name}` fails on arguments of shapes {shapes}: {reason}.{missing}") from error
 
@@ -151,10 +196,21 @@ def as_weight(
 ) -> Any:
     """Return a symmetric positive (semi)definite matrix, or (`stages`) a stack of them along a leading axis.
 
+    One number stands for that multiple of the identity, a vector for a diagonal; where `shape` does not tell the size,
+    the number is returned.
+
     Raises:
         ValueError: if not symmetric, or with an eigenvalue below zero (`definite`: not above zero), with its size.
     """
     value = as_float(value, name)
+    size = next((n for n in (*shape, *value.shape) if n is not None), None)
+    if value.ndim < 2 and size is not None:
+        eye = np.eye(size, dtype=value.dtype) if value.ndim == 0 else np.eye(len(value), dtype=value.dtype)
+        value = value[..., None] * eye
+    if value.ndim == 0:
+        if is_concrete(value) and not (value > 0 if definite else value >= 0):
+            raise ValueError(f"`{name}` is {value}; expected a number {'> 0' if definite else '>= 0'}, or a matrix.")
+        return value
     if stages and value.ndim not in (len(shape), len(shape) + 1):
         wanted = ", ".join("n" if n is None else str(n) for n in shape)
         raise ValueError(f"`{name}` has shape {value.shape}; expected ({wanted}), or with a leading axis of stages.")

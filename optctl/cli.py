@@ -28,8 +28,8 @@ def _list() -> int:
     for name, summary in _summaries().items():
         print(f"  {name:<18} {summary}")
     print("solvers (optctl.solve(problem, us, method=NAME)):")
-    for name, summary in METHODS.items():
-        print(f"  {name:<18} {summary}")
+    for name, kind in METHODS.items():
+        print(f"  {name:<18} {kind.summary}; options: {kind.__name__}({', '.join(kind.options())})")
     print("models (optctl.models.NAME()):")
     for name in optctl.models.__all__:
         model = getattr(optctl.models, name)

@@ -9,7 +9,7 @@ import numpy as np
 
 from optctl._record import record
 from optctl._validate import as_float, is_concrete
-from optctl.dynamics.stage import STAGE, STATE, StageFunction, stage_function
+from optctl.dynamics.stage import STAGE, STATE, StageFunction, stage_function, takes_all
 from optctl.dynamics.view import View, through
 
 
@@ -143,7 +143,7 @@ def stacked(parts: Sequence[tuple[Constraint, int]], name: str) -> Constraint:
     """Return one constraint from several, each with its number of rows; each keeps its prices and what is on."""
     arguments = STAGE if name.startswith("path") else STATE
     call = Stacked(tuple([part.function for part, _ in parts]))
-    function = StageFunction(call, tuple(range(len(arguments))), (), arguments, name)
+    function = takes_all(call, name, arguments)
     l1 = l2 = on = None
     if any(part.soft for part, _ in parts):
         prices = [part.prices((m,), jnp.zeros(()).dtype) for part, m in parts]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, as_weight, is_concrete
+from optctl._validate import as_float, as_weight, check_shape, is_concrete
 
 __all__ = [
     "CrossEntropy",
@@ -30,11 +30,16 @@ def _at_stage(value: Any, t: Any, ndim: int) -> Any:
     return value[t] if value.ndim > ndim else value
 
 
+def _times(weight: Any, z: Any) -> Any:
+    """Return weight z, for a matrix or a number."""
+    return weight * z if weight.ndim == 0 else weight @ z
+
+
 def _check_rows(cost: Any, dimensions: dict[str, int], allowed: tuple[int, ...]) -> None:
     """Raise unless every field that is given per stage has one of the allowed numbers of rows."""
     for name, ndim in dimensions.items():
         value = getattr(cost, name)
-        if value.ndim > ndim and value.shape[0] not in allowed:
+        if value is not None and value.ndim > ndim and value.shape[0] not in allowed:
             expected = " or ".join(str(n) for n in allowed)
             raise ValueError(
                 f"`{name}` has {value.shape[0]} rows; expected {expected}, as the horizon is {allowed[0]}."
@@ -46,8 +51,8 @@ class Quadratic:
     """Stage cost 1/2 [x; u]' [[Q, M], [M', R]] [x; u] + q'x + r'u; every term may have a leading axis N.
 
     Args:
-        Q: (nx, nx) state weight, symmetric.
-        R: (nu, nu) input weight, symmetric.
+        Q: (nx, nx) state weight, symmetric; (nx,) is a diagonal, a number a multiple of the identity.
+        R: (nu, nu) input weight, likewise.
         M: (nx, nu) cross weight, None is zero.
         q: (nx,) linear state weight, None is zero.
         r: (nu,) linear input weight, None is zero.
@@ -58,8 +63,8 @@ class Quadratic:
     Example:
         >>> import jax.numpy as jnp
         >>> import optctl as oc
-        >>> cost = oc.costs.Quadratic(Q=[[2.0]], R=[[1.0]])
-        >>> print(cost(jnp.array([3.0]), jnp.array([2.0]), 0))
+        >>> cost = oc.costs.Quadratic(Q=[2.0, 0.0], R=1.0)
+        >>> print(cost(jnp.array([3.0, 5.0]), jnp.array([2.0]), 0))
         11.0
     """
 
@@ -70,16 +75,18 @@ class Quadratic:
     r: Any = None
 
     def __post_init__(self) -> None:
-        Q = as_weight(self.Q, "Q", (None, None))
-        R = as_weight(self.R, "R", (None, None))
-        nx, nu = Q.shape[-1], R.shape[-1]
-        shapes = {"Q": (nx, nx), "R": (nu, nu), "M": (nx, nu), "q": (nx,), "r": (nu,)}
-        for name, shape in shapes.items():
-            given = getattr(self, name)
-            value = jnp.zeros(shape, Q.dtype) if given is None else jnp.asarray(as_float(given, name))
-            if value.shape[-len(shape) :] != shape or value.ndim > len(shape) + 1:
-                raise ValueError(f"`{name}` has shape {value.shape}; expected {shape}, or (N, ...) per stage.")
-            object.__setattr__(self, name, value)
+        Q = jnp.asarray(as_weight(self.Q, "Q", (None, None)))
+        R = jnp.asarray(as_weight(self.R, "R", (None, None)))
+        nx, nu = (None if weight.ndim == 0 else weight.shape[-1] for weight in (Q, R))
+        object.__setattr__(self, "Q", Q)
+        object.__setattr__(self, "R", R)
+        for name, shape in {"M": (nx, nu), "q": (nx,), "r": (nu,)}.items():
+            if getattr(self, name) is not None:
+                value = jnp.asarray(as_float(getattr(self, name), name))
+                if value.ndim not in (len(shape), len(shape) + 1):
+                    raise ValueError(f"`{name}` has shape {value.shape}; expected {shape}, or (N, ...) per stage.")
+                check_shape(value, name, shape if value.ndim == len(shape) else (None, *shape))
+                object.__setattr__(self, name, value)
 
     def check_stages(self, horizon: int) -> None:
         """Raise ValueError unless what is given per stage has `horizon` rows."""
@@ -87,9 +94,13 @@ class Quadratic:
 
     def __call__(self, x: Any, u: Any, t: Any) -> Any:
         """Return the cost of stage t."""
-        Q, R, M = (_at_stage(m, t, 2) for m in (self.Q, self.R, self.M))
-        q, r = _at_stage(self.q, t, 1), _at_stage(self.r, t, 1)
-        return 0.5 * x @ (Q @ x) + x @ (M @ u) + 0.5 * u @ (R @ u) + q @ x + r @ u
+        Q, R = (_at_stage(m, t, 2) for m in (self.Q, self.R))
+        cost = 0.5 * x @ _times(Q, x) + 0.5 * u @ _times(R, u)
+        if self.M is not None:
+            cost += x @ (_at_stage(self.M, t, 2) @ u)
+        if self.q is not None:
+            cost += _at_stage(self.q, t, 1) @ x
+        return cost if self.r is None else cost + _at_stage(self.r, t, 1) @ u
 
 
 @record()
@@ -97,7 +108,7 @@ class TerminalQuadratic:
     """Terminal (or initial) cost 1/2 (x - x_ref)' Q (x - x_ref).
 
     Args:
-        Q: (nx, nx) weight, symmetric, positive semidefinite.
+        Q: (nx, nx) weight, symmetric, positive semidefinite; (nx,) is a diagonal, a number a multiple of the identity.
         x_ref: (nx,) reference; None is zero.
 
     Example:
@@ -112,16 +123,17 @@ class TerminalQuadratic:
 
     def __post_init__(self) -> None:
         Q = jnp.asarray(as_weight(self.Q, "Q", (None, None)))
-        if Q.ndim != 2:
+        if Q.ndim == 3:
             raise ValueError(f"`Q` has shape {Q.shape}; expected (nx, nx).")
-        reference = jnp.zeros(Q.shape[0], Q.dtype) if self.x_ref is None else self.x_ref
+        shape = (None,) if Q.ndim == 0 else Q.shape[:1]
+        reference = jnp.zeros(Q.shape[:1], Q.dtype) if self.x_ref is None else as_float(self.x_ref, "x_ref", shape)
         object.__setattr__(self, "Q", Q)
-        object.__setattr__(self, "x_ref", jnp.asarray(as_float(reference, "x_ref", Q.shape[:1])))
+        object.__setattr__(self, "x_ref", jnp.asarray(reference))
 
     def __call__(self, x: Any) -> Any:
         """Return the cost of x."""
         error = x - self.x_ref
-        return 0.5 * error @ (self.Q @ error)
+        return 0.5 * error @ _times(self.Q, error)
 
 
 @record()
@@ -129,8 +141,8 @@ class Tracking:
     """Stage cost 1/2 (x - x_ref)' Q (x - x_ref) + 1/2 (u - u_ref)' R (u - u_ref).
 
     Args:
-        Q: (nx, nx) state weight.
-        R: (nu, nu) input weight.
+        Q: (nx, nx) state weight; (nx,) is a diagonal, a number a multiple of the identity.
+        R: (nu, nu) input weight, likewise.
         x_ref: (nx,) set point or (N, nx) trajectory; with N+1 rows the last is left to the terminal cost.
         u_ref: (nu,) or (N, nu); None is zero.
 
@@ -150,11 +162,11 @@ class Tracking:
     def __post_init__(self) -> None:
         Q = jnp.asarray(as_weight(self.Q, "Q", (None, None)))
         R = jnp.asarray(as_weight(self.R, "R", (None, None)))
-        nx, nu = Q.shape[-1], R.shape[-1]
-        u_ref = jnp.zeros(nu, R.dtype) if self.u_ref is None else self.u_ref
-        for name, value, n in (("x_ref", self.x_ref, nx), ("u_ref", u_ref, nu)):
+        u_ref = jnp.zeros(R.shape[-1:], R.dtype) if self.u_ref is None else self.u_ref
+        for name, value, given, weight in (("x_ref", self.x_ref, True, Q), ("u_ref", u_ref, self.u_ref is not None, R)):
             value = as_float(value, name)
-            if value.ndim not in (1, 2) or value.shape[-1] != n:
+            if given and (value.ndim not in (1, 2) or weight.shape[-1:] not in ((), value.shape[-1:])):
+                n = weight.shape[-1] if weight.ndim else "n"
                 raise ValueError(f"`{name}` has shape {value.shape}; expected ({n},) or (N, {n}).")
             object.__setattr__(self, name, jnp.asarray(value))
         object.__setattr__(self, "Q", Q)
@@ -168,7 +180,7 @@ class Tracking:
     def __call__(self, x: Any, u: Any, t: Any) -> Any:
         """Return the cost of stage t."""
         dx, du = x - _at_stage(self.x_ref, t, 1), u - _at_stage(self.u_ref, t, 1)
-        return 0.5 * dx @ (_at_stage(self.Q, t, 2) @ dx) + 0.5 * du @ (_at_stage(self.R, t, 2) @ du)
+        return 0.5 * dx @ _times(_at_stage(self.Q, t, 2), dx) + 0.5 * du @ _times(_at_stage(self.R, t, 2), du)
 
 
 @record()

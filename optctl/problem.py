@@ -67,7 +67,7 @@ class Problem:
             same to rounding; with the latter two, results hold neither states nor costates.
 
     Raises:
-        ValueError: for wrong shapes, NaN, integer arrays, costs that are not scalar, crossing bounds, horizon < 1.
+        ValueError: for wrong shapes, NaN, booleans, costs that are not scalar, crossing bounds, horizon < 1.
 
     Example:
         >>> import jax.numpy as jnp

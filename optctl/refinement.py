@@ -7,6 +7,7 @@ step is split into as many as the order of the scheme asks for, and the problem 
 Reference: Betts (2010), Practical Methods for Optimal Control and Estimation Using Nonlinear Programming, section 4.7.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -80,7 +81,13 @@ class Refinement(Result):
 
 
 def refine(
-    problem: Problem, solution: Solution, tolerance: float = 1e-6, *, max_rounds: int = 6, **options: Any
+    problem: Problem,
+    solution: Solution,
+    *,
+    tolerance: float = 1e-6,
+    max_rounds: int = 6,
+    method: Any = "interior_point",
+    **options: Any,
 ) -> Refinement:
     """Split steps of a solution's mesh and solve again until no step is further from the ODE than the tolerance.
 
@@ -90,6 +97,7 @@ def refine(
         solution: its solution.
         tolerance: largest error of a step, relative to 1 + |x|.
         max_rounds: most meshes to solve on; 0 estimates the error of the solution as it is.
+        method: as for `solve`, one that takes a guess of the states.
         **options: for `solve`.
 
     Returns:
@@ -125,15 +133,14 @@ def refine(
         parts = np.clip(parts, np.where(errors <= tolerance, 1, 2), MOST_PARTS).astype(int)
         xs, us = _interpolated(dynamics.hold, solution, np.asarray(middles), parts)
         dt = np.repeat(dt / parts, parts)
-        dynamics = Discretized(**{**vars(dynamics), "dt": jnp.asarray(dt)})
+        dynamics = dataclasses.replace(dynamics, dt=jnp.asarray(dt))
         cost = problem.stage_cost
         problem = problem.replace(
             dynamics=dynamics, horizon=len(dt), stage_cost=None if cost is None else dynamics.integral(cost.call.rate)
         )
-        free = ("us", "params") if solution.multipliers.get("params_min") is not None else None
-        free = options.get("free", free)
-        rest = {key: value for key, value in options.items() if key != "free"}
-        solution = solve(problem, us, "interior_point", xs=xs, free=free, **rest)
+        options = {"free": solution.free} | options
+        x0 = solution.x0 if problem.x0 is None else None
+        solution = solve(problem, us, method, xs=xs, x0=x0, params=solution.params, **options)
         done += 1
     drift = _drift(dynamics, jnp.asarray(dt), solution)
     converged = fine and bool(solution.converged)

@@ -106,7 +106,7 @@ class Violation(NamedTuple):
         return f"{self.constraint}[{self.row}] at stage {self.stage} by {self.amount:.3g}"
 
 
-@record(static=("method", "free"))
+@record(static=("method", "free", "note", "checked"))
 class Solution(Result):
     """The result of `solve`; every field is always present.
 
@@ -132,6 +132,9 @@ class Solution(Result):
         free: what was free, names among "us", "x0" and "params".
         residuals: by constraint, how far each row is from holding, >= 0 and shaped (stages, rows); a row with a price
             (`Soft`) may be missed and counts as zero. Empty from methods that keep to bounds and dynamics.
+        note: what the message adds to the status: where inf or NaN came from, or what two computations disagree on.
+        checked: by what the solution was judged after the solve, apart from the solver: "NumPy", with the primitives
+            that JAX had to evaluate; empty where it was not, as under `jit`.
         strict_complementarity: the smallest over all inequalities of max(slack, multiplier over the size of the cost);
             where it is zero, a constraint is about to become active, or no longer to be, and the solution has a kink.
             None from methods whose solutions have no derivatives.
@@ -155,6 +158,8 @@ class Solution(Result):
     free: tuple[str, ...] = ("us",)
     residuals: Any = None
     strict_complementarity: Any = None
+    note: str = ""
+    checked: str = ""
 
     @property
     def derivative_exists(self) -> Any:
@@ -202,6 +207,11 @@ class Solution(Result):
         status = Status(int(self.status))
         if status is Status.SOLVED:
             return "solved: the certificate holds"
+        if self.note and status is Status.NON_FINITE:
+            met = "met inf or NaN" if np.isfinite(self.cost) else "the first guess itself gives inf or NaN"
+            return f"{met}: {self.note}"
+        if self.note:
+            return f"{status.message}: {self.note}"
         if status is Status.NON_FINITE and not np.isfinite(self.cost):
             return (
                 "the first guess itself gives inf or NaN, so there is no finite iterate: start from other inputs, and"

@@ -136,7 +136,7 @@ def test_non_finite_values_end_with_the_last_finite_iterate(method):
         oc.LinearDynamics([[1.0]], [[1.0]]), lambda x, u: u @ u * 1e-3, lambda x: jnp.log(x[0] - 0.5) + 3 * x[0],
         horizon=3, x0=[1.0],
     )  # fmt: skip
-    sol = oc.solve(problem, method=method, max_iterations=200)
+    sol = oc.solve(problem, method=METHODS[method](max_iterations=200))
     assert np.isfinite(sol.us).all()
     assert np.isfinite(sol.cost)
     if not sol.converged:
@@ -236,11 +236,11 @@ def test_convex_but_not_strictly_so_falls_back_to_cg():
 
 def test_iteration_limit_is_reported():
     for method in ("gradient_descent", "lbfgs", "newton_cg", "ilqr"):
-        sol = oc.solve(zoo.pendulum_problem(), method=method, max_iterations=1, tolerance=1e-12)
+        sol = oc.solve(zoo.pendulum_problem(), method=METHODS[method](max_iterations=1), tolerance=1e-12)
         assert not sol.converged
         assert "iteration limit" in sol.message
         assert int(sol.iterations) == 1
-    assert int(oc.solve(zoo.pendulum_problem(), method="lbfgs", max_iterations=0).iterations) == 0
+    assert int(oc.solve(zoo.pendulum_problem(), method=oc.LBFGS(max_iterations=0)).iterations) == 0
 
 
 def test_concave_problems_are_not_called_solved():

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import zoo
 
 import optctl as oc
 from optctl.result import Result
+from optctl.solvers import METHODS
+from tests import zoo
 
 REACHABLE = oc.Problem(
     oc.LinearDynamics([[1.0]], [[1.0]]),
@@ -31,7 +32,7 @@ def results():
     bad = oc.lq.solve(dataclasses.replace(flat, R=-100 * flat.R))
     kinked = oc.Problem(oc.Dynamics(lambda x, u: x + jnp.abs(u), nx=1, nu=1), lambda x, u: x @ x, horizon=3, x0=[1.0])
     mpc = oc.MPC(REACHABLE)
-    stiff = oc.MPC(REACHABLE, max_iterations=1)
+    stiff = oc.MPC(REACHABLE, method=oc.InteriorPoint(max_iterations=1))
     yield "Solution", oc.solve(REACHABLE), oc.solve(TOO_FAR)
     yield "LQSolution", lq, bad
     yield (
@@ -133,10 +134,10 @@ def test_failed_members_of_a_batch_cost_nothing_that_can_win():
     slopes = jax.vmap(jax.grad(lambda x0: oc.solve(TOO_FAR.replace(x0=x0)).cost))(x0s[::2])
     np.testing.assert_allclose(slopes, [[2 / 3], [-1.0]], rtol=1e-6)
     for method in ("ilqr", "lbfgs"):  # every method, one way
-        one = oc.solve(zoo.pendulum_problem(), method=method, max_iterations=1, tolerance=1e-12)
+        one = oc.solve(zoo.pendulum_problem(), method=METHODS[method](max_iterations=1), tolerance=1e-12)
         assert not one
         assert np.isfinite(one.cost)
-    costs = jax.vmap(lambda x0: oc.solve(zoo.pendulum_problem().replace(x0=x0), method="ilqr", max_iterations=1).cost)(
+    costs = jax.vmap(lambda x0: oc.solve(zoo.pendulum_problem().replace(x0=x0), method=oc.ILQR(max_iterations=1)).cost)(
         jnp.array([[2.0, 0.0], [0.0, 0.0]])
     )
     assert np.isnan(costs[0])

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from primitives import BINARY, CONTROL, MOVES, REFERENCES, SPECIAL, UNARY, is_smooth
 
 import optctl as oc
 from optctl import _native
@@ -15,10 +16,6 @@ from optctl import tape as tapes
 from optctl.tape import Unsupported, compile_tape, expressions, memory
 
 pytestmark = pytest.mark.skipif(not _native.available(), reason="tapes are run by the compiled kernels")
-
-SPECIAL = np.array(
-    [0.0, 0.5, -0.7, 1.0, -1.0, 2.0, -2.5, 3.5, 40.0, -40.0, 1e3, np.inf, -np.inf, np.nan, 1e-9, 0.25, -3.0]
-)
 
 
 def flatten(tree, N):
@@ -50,28 +47,6 @@ def test_codes_are_those_of_the_header():
     assert tuple(re.findall(r"X\((\w+)\)", listed)) == expressions.OPERATIONS
 
 
-UNARY = {
-    name: getattr(lax, name)
-    for name in (
-        *("neg", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "exp"),
-        *("exp2", "expm1", "log", "log1p", "logistic", "sqrt", "rsqrt", "cbrt", "square", "abs", "sign", "floor"),
-        *("ceil", "is_finite", "erf", "erfc"),
-    )
-}
-UNARY |= {f"power {n}": lambda x, n=n: lax.integer_pow(x, n) for n in (-3, -2, -1, 0, 1, 2, 3, 4, 7)}
-UNARY |= {f"pow {y}": lambda x, y=y: x**y for y in (1.5, 3.0, 2.3)}
-UNARY |= {
-    "round": lambda x: lax.round(x, lax.RoundingMethod.AWAY_FROM_ZERO),
-    "rint": lambda x: lax.round(x, lax.RoundingMethod.TO_NEAREST_EVEN),
-    "whole": lambda x: jnp.where(jnp.abs(x) < 1e6, x, 0.0).astype(int) // 2,
-    "not": lambda x: ~(x > 1.0),
-}
-
-
-def is_smooth(f, *args):
-    return all(leaf.dtype == float for leaf in jax.tree.leaves(jax.eval_shape(f, *args)))
-
-
 def test_functions_of_one_number():
     check(lambda x, p: {name: f(x) for name, f in UNARY.items() if name != "pow 1.5"}, SPECIAL, rtol=1e-13, atol=0)
     smooth = {name: f for name, f in UNARY.items() if is_smooth(f, jnp.float64(1.0))}
@@ -80,17 +55,6 @@ def test_functions_of_one_number():
     check(lambda x, p: {name: jax.grad(jax.grad(f))(x) for name, f in smooth.items()}, x, rtol=1e-11)
     tape = check(lambda x, p: {name: f(jnp.float64(0.3)) + 0 * x for name, f in UNARY.items()}, x, rtol=1e-14)
     assert {expressions.OPERATIONS[code] for code in tape.code[:, 0]} == {"load"}  # all folded
-
-
-BINARY = {name: getattr(lax, name) for name in ("add", "sub", "mul", "div", "pow", "atan2", "rem", "max", "min")}
-BINARY |= {name: getattr(lax, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")}
-BINARY |= {
-    "and": lambda a, b: (a > 0) & (b > 0),
-    "or": lambda a, b: (a > 0) | (b > 0),
-    "xor": lambda a, b: (a > 0) ^ (b > 0),
-    "where": lambda a, b: jnp.where(a > 0, jnp.where(b == 0, a, b), 1.0),
-    "clamp": lambda a, b: lax.clamp(-1.0, a, 2.0) + lax.clamp(0.0, b, jnp.abs(b)),
-}
 
 
 def test_functions_of_two_numbers():
@@ -126,31 +90,6 @@ def test_integers():
     check(lambda n, p: lax.select_n(jnp.abs(n) % 3, n, 2 * n, n - 5), n)
 
 
-MOVES = {
-    "reshape": lambda A: A.reshape(3, 4).T[::-1, 1:3],
-    "stack": lambda A: jnp.stack([A[0], A[1] ** 2, jnp.concatenate([A[0, :1], A[1, 1:]])]),
-    "at": lambda A: A.at[1].set(3.0).at[:, 2].add(A[0, 0]).at[jnp.array([0, 1, 0]), jnp.array([1, 1, 1])].multiply(2.0),
-    "at min": lambda A: A.at[0, 1].min(0.0).at[1].max(A[0]),
-    "pad": lambda A: lax.pad(A, 7.0, ((1, -1, 0), (-1, 2, 1))),
-    "diag": lambda A: jnp.diag(A[0]) + jnp.tri(6) * jnp.triu(A[0][None, :] * A[0][:, None]),
-    "split": lambda A: jnp.split(A, 2, axis=1)[1] + jnp.tile(jnp.roll(A, 1, axis=1)[:, :1], (1, 3)),
-    "take": lambda A: A[:, jnp.array([2, 0, -1])] + jnp.take(A, jnp.array([5, 9, 1]), axis=1, mode="clip"),
-    "fill": lambda A: jnp.take(A, jnp.array([5, 9, 1]), axis=1, mode="fill", fill_value=2.0),
-    "reduce": lambda A: (A.sum(), A.sum(0), A.max(1), A.min(), A.prod(0), jnp.any(A > 2, axis=0), jnp.all(A > -1)),
-    "arg": lambda A: (A.argmax(), A.argmin(0), A.argmax(1)),
-    "cumulative": lambda A: (jnp.cumsum(A, 1), jnp.cumprod(A, 0), lax.cummax(A, 1), lax.cumsum(A, 1, reverse=True)),
-    "matmul": lambda A: (A @ A.T, A.T @ A, jnp.einsum("ij,ik,jl->kl", A, A, jnp.ones((6, 2)))),
-    "products": lambda A: (jnp.cross(A[0, :3], A[1, 3:]), jnp.outer(A[0], A[1]), jnp.linalg.norm(A), jnp.vdot(A, A)),
-    "batched": lambda A: jax.vmap(jnp.dot)(A.reshape(3, 2, 2), A.reshape(3, 2, 2)),
-    "cholesky": lambda A: jnp.linalg.cholesky(A @ A.T + jnp.eye(2)),
-    "triangular": lambda A: jax.scipy.linalg.solve_triangular(jnp.tril(A[:, :2] ** 2) + jnp.eye(2), A, lower=True, trans=1),
-    "cho_solve": lambda A: jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(A @ A.T + jnp.eye(2)), True), A),
-    "empty": lambda A: jnp.concatenate([A[:, :0], A], axis=1) + jnp.sum(A[:0]),
-    "constants": lambda A: A @ jnp.linalg.inv(jnp.arange(36.0).reshape(6, 6) + 40 * jnp.eye(6)),
-    "interp": lambda A: jnp.where(A > 0, jnp.exp(-A), jnp.log1p(A**2)),
-}  # fmt: skip
-
-
 def test_arrays(rng):
     A, p = jnp.asarray(rng.normal(size=(5, 2, 6))), rng.normal(size=(2, 6))
     check(lambda A, p: {name: f(A * p) for name, f in MOVES.items()}, A, uniform=p)
@@ -160,23 +99,6 @@ def test_arrays(rng):
         return jax.grad(lambda A: sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(f(A))))(A)
 
     check(lambda A, p: {name: gradient(f, A) for name, f in smooth.items()}, A, uniform=p)
-
-
-def loop(x):
-    y = lax.fori_loop(0, 4, lambda i, c: jnp.sin(c) + i * x[0], x[1])
-    carry, ys = lax.scan(lambda c, a: (c * a + 1.0, c), y, x, reverse=True)
-    return carry + ys @ x
-
-
-CONTROL = {
-    "loop": loop,
-    "while": lambda x: lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1] * x[0]), (0, x[1]))[1],
-    "cond": lambda x: lax.cond(x[0] > 0, lambda y: jnp.sin(y[1]), lambda y: y[2] ** 2, x),
-    "switch": lambda x: lax.switch((10 * x[0]).astype(int), [lambda y: y[0], lambda y: y[1], lambda y: y[2]], x),
-    "checkpoint": lambda x: jax.checkpoint(lambda y: jnp.tanh(y) @ y)(x),
-    "custom": lambda x: jnp.sum(jax.nn.softplus(x) + jax.nn.relu(x) + jax.nn.gelu(x)) + jax.nn.logsumexp(x),
-    "safe": lambda x: jnp.where(x[0] > 0, jnp.sqrt(jnp.where(x[0] > 0, x[0], 1.0)), 0.0) + jnp.hypot(x[1], x[2]),
-}
 
 
 def test_control_flow_and_derivatives(rng):
@@ -213,23 +135,6 @@ def test_linear_dynamics_with_uniform_matrices(rng):
     tape = check(expansion(step, 3), *args, uniform=p, fixed=(3,))
     assert tape.once[3:18].all()  # the Jacobian
     assert not tape.once[:3].any()
-
-
-REFERENCES = {
-    "element": lambda t, p: p["ref"][t],
-    "negative": lambda t, p: p["ref"][-1 - t, 1] + p["ref"][t, -2],
-    "window": lambda t, p: lax.dynamic_slice(p["ref"], (t, 1), (2, 1)),
-    "both": lambda t, p: p["ref"][t, t % 2],
-    "take": lambda t, p: jnp.take(p["ref"], t + 1, axis=0, mode="fill", fill_value=5.0),
-    "clip": lambda t, p: jnp.take(p["ref"].T, 2 * t, axis=1, mode="clip"),
-    "reversed": lambda t, p: p["ref"][::-1, ::2][t],
-    "computed": lambda t, p: (p["ref"] ** 2)[t],
-    "constant": lambda t, p: jnp.arange(18.0).reshape(6, 3)[t] * p["ref"][0],
-    "matrix": lambda t, p: p["A"][t] @ p["ref"][t],
-    "write": lambda t, p: p["ref"][:, 0].at[t].set(1.0).at[t + 2].add(2.0),
-    "update": lambda t, p: lax.dynamic_update_slice(p["ref"], jnp.ones((2, 1)) * t, (t, 1)),
-    "interp": lambda t, p: jnp.interp(t * 0.7, jnp.arange(6.0), p["ref"][:, 0]),
-}
 
 
 def test_time_varying_data(rng):

@@ -22,6 +22,7 @@ from jax.flatten_util import ravel_pytree
 
 from optctl._record import record
 from optctl._validate import as_float
+from optctl.adjoint.culprit import culprit
 from optctl.adjoint.gradient import arguments, gradient, total_cost
 from optctl.adjoint.hessian import hessian_vector_product
 from optctl.dynamics.base import AbstractDynamics
@@ -171,7 +172,7 @@ def check_adjoint(
     return _report(rows, [])
 
 
-def check_gradient(problem: Problem, us: Any, x0: Any = None, params: Any = None, *, seed: int = 0) -> CheckReport:
+def check_gradient(problem: Problem, us: Any, *, x0: Any = None, params: Any = None, seed: int = 0) -> CheckReport:
     """Check the gradient, and the Hessian where there is one, by Taylor tests in us, x0 and params.
 
     Args:
@@ -204,11 +205,14 @@ def check_gradient(problem: Problem, us: Any, x0: Any = None, params: Any = None
         Farrell, Ham, Funke and Rognes (2013), SIAM Journal on Scientific Computing 35, section 6.
     """
     us, x0, params = arguments(problem, us, x0, params)
-    g = gradient(problem, us, x0, params)
+    g = gradient(problem, us, x0=x0, params=params)
     point = {"us": us, "x0": x0, "params": params}
     slopes = {"us": g.us, "x0": g.x0, "params": g.params}
     rng = np.random.default_rng(seed)
     rows, notes = [], []
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((g.cost, slopes))):
+        found = culprit(problem, g.xs, us, params)
+        notes.append(f"note: the gradient is inf or NaN: {found or 'no stage tells why'}.")
     for name, value in point.items():
         leaves = jax.tree.leaves(value)
         if not sum(leaf.size for leaf in leaves):

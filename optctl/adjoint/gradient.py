@@ -48,7 +48,7 @@ class Gradient:
     params: Any
 
 
-def gradient(problem: Problem, us: Any, x0: Any = None, params: Any = None) -> Gradient:
+def gradient(problem: Problem, us: Any, *, x0: Any = None, params: Any = None) -> Gradient:
     """Return the cost, states, costates and the gradients in us, x0 and params.
 
     Constraints of the problem play no part in it. Derivatives of the result are those of its numbers, to any order;
@@ -64,7 +64,7 @@ def gradient(problem: Problem, us: Any, x0: Any = None, params: Any = None) -> G
         A `Gradient`.
 
     Raises:
-        ValueError: for wrong shapes, NaN or inf in the arguments, integer arrays, a missing x0.
+        ValueError: for wrong shapes, NaN or inf in the arguments, booleans, a missing x0.
 
     Example:
         >>> import jax.numpy as jnp

@@ -24,8 +24,8 @@ from optctl.problem import Problem
 def hessian_vector_product(
     problem: Problem,
     us: Any,
-    dus: Any = None,
     *,
+    dus: Any = None,
     x0: Any = None,
     params: Any = None,
     dx0: Any = None,
@@ -60,7 +60,7 @@ def hessian_vector_product(
         ...     x0=[1.0],
         ... )
         >>> us = jnp.zeros((2, 1))
-        >>> print(oc.hessian_vector_product(problem, us, us.at[0].set(1.0)).us[:, 0])
+        >>> print(oc.hessian_vector_product(problem, us, dus=us.at[0].set(1.0)).us[:, 0])
         [5. 2.]
 
     References:

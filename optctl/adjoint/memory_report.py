@@ -33,7 +33,7 @@ class MemoryReport:
 
 
 def memory_report(
-    problem: Problem, us: Any = None, x0: Any = None, params: Any = None, *, modes: tuple[Memory, ...] = ()
+    problem: Problem, us: Any = None, *, x0: Any = None, params: Any = None, modes: tuple[Memory, ...] = ()
 ) -> MemoryReport:
     """Compile the gradient of a problem in several memory modes and tell what each takes.
 

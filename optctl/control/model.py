@@ -9,7 +9,8 @@ from optctl._record import record
 from optctl.constraint import constraint, stacked
 from optctl.dynamics.base import Labels
 from optctl.dynamics.view import View, ViewedDynamics, behind
-from optctl.problem import Problem
+from optctl.problem import FUNCTION_CONSTRAINTS, Problem
+from optctl.shooting.two_sided import two_sided
 
 
 @record(static=("nx", "more"))
@@ -74,11 +75,15 @@ def controlled(problem: Problem, nx: int, nu: int, dtype: Any, du_max: Any) -> P
     dynamics = ViewedDynamics(problem.dynamics, view, nx + more, nu)
     params = (problem.params, jnp.zeros(nx, dtype))
     made = problem.map(view, dynamics, x0=jnp.zeros(nx + more, dtype), params=params, params_min=None, params_max=None)
-    if du_max is None:
-        return made
-    rates = constraint(Rates(jnp.broadcast_to(jnp.asarray(du_max, dtype), nu), nx), "path_inequality")
-    parts = [(rates, 2 * nu)]
-    if made.path_inequality is not None:
-        at = made.x0, jnp.zeros(nu, dtype), jnp.asarray(0), params
-        parts.insert(0, (made.path_inequality, jax.eval_shape(made.path_inequality, *at).shape[0]))
-    return made.replace(path_inequality=stacked(parts, "path_inequality"))
+    at = made.x0, jnp.zeros(nu, dtype), jnp.asarray(0), params
+    sizes = {}
+    for name in FUNCTION_CONSTRAINTS:
+        if getattr(made, name) is not None:
+            arguments = at if name.startswith("path") else (at[0], params)
+            sizes[name] = jax.eval_shape(getattr(made, name), *arguments).shape[0]
+    if du_max is not None:
+        rates = constraint(Rates(jnp.broadcast_to(jnp.asarray(du_max, dtype), nu), nx), "path_inequality")
+        own = [] if made.path_inequality is None else [(made.path_inequality, sizes["path_inequality"])]
+        made = made.replace(path_inequality=stacked([*own, (rates, 2 * nu)], "path_inequality"))
+        sizes["path_inequality"] = sizes.get("path_inequality", 0) + 2 * nu
+    return two_sided(made, sizes)

@@ -22,13 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, as_whole, check_time_limit, check_tree, runs_now
+from optctl._validate import as_float, as_whole, check_tree, runs_now
 from optctl.control.model import controlled
 from optctl.problem import Problem
 from optctl.result import Result, Status
 from optctl.shooting.expansion import function_values
 from optctl.shooting.interior_point import (
-    InteriorPoint,
     Settings,
     check_guess,
     compiled,
@@ -50,8 +49,9 @@ from optctl.shooting.primal_dual import (
     solve_step,
 )
 from optctl.shooting.rows import PATH, Rows, bound_arrays, flatten, make_rows
+from optctl.solvers.constrained import InteriorPoint
 
-TIME_SHARE, REAL_TIME_BARRIER = 0.8, 1e-3
+TIME_SHARE, MAX_ITERATIONS, REAL_TIME_BARRIER = 0.8, 100, 1e-3
 FEASIBLE, FLOOR = 1e-4, 1e-3
 """Violation up to which a plan counts as feasible; least size of the cost that the tolerance refers to: a controller at
 rest has a cost of zero, and nothing to compare with."""
@@ -168,13 +168,12 @@ class MPC:
             way, clipped. It suits models whose derivatives
             take long, plans that change little, and inputs off their bounds; elsewhere the violations of plans tell
             (`MPCRun.violations`).
-        time_limit: seconds for a step: it makes as many iterations as should fit (one at least), and applies the better
-            of the plan reached and the last one moved on, feasible ones first. None has no limit.
         tolerance: of the solver; None is 1e-6 (1e-3 in float32).
-        max_iterations: Newton steps a sample, at most.
-        barrier: first barrier parameter where the active rows of the last plan do not lead to the next, None chooses;
-            with `real_time` the one that it keeps, None is 1e-3.
-        hessian: "exact" or "gauss_newton".
+        method: the options of the solver, an `InteriorPoint`. Of these, `max_iterations` counts a sample (None is 100);
+            `barrier` is the first where the active rows of the last plan do not lead to the next (None chooses), with
+            `real_time` the one that it keeps (None is 1e-3);
+            `time_limit` is for a step: it makes as many iterations as should fit (one at least), and applies the better
+            of the plan reached and the last one moved on, feasible ones first.
 
     Raises:
         ValueError: for what the problem cannot be: free x_0, missing sizes, bad options.
@@ -203,11 +202,8 @@ class MPC:
         du_max: Any = None,
         offset_gain: Any = None,
         real_time: bool = False,
-        time_limit: float | None = None,
         tolerance: float | None = None,
-        max_iterations: int = 100,
-        barrier: float | None = None,
-        hessian: str = "exact",
+        method: InteriorPoint | str = "interior_point",
     ) -> None:
         if not isinstance(problem, Problem):
             raise ValueError(f"`problem` is a {type(problem).__name__}; expected optctl.Problem.")
@@ -217,40 +213,39 @@ class MPC:
             raise ValueError("`problem` has dynamics of unknown size, or without inputs; give them nx and nu.")
         if problem.x0_min is not None or problem.x0_max is not None:
             raise ValueError("`problem` bounds a free x_0, but a controller measures it; leave x0_min and x0_max out.")
-        sizes = {"du_max": (du_max, nu), "offset_gain": (offset_gain, nx), "barrier": (barrier, None)}
+        sizes = {"du_max": (du_max, nu), "offset_gain": (offset_gain, nx)}
         for name, (value, size) in sizes.items():
             if value is None:
                 continue
             value = np.asarray(as_float(value, name))
             if not (value > 0).all() or value.shape not in ((), (size,)):
-                many = "" if size is None else f", or ({size},) of them"
-                raise ValueError(f"`{name}` is {value}; expected a positive number{many}.")
+                raise ValueError(f"`{name}` is {value}; expected a positive number, or ({size},) of them.")
             if name == "offset_gain" and (value > 1).any():
                 raise ValueError(f"`offset_gain` is {value}; expected at most 1, a share of the prediction error.")
-        check_time_limit(time_limit)
+        options = _options(method)
         if real_time and offset_gain is not None:
             raise ValueError(
                 "`offset_gain` needs plans that converge: with real_time=True the estimate and the unfinished iteration"
                 " may drive each other apart; leave one out (a converged step of a small model takes about as long)."
             )
-        if real_time and time_limit is not None:
+        if real_time and options.time_limit is not None:
             raise ValueError("`time_limit` has no use with real_time=True, one Newton step a sample; leave one out.")
-        InteriorPoint(hessian)
         dtype = jnp.zeros(()).dtype if problem.x0 is None else problem.x0.dtype
         tolerance = (1e-3 if dtype == jnp.float32 else 1e-6) if tolerance is None else tolerance
-        limit = as_whole(max_iterations, "max_iterations")
+        limit = MAX_ITERATIONS if options.max_iterations is None else as_whole(options.max_iterations, "max_iterations")
         self.nx, self.nu, self.dtype = nx, nu, dtype
         self.problem = controlled(problem, nx, nu, dtype, du_max)
         self.du_max = None if du_max is None else jnp.broadcast_to(jnp.asarray(du_max, dtype), nu)
         self.gain = None if offset_gain is None else jnp.asarray(offset_gain, dtype)
-        self.real_time, self.time_limit = real_time, time_limit
-        exact = hessian == "exact" and problem.dynamics.twice_differentiable
+        self.real_time, self.time_limit = real_time, options.time_limit
+        exact = options.hessian == "exact" and problem.dynamics.twice_differentiable
         self.settings = Settings(
             jnp.asarray(tolerance, dtype),
-            None if barrier is None else jnp.asarray(barrier, dtype),
+            None if options.barrier is None else jnp.asarray(options.barrier, dtype),
             exact,
             limit,
             FLOOR,
+            options.backend,
             gains=False,
         )
         self.params = problem.params
@@ -452,6 +447,18 @@ class MPC:
             np.stack(xs), np.stack(us), np.array(latencies), np.array([int(p.iterations) for p in plans]),
             np.array([int(p.status) for p in plans]), np.array([float(p.violation) for p in plans]),
         )  # fmt: skip
+
+
+def _options(method: Any) -> InteriorPoint:
+    """Return the options of the solver, or raise where a controller has no use for one of them."""
+    if method == InteriorPoint.name:
+        return InteriorPoint()
+    if not isinstance(method, InteriorPoint):
+        raise ValueError(f"`method` is {method!r}; expected InteriorPoint(...): a controller plans by no other method.")
+    for name in ("warm_start", "callback"):
+        if getattr(method, name) is not None:
+            raise ValueError(f"`method` has `{name}`, for which a controller has no use; leave it out.")
+    return method
 
 
 @jax.jit

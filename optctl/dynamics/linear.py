@@ -21,7 +21,7 @@ class LinearDynamics(AbstractDynamics):
         dt: step length [s] for the time axis of figures.
 
     Raises:
-        ValueError: for shapes that do not fit together, integer arrays, NaN or inf.
+        ValueError: for shapes that do not fit together, booleans, NaN or inf.
 
     Example:
         >>> import optctl as oc

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from optctl._record import Identity, Static, record
+from optctl._validate import NEEDS_NUMBERS, explained
 
 STAGE = ("x", "u", "t", "params")
 POLICY = ("x", "t", "params")
@@ -47,13 +48,18 @@ class StageFunction:
         return repr(self.call.identity if isinstance(self.call, Static) else self.call)
 
     def __call__(self, *arguments: Any) -> Any:
-        """Evaluate with the full argument list; those that the user left out are dropped."""
+        """Evaluate with the full argument list; those that the user left out are dropped.
+
+        Raises:
+            ValueError: where the function asks a traced array for its numbers, with the line and the remedy.
+        """
         call = self.call.identity.value if isinstance(self.call, Static) else self.call
-        if not self.keywords:
-            return call(*(arguments[k] for k in self.picks))
         many = len(self.picks) - len(self.keywords)
         named = {name: arguments[k] for name, k in zip(self.keywords, self.picks[many:], strict=True)}
-        return call(*(arguments[k] for k in self.picks[:many]), **named)
+        try:
+            return call(*(arguments[k] for k in self.picks[:many]), **named)
+        except tuple(NEEDS_NUMBERS) as error:
+            raise explained(error, self.name) from error
 
 
 def stage_function(f: Callable, name: str, arguments: tuple[str, ...] = STAGE, least: int = 2) -> StageFunction:
@@ -93,6 +99,11 @@ def stage_function(f: Callable, name: str, arguments: tuple[str, ...] = STAGE, l
         )
     plain = jax.tree_util.all_leaves([f])
     return StageFunction(Static(Identity(f)) if plain else f, tuple(picks), keywords, arguments, name)
+
+
+def takes_all(call: Callable, name: str, arguments: tuple[str, ...]) -> StageFunction:
+    """Wrap a record of the package that takes the full argument list."""
+    return StageFunction(call, tuple(range(len(arguments))), (), arguments, name)
 
 
 def own_arguments(f: Callable) -> tuple[list[str] | None, tuple[str, ...]]:

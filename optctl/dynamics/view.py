@@ -6,14 +6,13 @@ A `View` states that function once. `through` puts it before a function of the o
 dynamics, and `Problem.map` carries everything else.
 """
 
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
 from optctl._record import record
 from optctl.dynamics.base import AbstractDynamics, Labels
-from optctl.dynamics.stage import StageFunction
+from optctl.dynamics.stage import StageFunction, takes_all
 
 
 def variable(name: str) -> str:
@@ -85,8 +84,7 @@ class Viewed:
 
 def through(function: StageFunction, view: View) -> StageFunction:
     """Return an old function as one of the new variables."""
-    picks = tuple(range(len(function.arguments)))
-    return replace(function, call=Viewed(function, view), picks=picks, keywords=())
+    return takes_all(Viewed(function, view), function.name, function.arguments)
 
 
 @record(static=("nx", "nu"))

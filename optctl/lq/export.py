@@ -1,13 +1,15 @@
 """Export of a linear-quadratic problem, constraints included, to cvxpy: the independent oracle."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optctl.constraint import Constraint
 from optctl.lq.model import LQ, PROBE_SCALES
-from optctl.problem import Problem
+from optctl.problem import PARAMS_BOUNDS, Problem
 
 if TYPE_CHECKING:
     import cvxpy
@@ -17,14 +19,16 @@ def to_cvxpy(problem: Problem) -> "cvxpy.Problem":
     """Return the problem in cvxpy, with variables named "xs" (N+1, nx) and "us" (N, nu).
 
     Args:
-        problem: linear dynamics, quadratic convex costs, bounds, and path and terminal constraints that are linear.
+        problem: linear dynamics, quadratic convex costs, bounds, and path and terminal constraints that are linear,
+            soft ones with their prices in the cost. Its params are numbers of the export.
 
     Returns:
         A `cvxpy.Problem`; after `.solve()` read `.value` and `.var_dict["us"].value`.
 
     Raises:
         ImportError: without cvxpy, which the extra `optctl[cvxpy]` installs.
-        ValueError: if the dynamics or a constraint is not linear, or a cost not quadratic, naming which.
+        ValueError: if the dynamics or a constraint is not linear, or a cost not quadratic, naming which; or for bounds
+            on params.
 
     Example:
         >>> import optctl as oc
@@ -42,6 +46,9 @@ def to_cvxpy(problem: Problem) -> "cvxpy.Problem":
         import cvxpy as cp
     except ImportError as error:
         raise ImportError("to_cvxpy needs cvxpy; install it with: pip install 'optctl[cvxpy]'") from error
+    for name in PARAMS_BOUNDS:
+        if getattr(problem, name) is not None:
+            raise ValueError(f"`{name}` bounds params, which are numbers of the export, not variables; leave it out.")
     lq = jax.tree.map(lambda a: np.asarray(a, dtype=float), LQ.from_problem(problem))
     N, nx, nu = lq.B.shape
     xs, us = cp.Variable((N + 1, nx), name="xs"), cp.Variable((N, nu), name="us")
@@ -59,8 +66,25 @@ def to_cvxpy(problem: Problem) -> "cvxpy.Problem":
         rules.append(xs[0] == lq.x0)
     rules += _bounds(problem, "u", us)
     rules += _bounds(problem, "x", xs[1:] if lq.x0 is not None else xs, skip_first=lq.x0 is not None)
-    rules += _path_constraints(problem, xs, us) + _terminal_constraints(problem, xs[N])
+    for name, value in [*_path_rows(problem, xs, us), *_terminal_rows(problem, xs[N])]:
+        hard, price = _kept(getattr(problem, name), name, value)
+        rules += hard
+        cost += price
     return cp.Problem(cp.Minimize(cost), rules)
+
+
+def _kept(constraint: Constraint, name: str, value: Any) -> tuple[list, Any]:
+    """Return what rows must keep, and the price of what soft ones miss."""
+    import cvxpy as cp
+
+    equal = name.endswith("_equality")
+    l1, l2 = (np.asarray(price) for price in constraint.prices(value.shape, np.float64))
+    hard, soft = np.flatnonzero(np.isinf(l1)), np.flatnonzero(np.isfinite(l1))
+    rules = [value[hard] == 0 if equal else value[hard] <= 0] if hard.size else []
+    if not soft.size:
+        return rules, 0.0
+    miss = cp.abs(value[soft]) if equal else cp.pos(value[soft])
+    return rules, l1[soft] @ miss + 0.5 * l2[soft] @ cp.square(miss)
 
 
 def _bounds(problem: Problem, name: str, variable: Any, skip_first: bool = False) -> list:
@@ -78,8 +102,8 @@ def _bounds(problem: Problem, name: str, variable: Any, skip_first: bool = False
     return rules
 
 
-def _path_constraints(problem: Problem, xs: Any, us: Any) -> list:
-    rules = []
+def _path_rows(problem: Problem, xs: Any, us: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the path constraints of all stages, by name, as expressions of the variables."""
     nx = xs.shape[1]
     for name in ("path_inequality", "path_equality"):
         g = getattr(problem, name)
@@ -88,20 +112,16 @@ def _path_constraints(problem: Problem, xs: Any, us: Any) -> list:
         for t in range(us.shape[0]):
             at_stage = lambda z, t=t, g=g: g(z[:nx], z[nx:], jnp.asarray(t), problem.params)  # noqa: E731
             G, offset = _linear(at_stage, nx + us.shape[1], f"`{name}` at stage {t}")
-            value = G[:, :nx] @ xs[t] + G[:, nx:] @ us[t] + offset
-            rules.append(value <= 0 if name == "path_inequality" else value == 0)
-    return rules
+            yield name, G[:, :nx] @ xs[t] + G[:, nx:] @ us[t] + offset
 
 
-def _terminal_constraints(problem: Problem, xN: Any) -> list:
-    rules = []
+def _terminal_rows(problem: Problem, xN: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the terminal constraints, by name, as expressions of the last state."""
     for name in ("terminal_inequality", "terminal_equality"):
         g = getattr(problem, name)
         if g is not None:
             G, offset = _linear(lambda x, g=g: g(x, problem.params), xN.shape[0], f"`{name}`")
-            value = G @ xN + offset
-            rules.append(value <= 0 if name == "terminal_inequality" else value == 0)
-    return rules
+            yield name, G @ xN + offset
 
 
 def _linear(g: Any, n: int, what: str) -> tuple[np.ndarray, np.ndarray]:

@@ -56,7 +56,7 @@ def lqr(
 
     Raises:
         ValueError: for shapes that do not fit, weights that are not symmetric or have negative eigenvalues (the
-            lowest is named), NaN, integer arrays, or a horizon that is missing.
+            lowest is named), NaN, booleans, or a horizon that is missing.
 
     Example:
         >>> import optctl as oc

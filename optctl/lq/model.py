@@ -47,7 +47,7 @@ class LQ:
             else none.
 
     Raises:
-        ValueError: for shapes that do not fit, weights that are not symmetric, NaN, integer arrays, missing horizon.
+        ValueError: for shapes that do not fit, weights that are not symmetric, NaN, booleans, missing horizon.
             Indefinite weights are allowed: whether the problem is convex, the solution tells.
 
     Example:

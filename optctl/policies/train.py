@@ -18,6 +18,7 @@ import numpy as np
 
 from optctl._record import record
 from optctl._validate import as_float, as_whole, check_scalar, check_tree, is_whole
+from optctl.adjoint.culprit import culprit
 from optctl.adjoint.gradient import costate_gradient, total_cost
 from optctl.dynamics.layers import Layers
 from optctl.policies.closed_loop import closed_loop
@@ -25,7 +26,7 @@ from optctl.problem import Problem
 from optctl.result import Result, Status
 
 
-@record()
+@record(static=("note",))
 class TrainingResult(Result):
     """What training found.
 
@@ -38,6 +39,7 @@ class TrainingResult(Result):
         validation: (checks, 2) step number and validation cost at each check.
         best_step: step at which `params` were found.
         status: SOLVED after all steps, NON_FINITE where a cost ended them.
+        note: where a gradient that is not finite came from, if that is known.
     """
 
     params: Any
@@ -46,6 +48,7 @@ class TrainingResult(Result):
     validation: Any
     best_step: Any
     status: Any
+    note: str = ""
 
     @property
     def stage(self) -> Any:
@@ -61,7 +64,8 @@ class TrainingResult(Result):
         """Return how training ended."""
         if self:
             return f"ran all {len(self.history)} steps"
-        return f"met a non-finite cost by step {len(self.history)} and kept the best parameters; lower the step size"
+        kept = f"met inf or NaN by step {len(self.history)} and kept the best parameters"
+        return f"{kept}: {self.note}" if self.note else f"{kept}; lower the step size"
 
     def __repr__(self) -> str:
         return (
@@ -85,8 +89,31 @@ class PolicyLoss:
         g = jax.vmap(lambda x0: costate_gradient(self.problem, self._no_inputs(x0), x0, params))(batch)
         return jnp.mean(g.cost), jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), g.params)
 
+    def culprit(self, params: Any, batch: Any) -> str:
+        """Return what makes the gradient inf or NaN where the cost is finite, and the sample; empty if it is not so."""
+        costs, slopes = _each(self, params, batch)
+        slopes = np.concatenate([np.asarray(leaf).reshape(len(costs), -1) for leaf in jax.tree.leaves(slopes)], axis=1)
+        bad = np.flatnonzero(np.isfinite(costs) & ~np.isfinite(slopes).all(axis=1))
+        if not bad.size:
+            return ""
+        k = int(bad[0])
+        x0 = np.asarray(batch)[k]
+        xs = self.problem.dynamics.rollout(x0, np.zeros((self.problem.steps, 0)), params)
+        found = culprit(self.problem, xs, np.zeros((self.problem.steps, 0)), params)
+        return f"the gradient of the cost is inf or NaN though the cost is finite, at sample {k}" + (
+            f": {found}" if found else ""
+        )
+
     def _no_inputs(self, x0: Any) -> Any:
         return jnp.zeros((self.problem.steps, 0), x0.dtype)
+
+
+@jax.jit
+def _each(loss: PolicyLoss, params: Any, batch: Any) -> tuple[Any, Any]:
+    """Return cost and gradient of each sample."""
+    N = loss.problem.steps
+    g = jax.vmap(lambda x0: costate_gradient(loss.problem, jnp.zeros((N, 0), x0.dtype), x0, params))(batch)
+    return g.cost, g.params
 
 
 @record(static=("loss",))
@@ -368,9 +395,11 @@ def _train(
             if not np.isfinite(cost):
                 status = Status.NON_FINITE
                 break
+    note = loss.culprit(best_params, check) if status is Status.NON_FINITE and hasattr(loss, "culprit") else ""
     return TrainingResult(
-        best_params, jnp.asarray(best_cost), jnp.concatenate(history), jnp.asarray(validation), best_step, int(status)
-    )
+        best_params, jnp.asarray(best_cost), jnp.concatenate(history), jnp.asarray(validation), best_step, int(status),
+        note,
+    )  # fmt: skip
 
 
 @jax.jit

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import is_concrete, runs_now
+from optctl._validate import runs_now
 from optctl.lq.kkt import times
 from optctl.problem import Problem
 from optctl.result import Status
@@ -70,47 +70,6 @@ QUICKLY = {
     "xla_cpu_parallel_codegen_split_count": 1,
 }
 """How XLA is to compile what goes before and after the native iterations: five times faster, and nothing to gain."""
-
-
-@record(static=("hessian", "backend"))
-class InteriorPoint:
-    """Options of the interior point method: `oc.solve(problem, method=oc.InteriorPoint(hessian="gauss_newton"))`.
-
-    Args:
-        hessian: "exact" has the curvature of dynamics and constraints; "gauss_newton" leaves it out, which is cheaper
-            a step, takes more of them, and is what models without second derivatives get.
-        barrier: first barrier parameter; None chooses: 0.1 on the scale of the cost's slope, or from a warm start.
-        failed_derivative: what the derivative of a solution that did not converge is multiplied by: NaN, or 0 for a
-            derivative that vanishes there (`converged` tells).
-        backend: "native" iterates in compiled code; it takes functions made of scalar operations that XLA need not
-            compile (no linear solves, not too large), in float64 on a CPU. "jax" takes all. "auto" takes the former
-            where it can. Both give the same numbers to rounding.
-
-    Raises:
-        ValueError: for another `hessian` or `backend`, or a barrier that is not positive; from `solve` for "native"
-            where it cannot be, with the reason.
-
-    Example:
-        >>> import optctl as oc
-        >>> problem = oc.problems.cartpole_push()
-        >>> print(oc.solve(problem, method=oc.InteriorPoint(hessian="gauss_newton")).cost.round(6))
-        136.216244
-    """
-
-    hessian: str = "exact"
-    barrier: Any = None
-    failed_derivative: Any = jnp.nan
-    backend: str = "auto"
-
-    def __post_init__(self) -> None:
-        if self.backend not in BACKENDS:
-            raise ValueError(f"`backend` is {self.backend!r}; expected one of {list(BACKENDS)}.")
-        if self.hessian not in ("exact", "gauss_newton"):
-            raise ValueError(f"`hessian` is {self.hessian!r}; expected 'exact' or 'gauss_newton'.")
-        if isinstance(self.failed_derivative, str):
-            raise ValueError(f"`failed_derivative` is {self.failed_derivative!r}; expected NaN, or 0.")
-        if self.barrier is not None and is_concrete(self.barrier) and not 0 < self.barrier < np.inf:
-            raise ValueError(f"`barrier` is {self.barrier!r}; expected a positive number, or None.")
 
 
 @record(static=("exact", "max_iterations", "backend", "gains", "warm"))
@@ -230,6 +189,36 @@ def blank(program: Program, xs: Any, us: Any, settings: Settings) -> State:
         filter=filters.empty(dtype), history=History(*(column,) * 6), K=jnp.zeros((N, nu, nx), dtype),
         **{name: jnp.asarray(value, dtype if isinstance(value, float) else int) for name, value in NUMBERS.items()},
     )  # fmt: skip
+
+
+def without_held_rows(
+    problem: Problem, us: Any, xs: Any, params: Any, x0_free: tuple[bool, ...], settings: Settings
+) -> Problem:
+    """Return the problem with those path rows off that nothing free can change at their stage, and that hold there.
+
+    Such are rows that t switches on, and rows of a given x_0. They have no interior where they hold with equality, and
+    no multiplier. A row depends on what is free if it is NaN where that is NaN. What does not hold stays on.
+    """
+    names = [name for name in PATH if getattr(problem, name) is not None]
+    if not any(getattr(problem, name).takes("t") or not all(x0_free) for name in names):
+        return problem
+    still, us, xs, params = jax.lax.stop_gradient((problem, us, xs, params))
+    first = jnp.where(jnp.asarray(x0_free), jnp.nan, xs[0])
+    xs, us = jnp.full_like(xs, jnp.nan).at[0].set(first), jnp.full_like(us, jnp.nan)
+    if runs_natively(still, xs, us, params, settings):
+        rows = make_rows(still, xs, us, function_shapes(still, xs, us, params), x0_free)
+        program = Program(still, params, x0_free, rows)
+        values = rows.split(expansion_at(program, blank(program, xs, us, settings).z, settings).at.c)
+    else:
+        values = function_values(still, xs, us, params)
+    changes = {}
+    for name in names:
+        constraint = getattr(problem, name)
+        held = values[name] if name.endswith("inequality") else jnp.abs(values[name])
+        on = jnp.isnan(values[name]) | (held > settings.tolerance)
+        counted = True if constraint.on is None else constraint.on
+        changes[name] = replace(constraint, on=on & jnp.broadcast_to(counted, on.shape))
+    return problem.replace(**changes)
 
 
 def expansion_at(program: Program, z: Unknowns, settings: Settings) -> Expansion:
@@ -469,6 +458,7 @@ def interior_point(
         solution, finite = compiled(_solve, natively)(problem, us, xs, params, x0_free, warm, settings, failed, first)
         if not concrete or (bool(finite) and (int(solution.status) != Status.ITERATION_LIMIT or first == last)):
             return solution
+    problem = compiled(without_held_rows, natively)(problem, us, xs, params, x0_free, settings)
     program, state = compiled(start, natively)(problem, xs, us, params, x0_free, warm, settings)
     check_guess(program, state)
 
@@ -491,6 +481,7 @@ def _solve(
     failed: Any, stop: Any,
 ) -> tuple[Solution, Any]:  # fmt: skip
     """Solve in one program; return the solution, and whether all functions were finite at the guess."""
+    problem = without_held_rows(problem, us, xs, params, x0_free, settings)
     still = jax.lax.stop_gradient((problem, xs, us, params, warm, settings, stop))
     through = partial(_run_through, x0_free)
     state = (through if runs_natively(problem, xs, us, params, settings) else one_by_one(through))(*still)

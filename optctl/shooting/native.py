@@ -4,6 +4,7 @@
 (`optctl.tape`): such a solve starts at once and runs several times faster than compiled row algebra.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from optctl.shooting.expansion import Expansion, Values, differentiate
 from optctl.shooting.filter import Filter
 from optctl.shooting.primal_dual import Program, Unknowns
 from optctl.shooting.rows import BLOCKS, PATH, TERMINAL, flatten
+from optctl.shooting.tape_check import check_tapes
 from optctl.solution import History
 from optctl.tape import Tape, Unsupported, compile_tape, memory
 
@@ -54,6 +56,10 @@ def tapes(problem: Problem, xs: Any, us: Any, params: Any, exact: bool) -> tuple
     if found is None:
         try:
             found = _make_tapes(uniform, xs, us, exact)
+            wrong = check_tapes(found, problem, params, uniform, xs, us, exact)
+            if wrong is not None:
+                found = Unsupported(f"`{wrong.function}` rightly: {wrong}, by NumPy (please report this)")
+                warnings.warn(f"Not used, which is slower: no tape holds {found}.", RuntimeWarning, stacklevel=2)
         except Unsupported as why:
             found = why
         if isinstance(found, Unsupported) or not any(tape.captured for tape in found):

@@ -7,6 +7,7 @@ costate sweep. In exact arithmetic the method ends after at most as many iterati
 Reference: Hestenes and Stiefel (1952), Journal of Research of the National Bureau of Standards 49.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,10 +16,77 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse.linalg
 
+from optctl._validate import runs_now
+from optctl.adjoint.hessian import require_second_derivatives
 from optctl.result import Status
 from optctl.solution import cost_size
 from optctl.solvers.iterate import Iterate, advance, start
+from optctl.solvers.method import Method, check_iterations, method
 from optctl.solvers.objective import Objective, scaled_stationarity
+
+
+@method(static=("max_iterations",))
+class CG(Method):
+    """Conjugate gradients, for quadratic problems: `oc.solve(problem, method=oc.CG(max_iterations=50))`.
+
+    Args:
+        max_iterations: limit; None is twice the number of unknowns, and ten.
+
+    Raises:
+        ValueError: for a limit that is no whole number; from `solve` where the problem is not quadratic.
+
+    Example:
+        >>> import optctl as oc
+        >>> oc.solve(oc.problems.nile(), method=oc.CG(max_iterations=3)).iterations.item()
+        3
+    """
+
+    name = "cg"
+    summary = "conjugate gradients on the normal equations, for quadratic problems"
+
+    max_iterations: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_iterations is not None:
+            check_iterations(self.max_iterations)
+
+    def check(self, objective: Objective) -> None:
+        """Raise where there are no second derivatives."""
+        require_second_derivatives(objective.problem)
+
+    def run(self, objective: Objective, tolerance: Any, us: Any, xs: Any) -> Iterate:
+        """Minimize from the guess."""
+        z = objective.pack(objective)
+        limit = 2 * objective.size() + 10 if self.max_iterations is None else int(self.max_iterations)
+        require_quadratic(objective, z)
+        iterate = conjugate_gradient(objective, z, tolerance=tolerance, max_iterations=limit)
+        return demand_convex(objective, z, iterate)
+
+
+def require_quadratic(objective: Objective, z: Any) -> None:
+    """Raise unless the slope is linear in z, probed at two sizes."""
+    if not runs_now((objective, z)):
+        return
+    noise = jnp.asarray(np.random.default_rng(0).normal(size=z.shape), z.dtype)
+    tolerance = 1e-2 if z.dtype == jnp.float32 else 1e-6
+    for scale in (1.0, 1e3):
+        gap = float(slope_mismatch(objective, z, z + scale * noise))
+        if not gap <= tolerance:
+            raise ValueError(
+                f"method 'cg' needs a quadratic problem, but the gradient departs from linear by {gap:.1e} of its size;"
+                " use 'newton_cg'."
+            )
+
+
+def demand_convex(objective: Objective, z: Any, iterate: Iterate) -> Iterate:
+    """Mark the result as not convex if the Hessian has a negative eigenvalue, which cg may not have met."""
+    if not runs_now((objective, z)):
+        return iterate
+    lowest, size = lowest_curvature(objective, z)
+    rounding = 1e-4 if z.dtype == jnp.float32 else 1e-10
+    if lowest >= -rounding * size:
+        return iterate
+    return replace(iterate, status=jnp.asarray(int(Status.NOT_CONVEX)))
 
 
 @partial(jax.jit, static_argnames=("max_iterations",))

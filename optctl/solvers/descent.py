@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from optctl.result import Status
 from optctl.solution import cost_size
 from optctl.solvers.iterate import Iterate, advance, start
+from optctl.solvers.method import Method, check_choice, check_iterations, method
 from optctl.solvers.objective import Objective, projected_gradient, scaled_stationarity
 
 MEMORY = 10
@@ -30,6 +31,42 @@ SUFFICIENT = 1e-4
 SMALLEST = 1e-14
 PROBES = 4
 LARGEST_X0 = 64
+
+
+@method(static=("max_iterations", "step"))
+class GradientDescent(Method):
+    """Projected gradient descent: `oc.solve(problem, method=oc.GradientDescent(step="armijo"))`.
+
+    Args:
+        max_iterations: limit.
+        step: "bb", steps by Barzilai and Borwein, as fast as a first-order method gets; "armijo", plain steepest
+            descent with a step that grows and shrinks.
+
+    Raises:
+        ValueError: for another `step`, or a limit that is no whole number.
+
+    Example:
+        >>> import optctl as oc
+        >>> pendulum = oc.problems.cartpole_push()
+        >>> oc.solve(pendulum, method=oc.GradientDescent(max_iterations=3)).iterations.item()
+        3
+    """
+
+    name = "gradient_descent"
+    summary = "projected gradient descent with Barzilai-Borwein or Armijo steps; takes bounds on us and x0"
+    takes = "bounds"
+
+    max_iterations: int = 10_000
+    step: str = "bb"
+
+    def __post_init__(self) -> None:
+        check_iterations(self.max_iterations)
+        check_choice(self.step, "step", ("bb", "armijo"))
+
+    def run(self, objective: Objective, tolerance: Any, us: Any, xs: Any) -> Iterate:
+        """Minimize from the guess."""
+        z, limit = objective.pack(objective), int(self.max_iterations)
+        return gradient_descent(objective, z, tolerance=tolerance, max_iterations=limit, step=self.step)
 
 
 @partial(jax.jit, static_argnames=("max_iterations", "step"))

@@ -43,6 +43,7 @@ from optctl.result import Status
 from optctl.solution import History, cost_size
 from optctl.solvers.boxed import FIRST_SHIFT, LARGEST_SHIFT, SHIFT_FACTOR, Policy, best_policy, keep, unit
 from optctl.solvers.iterate import Iterate
+from optctl.solvers.method import Method, check_choice, check_iterations, method
 from optctl.solvers.objective import Objective, projected_gradient, scaled_stationarity
 
 SUFFICIENT = 0.1
@@ -55,17 +56,18 @@ PATIENCE = 5
 """Steps lost in rounding, none of which brings a smaller slope, that end a solve."""
 
 
-@record(static=("hessian",))
-class ILQR:
-    """Options of iterative LQR: `oc.solve(problem, method=oc.ILQR(hessian="gauss_newton"))`.
+@method(static=("hessian", "max_iterations"))
+class ILQR(Method):
+    """Iterative LQR: `oc.solve(problem, method=oc.ILQR(hessian="gauss_newton"))`.
 
     Args:
         hessian: "exact" has the curvature of the dynamics (differential dynamic programming); "gauss_newton" leaves it
             out, which is cheaper a step and takes more of them. None is "exact" where the dynamics have second
             derivatives.
+        max_iterations: limit.
 
     Raises:
-        ValueError: for another `hessian`.
+        ValueError: for another `hessian`, or a limit that is no whole number.
 
     Example:
         >>> import optctl as oc
@@ -74,11 +76,39 @@ class ILQR:
         136.216244
     """
 
+    name = "ilqr"
+    summary = "iterative LQR (differential dynamic programming): rollouts under feedback; takes bounds on us"
+    takes = "bounds"
+
     hessian: str | None = None
+    max_iterations: int = 1_000
 
     def __post_init__(self) -> None:
-        if self.hessian not in (None, "exact", "gauss_newton"):
-            raise ValueError(f"`hessian` is {self.hessian!r}; expected 'exact', 'gauss_newton' or None.")
+        check_choice(self.hessian, "hessian", ("exact", "gauss_newton", None))
+        check_iterations(self.max_iterations)
+
+    def check(self, objective: Objective) -> None:
+        """Raise unless the inputs alone are free, and the dynamics have what is asked for."""
+        dynamics = objective.problem.dynamics
+        kind = type(dynamics).__name__
+        if objective.free != ("us",):
+            raise ValueError(
+                f"method 'ilqr' solves for us alone, with x0 and params given; free is {objective.free}: use"
+                " 'interior_point', 'newton_cg' or 'lbfgs'."
+            )
+        if not dynamics.has_jax_step:
+            raise ValueError(
+                f"method 'ilqr' rolls out under feedback, which needs a step in JAX; {kind} has none: use"
+                " method='lbfgs' or 'gradient_descent'."
+            )
+        if self.hessian == "exact" and not dynamics.twice_differentiable:
+            raise ValueError(f"`hessian` is 'exact', but {kind} has no second derivatives; use 'gauss_newton'.")
+
+    def run(self, objective: Objective, tolerance: Any, us: Any, xs: Any) -> Iterate:
+        """Minimize from the guess."""
+        exact = self.hessian != "gauss_newton" and objective.problem.dynamics.twice_differentiable
+        limit = int(self.max_iterations)
+        return ilqr(objective, objective.us, tolerance=tolerance, max_iterations=limit, exact=exact)
 
 
 @record(static=("exact", "bounded"))
@@ -170,10 +200,8 @@ class State:
 
 
 @partial(jax.jit, static_argnames=("max_iterations", "exact"))
-def ilqr(
-    objective: Objective, us: Any, *, tolerance: Any, max_iterations: int, exact: bool
-) -> tuple[Iterate, Any, Any]:
-    """Minimize over the inputs from us; return the last iterate and the policy u = K x + k there."""
+def ilqr(objective: Objective, us: Any, *, tolerance: Any, max_iterations: int, exact: bool) -> Iterate:
+    """Minimize over the inputs from us; return the last iterate, with the policy u = K x + k there."""
     problem, x0 = objective.problem, objective.x0
     lower, upper = (bound.reshape(us.shape) for bound in objective.bounds())
     program = Program(
@@ -187,11 +215,10 @@ def ilqr(
     s = first_state(x0, jnp.clip(us, lower, upper), max_iterations)
     s = jax.lax.while_loop(going, lambda s: iterate(program, s, tolerance), s)
     p = s.point
-    last = Iterate(
+    return Iterate(
         p.us.ravel(), p.cost, p.slope.ravel(), s.iterations, s.status, jnp.asarray(False), s.history, s.first_cost,
-        p.xs, p.policy.costates,
+        p.xs, p.policy.costates, p.policy.K, p.us - times(p.policy.K, p.xs[:-1]),
     )  # fmt: skip
-    return last, p.policy.K, p.us - times(p.policy.K, p.xs[:-1])
 
 
 def first_state(x0: Any, us: Any, max_iterations: int) -> State:

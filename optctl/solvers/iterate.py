@@ -24,6 +24,8 @@ class Iterate:
         first_cost: the cost that tolerances refer to; None is that of the first point.
         xs: (N+1, nx) states under feedback, where the solver has them.
         costates: (N+1, nx) that go with them.
+        K: (N, nu, nx) gains of the policy u = K x + k there, where the solver has them,
+        k: (N, nu) and its offsets.
     """
 
     z: Any
@@ -36,6 +38,8 @@ class Iterate:
     first_cost: Any = None
     xs: Any = None
     costates: Any = None
+    K: Any = None
+    k: Any = None
 
 
 def start(z: Any, cost: Any, slope: Any, stationarity: Any, max_iterations: int, tolerance: Any) -> Iterate:

@@ -12,12 +12,50 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 
+from optctl._validate import runs_now
 from optctl.result import Status
 from optctl.solution import History, cost_size
 from optctl.solvers.iterate import Iterate
+from optctl.solvers.method import Method, check_iterations, method
 from optctl.solvers.objective import Objective, projected_gradient, scaled_stationarity
 
 MEMORY = 20
+
+
+@method(static=("max_iterations",))
+class LBFGS(Method):
+    """SciPy's L-BFGS-B on the costate gradient: `oc.solve(problem, method=oc.LBFGS(max_iterations=50))`.
+
+    Args:
+        max_iterations: limit.
+
+    Raises:
+        ValueError: for a limit that is no whole number; from `solve` under `jit` or `vmap`, since it runs on the host.
+
+    Example:
+        >>> import optctl as oc
+        >>> oc.solve(oc.problems.cartpole_push(), method=oc.LBFGS(max_iterations=3)).iterations.item()
+        3
+    """
+
+    name = "lbfgs"
+    summary = "SciPy's L-BFGS-B; takes bounds on us and x0"
+    takes = "bounds"
+
+    max_iterations: int = 10_000
+
+    def __post_init__(self) -> None:
+        check_iterations(self.max_iterations)
+
+    def run(self, objective: Objective, tolerance: Any, us: Any, xs: Any) -> Iterate:
+        """Minimize from the guess."""
+        z = objective.pack(objective)
+        if not runs_now((objective, z)):
+            raise ValueError(
+                "method 'lbfgs' runs on the host; under jit or vmap use 'newton_cg' or 'gradient_descent'. No iterative"
+                " method is differentiated through: the costates and multipliers of a solution are its sensitivities."
+            )
+        return lbfgs(objective, z, tolerance=float(tolerance), max_iterations=int(self.max_iterations))
 
 
 @jax.jit
@@ -53,7 +91,8 @@ def lbfgs(objective: Objective, z: Any, *, tolerance: float, max_iterations: int
                 raise _ReachedError  # not even the first point can be evaluated
             # A wall that rises from the last iterate as fast as the cost falls there: the line search, which
             # interpolates between the two, comes back by a fraction of the step.
-            fall = abs(float(base["slope"] @ (z - base["z"])))
+            with np.errstate(over="ignore"):
+                fall = abs(float(base["slope"] @ (z - base["z"])))
             return min(base["cost"] + max(fall, 1e-10 * abs(base["cost"])), 1e300), -base["slope"]
         first_cost = cost if np.isnan(first_cost) else first_cost
         last.update(cost=float(cost), z=z.copy(), slope=slope.astype(np.float64))

@@ -15,10 +15,46 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optctl.adjoint.hessian import require_second_derivatives
 from optctl.result import Status
 from optctl.solution import cost_size
 from optctl.solvers.iterate import Iterate, advance, start
+from optctl.solvers.method import Method, check_iterations, method
 from optctl.solvers.objective import Objective, scaled_stationarity
+
+
+@method(static=("max_iterations",))
+class NewtonCG(Method):
+    """Trust-region Newton-CG: `oc.solve(problem, method=oc.NewtonCG(max_iterations=50))`.
+
+    Args:
+        max_iterations: limit of the outer iterations.
+
+    Raises:
+        ValueError: for a limit that is no whole number; from `solve` where dynamics lack second derivatives.
+
+    Example:
+        >>> import optctl as oc
+        >>> oc.solve(oc.problems.cartpole_push(), method=oc.NewtonCG(max_iterations=3)).iterations.item()
+        3
+    """
+
+    name = "newton_cg"
+    summary = "trust-region Newton-CG with exact Hessian-vector products"
+
+    max_iterations: int = 1_000
+
+    def __post_init__(self) -> None:
+        check_iterations(self.max_iterations)
+
+    def check(self, objective: Objective) -> None:
+        """Raise where there are no second derivatives."""
+        require_second_derivatives(objective.problem)
+
+    def run(self, objective: Objective, tolerance: Any, us: Any, xs: Any) -> Iterate:
+        """Minimize from the guess."""
+        z, limit = objective.pack(objective), int(self.max_iterations)
+        return newton_cg(objective, z, tolerance=tolerance, max_iterations=limit)
 
 
 @partial(jax.jit, static_argnames=("max_iterations",))

@@ -16,6 +16,16 @@ from optctl.adjoint.gradient import Gradient, costate_gradient, total_cost
 from optctl.problem import Problem
 from optctl.solution import Certificate, cost_size
 
+VARIABLE_BOUNDS = {
+    "u_min": "us",
+    "u_max": "us",
+    "x0_min": "x0",
+    "x0_max": "x0",
+    "params_min": "params",
+    "params_max": "params",
+}
+"""Bounds of what may be free, and what they bound."""
+
 
 @record(static=("free",))
 class Objective:

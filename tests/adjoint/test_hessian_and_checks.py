@@ -17,7 +17,7 @@ def test_hessian_vector_product_equals_the_dense_hessian(rng):
     x0, params = jnp.asarray(problem.x0), problem.params
     dus, dx0 = jnp.asarray(rng.normal(size=(7, 1))), jnp.asarray(rng.normal(size=2))
     dparams = {"k": jnp.array(0.7), "b": jnp.array(-0.4)}
-    got = oc.hessian_vector_product(problem, US, dus, dx0=dx0, dparams=dparams)
+    got = oc.hessian_vector_product(problem, US, dus=dus, dx0=dx0, dparams=dparams)
 
     def slope(us, x0, p):
         return jax.grad(lambda *z: scanned_cost(problem, *z), (0, 1, 2))(us, x0, p)
@@ -35,9 +35,9 @@ def test_hessian_refuses_simulators_and_wrong_directions():
     plant = zoo.kinds()["simulator_vjp"][0]
     problem = oc.Problem(plant, lambda x, u: x @ x, horizon=7, x0=[1.0, 0.0], params=np.array([1.3, 0.2]))
     with pytest.raises(ValueError, match="SimulatorDynamics has no second derivatives; use method='lbfgs'"):
-        oc.hessian_vector_product(problem, US, US)
+        oc.hessian_vector_product(problem, US, dus=US)
     with pytest.raises(ValueError, match=r"`dus` has shape \(6, 1\); expected \(7, 1\)"):
-        oc.hessian_vector_product(zoo.pendulum_problem(), US, US[:6])
+        oc.hessian_vector_product(zoo.pendulum_problem(), US, dus=US[:6])
 
 
 def test_check_gradient_finds_the_orders():

@@ -69,7 +69,7 @@ def test_gradient_and_hessian_are_the_same(memory, rng):
     assert bounded.xs is None
     assert bounded.costates is None
     if memory == "sqrt":
-        products = [oc.hessian_vector_product(p, us, us) for p in (problem, problem.replace(memory=memory))]
+        products = [oc.hessian_vector_product(p, us, dus=us) for p in (problem, problem.replace(memory=memory))]
         np.testing.assert_allclose(products[1].us, products[0].us, atol=1e-11 * np.abs(products[0].us).max())
 
 

@@ -45,7 +45,7 @@ def test_model_in_layers_and_under_vmap():
     layers = oc.Layers([lambda x, W: x @ W, lambda x, p: model(x, p)])
     weights = [jnp.eye(2), params]
     problem = oc.Problem(layers, terminal_cost=lambda x: jnp.sum(x**2), params=weights)
-    g = oc.gradient(problem, None, z)
+    g = oc.gradient(problem, None, x0=z)
     want = jax.grad(lambda w: jnp.sum(model(z @ w[0], w[1]) ** 2))(weights)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), g.params, want)
 

@@ -68,7 +68,7 @@ def test_a_step_is_the_solution_of_its_problem_and_never_recompiles():
 
 
 def test_real_time_iterations_keep_limits_and_balance():
-    mpc = oc.MPC(PROBLEM, real_time=True, barrier=1e-2)
+    mpc = oc.MPC(PROBLEM, real_time=True, method=oc.InteriorPoint(barrier=1e-2))
     run = mpc.simulate(off([0.3, 0.2, 0.0, 0.3]), 80, noise=1e-3 * np.random.default_rng(0).normal(size=(80, 4)))
     assert np.abs(run.xs[-1] - GOAL).max() < 0.1
     assert np.abs(run.us).max() <= 20
@@ -119,12 +119,12 @@ def test_references_are_previewed_through_params():
 
 
 def test_a_time_limit_returns_the_best_feasible_plan():
-    mpc = oc.MPC(PROBLEM, time_limit=1e-9)
+    mpc = oc.MPC(PROBLEM, method=oc.InteriorPoint(time_limit=1e-9))
     plan = mpc.init(GOAL)
     u, plan = mpc.step(plan, off([0.1, 0.05, 0.0, 0.0]))
     assert plan.status == oc.Status.TIME_LIMIT
     assert np.abs(u).max() <= 20
-    patient = oc.MPC(PROBLEM, time_limit=10.0)
+    patient = oc.MPC(PROBLEM, method=oc.InteriorPoint(time_limit=10.0))
     u2, plan = patient.step(patient.init(GOAL), off([0.1, 0.05, 0.0, 0.0]))
     assert plan.status == oc.Status.SOLVED
     np.testing.assert_allclose(u2, CONTROLLER.step(CONTROLLER.init(GOAL), off([0.1, 0.05, 0.0, 0.0]))[0], atol=1e-6)
@@ -149,7 +149,7 @@ def test_a_quadrotor_follows_a_figure_eight():
         lambda x, p: 2.5 * (x - p[-1]) @ (jnp.asarray(Q) @ (x - p[-1])), horizon=N, x0=at(0)[0], params=at(0), u_min=0.0,
         u_max=1.34,
     )  # fmt: skip
-    mpc = oc.MPC(problem, hessian="gauss_newton")
+    mpc = oc.MPC(problem, method=oc.InteriorPoint(hessian="gauss_newton"))
     plan = mpc.init(at(0)[0], us=np.full((N, 4), hover), xs=at(0))
     heavier = oc.discretize(oc.models.Quadrotor(m=0.52), dt)
     move = jax.jit(lambda x, u: heavier.step(x, u, 0, None))
@@ -163,17 +163,18 @@ def test_a_quadrotor_follows_a_figure_eight():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("options", "message"),
     [
-        ({"du_max": -1.0}, "`du_max` is -1.0; expected a positive number"),
         ({"time_limit": 0}, "`time_limit` is 0"),
         ({"hessian": "bfgs"}, "`hessian` is 'bfgs'"),
         ({"max_iterations": 0}, "`max_iterations` is 0"),
     ],
 )
-def test_bad_options_are_named(arguments, message):
+def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        oc.MPC(PROBLEM, **arguments)
+        oc.MPC(PROBLEM, method=oc.InteriorPoint(**options))
+    with pytest.raises(ValueError, match=r"`du_max` is -1.0; expected a positive number"):
+        oc.MPC(PROBLEM, du_max=-1.0)
 
 
 def test_bad_states_and_problems_are_named():
@@ -222,7 +223,13 @@ def test_bad_arguments_are_named():
         "`offset_gain` is 2.0; expected at most 1": lambda: oc.MPC(problem, offset_gain=2.0),
         "`offset_gain` needs plans that converge": lambda: oc.MPC(problem, offset_gain=0.5, real_time=True),
         "`plant` returns .* at sample 0": lambda: mpc.simulate([0.0, 0.0], 2, lambda x, u, k: x * np.nan),
-        "`time_limit` has no use with real_time": lambda: oc.MPC(problem, real_time=True, time_limit=1.0),
+        r"`method` is 'ilqr'; expected InteriorPoint": lambda: oc.MPC(problem, method="ilqr"),
+        "`method` has `callback`, for which a controller": lambda: oc.MPC(
+            problem, method=oc.InteriorPoint(callback=print)
+        ),
+        "`time_limit` has no use with real_time": lambda: oc.MPC(
+            problem, real_time=True, method=oc.InteriorPoint(time_limit=1.0)
+        ),
     }
     for message, call in wrong.items():
         with pytest.raises(ValueError, match=message):
@@ -243,17 +250,17 @@ def test_a_right_model_has_no_offset_from_the_first_sample_on():
 
 
 def test_unfinished_plans_keep_the_limits_of_rates():
-    mpc = oc.MPC(PROBLEM, du_max=3.0, max_iterations=1)
+    mpc = oc.MPC(PROBLEM, du_max=3.0, method=oc.InteriorPoint(max_iterations=1))
     run = mpc.simulate(off([0.5, 0.3, 0.0, 0.5]), 10)
     assert np.abs(np.diff(run.us[:, 0])).max() <= 3.0 + 1e-12
     assert (run.statuses == oc.Status.ITERATION_LIMIT).any()
 
 
 def test_what_can_be_done_in_time_is_done():
-    mpc = oc.MPC(PROBLEM, time_limit=10.0)
+    mpc = oc.MPC(PROBLEM, method=oc.InteriorPoint(time_limit=10.0))
     run = mpc.simulate(off([0.3, 0.2, 0.0, 0.3]), 5)
     assert (run.statuses == oc.Status.SOLVED).all()
-    mpc = oc.MPC(PROBLEM, time_limit=1e-9)
+    mpc = oc.MPC(PROBLEM, method=oc.InteriorPoint(time_limit=1e-9))
     plan = mpc.init(GOAL)
     for _ in range(3):  # one iteration is made in any case
         u, plan = mpc.step(plan, off([0.5, 0.3, 0.0, 0.5]))

@@ -25,7 +25,7 @@ def test_linear_matrices_are_not_copied_and_jacobians_are_given():
         ((np.eye(2), np.ones((3, 1))), r"`B` has shape \(3, 1\); expected \(2, nu\)"),
         ((np.eye(2), np.ones((2, 1)), np.ones(3)), r"`c` has shape \(3,\); expected \(2,\)"),
         ((np.ones((4, 2, 2)), np.ones((5, 2, 1))), r"stages differ: \{'A': 4, 'B': 5\}"),
-        ((np.eye(2, dtype=int), np.ones((2, 1))), r"`A` has dtype int64; expected floating point"),
+        ((np.eye(2, dtype=bool), np.ones((2, 1))), r"`A` has dtype bool; expected floating point"),
         ((np.full((2, 2), np.nan), np.ones((2, 1))), r"`A` holds NaN or inf, first at index \(0, 0\)"),
     ],
 )

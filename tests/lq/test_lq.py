@@ -224,7 +224,7 @@ EYE, ONE = np.eye(2), np.ones((2, 1))
             "`Q`.*at stage 2 is -1",
         ),
         (lambda: oc.costs.Quadratic(np.diag([1e12, -100.0]), [[1.0]]), "lowest eigenvalue is -100"),
-        (lambda: oc.dlqr(np.eye(2, dtype=int), ONE, EYE, [[1.0]]), "`A` has dtype int64"),
+        (lambda: oc.dlqr(np.eye(2, dtype=bool), ONE, EYE, [[1.0]]), "`A` has dtype bool"),
     ],
 )
 def test_bad_input(call, message):

@@ -373,7 +373,7 @@ GOOD = dict(A=np.eye(2), B=np.ones((2, 1)), Q=np.eye(2), R=np.eye(1), Qf=np.eye(
         ({"x0": None, "x0_free": (True, False)}, "`x0_free` is"),
         ({"x0_free": (True,)}, "expected 2 booleans"),
         ({"q": np.array([np.nan, 0.0])}, "`q` holds NaN"),
-        ({"A": np.eye(2, dtype=int)}, "`A` has dtype int64"),
+        ({"A": np.eye(2, dtype=bool)}, "`A` has dtype bool"),
         ({"Qf": np.eye(3)}, r"`Qf` has shape \(3, 3\)"),
     ],
 )

@@ -124,7 +124,7 @@ def test_sampled_states_and_progress_bar(capsys):
     [
         (PLANT, lambda x: x, np.ones((4, 2)), r"`policy` returns shape \(2,\); expected \(1,\)"),
         (PLANT, lambda x: x[:1], np.ones((4, 3)), r"`x0s` has shape \(4, 3\); expected \(any, 2\)"),
-        (PLANT, lambda x: x[:1], np.ones((4, 2), int), "`x0s` has dtype int64"),
+        (PLANT, lambda x: x[:1], np.ones((4, 2), bool), "`x0s` has dtype bool"),
         (
             PLANT.replace(u_min=-1.0),
             lambda x: x[:1],

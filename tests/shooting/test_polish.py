@@ -151,7 +151,7 @@ def test_kernels_that_are_not_there_are_missed_aloud(monkeypatch):
 
     monkeypatch.setattr(_native.importlib.util, "find_spec", lambda name: None)
     with pytest.warns(RuntimeWarning, match="10 to 20 times slower.*C\\+\\+ compiler"):
-        assert not _native._register.__wrapped__()
+        assert _native._library.__wrapped__() is None
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -159,10 +159,11 @@ def test_a_warm_start_from_a_near_solution_takes_a_step_or_two(method):
     """From the solution itself one step; from nearby a few; from afar it is never worse than cold by more than its tries."""
     limits = DOUBLE.replace(u_min=-1.0, u_max=1.0, x_min=-0.4, x_max=np.array([np.inf, np.inf]))
     first = oc.solve(limits, method=method)
-    again = oc.solve(limits, method=method, warm_start=first)
-    near = oc.solve(limits.replace(x0=[1.001, 0.0]), method=method, warm_start=first)
+    warm = oc.InteriorPoint(backend=method.backend, warm_start=first)
+    again = oc.solve(limits, method=warm)
+    near = oc.solve(limits.replace(x0=[1.001, 0.0]), method=warm)
     far_problem = limits.replace(x0=[-0.2, 1.0], x_min=-1.0)
-    far, cold = oc.solve(far_problem, method=method, warm_start=first), oc.solve(far_problem, method=method)
+    far, cold = oc.solve(far_problem, method=warm), oc.solve(far_problem, method=method)
     assert all(sol.converged for sol in (first, again, near, far, cold))
     assert again.iterations == 1
     assert near.iterations <= 3

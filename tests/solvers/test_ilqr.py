@@ -12,6 +12,8 @@ import optctl as oc
 from optctl.lq import kkt
 from optctl.solvers.boxed import best_policy
 from optctl.solvers.ilqr import ilqr
+from optctl.solvers.methods import pick
+from optctl.solvers.objective import Objective
 from tests import zoo
 from tests.oracles import check_optimality, random_lq
 
@@ -33,7 +35,7 @@ def swing_problem(**changes):
 @pytest.mark.parametrize("name", ["acrobot", "cartpole_push"])
 def test_known_optima_are_reached_from_zero(name, hessian):
     known = oc.problems.ZOO[name]()
-    sol = oc.solve(known.problem, method=oc.ILQR(hessian), tolerance=1e-8)
+    sol = oc.solve(known.problem, method=oc.ILQR(hessian=hessian), tolerance=1e-8)
     assert sol.converged, sol
     np.testing.assert_allclose(sol.cost, known.optimum, rtol=1e-8)
     assert "shift" in sol.table().splitlines()[0]
@@ -52,7 +54,7 @@ def test_it_equals_other_solvers_on_a_nonlinear_problem():
 
 def test_gauss_newton_ends_at_the_same_point_and_newton_ends_sooner():
     problem = swing_problem()
-    exact, plain = (oc.solve(problem, method=oc.ILQR(hessian), tolerance=1e-9) for hessian in HESSIANS)
+    exact, plain = (oc.solve(problem, method=oc.ILQR(hessian=hessian), tolerance=1e-9) for hessian in HESSIANS)
     np.testing.assert_allclose(plain.us, exact.us, atol=1e-5)
     assert int(exact.iterations) < int(plain.iterations)
     marks = np.asarray(exact.history.stationarity)
@@ -75,7 +77,7 @@ def test_the_policy_predicts_the_optimum_for_another_x0(problem):
 @pytest.mark.parametrize("hessian", HESSIANS)
 def test_bounded_inputs_and_their_multipliers(hessian):
     problem = swing_problem(u_min=-2.5, u_max=np.linspace(3.0, 4.0, 30)[:, None])
-    sol = oc.solve(problem, method=oc.ILQR(hessian), tolerance=1e-9)
+    sol = oc.solve(problem, method=oc.ILQR(hessian=hessian), tolerance=1e-9)
     assert sol.converged, sol
     check_optimality(problem, sol, tolerance=1e-8)
     other = oc.solve(problem, method="interior_point", tolerance=1e-9)
@@ -165,7 +167,7 @@ def test_a_guess_that_runs_away_is_brought_back():
     problem = oc.Problem(
         oc.Dynamics(lambda x, u: 2 * x + u + 0.1 * jnp.sin(x), 1, 1), lambda x, u: x @ x + u @ u, horizon=60, x0=[1.0]
     )
-    sol = oc.solve(problem, method="ilqr", max_iterations=100)
+    sol = oc.solve(problem, method=oc.ILQR(max_iterations=100))
     assert sol.converged, sol
     other = oc.solve(problem, method="interior_point")
     np.testing.assert_allclose(sol.cost, other.cost, rtol=1e-9)
@@ -231,7 +233,7 @@ def test_a_slope_that_is_missing_at_a_finite_cost_sends_the_step_back():
         oc.LinearDynamics([[1.0]], [[1.0]]), lambda x, u: 0.5 * u @ u, lambda x: 0.5 * (x[0] + 1) ** 2 + jnp.sqrt(x[0]) * 0,
         horizon=1, x0=[1.0],
     )  # fmt: skip
-    sol = oc.solve(problem, method="ilqr", max_iterations=50)
+    sol = oc.solve(problem, method=oc.ILQR(max_iterations=50))
     assert sol.converged, sol
     assert 0 < float(sol.xs[-1, 0]) < 1e-5
     assert (np.asarray(sol.history.step) < 1).all()
@@ -269,7 +271,7 @@ def test_dynamics_without_second_derivatives_get_gauss_newton():
     sol = oc.solve(problem, np.ones((5, 1)), "ilqr")
     assert sol.converged
     with pytest.raises(ValueError, match="`hessian` is 'exact', but Kinked has no second derivatives"):
-        oc.solve(problem, method=oc.ILQR("exact"))
+        oc.solve(problem, method=oc.ILQR(hessian="exact"))
 
 
 def test_what_it_cannot_take_is_refused_with_a_remedy():
@@ -293,8 +295,8 @@ def test_what_it_cannot_take_is_refused_with_a_remedy():
     )
     with pytest.raises(ValueError, match="needs a step in JAX; SimulatorDynamics has none: use method='lbfgs'"):
         oc.solve(simulator, method="ilqr")
-    with pytest.raises(ValueError, match="`hessian` is 'full'; expected 'exact', 'gauss_newton' or None"):
-        oc.ILQR("full")
+    with pytest.raises(ValueError, match="`hessian` is 'full'; expected one of 'exact', 'gauss_newton', None"):
+        oc.ILQR(hessian="full")
 
 
 def test_a_given_x0_of_a_problem_that_leaves_it_free():
@@ -310,12 +312,13 @@ def test_what_it_cannot_take_is_given_to_others():
         oc.Dynamics(lambda x, u: 0.9 * jnp.tanh(x) + u, 60, 60), lambda x, u: x @ x + u @ u, horizon=2, x0=np.ones(60)
     )
     assert oc.solve(wide).method == "newton_cg"
-    assert oc.solve(problem.replace(x0=None), max_iterations=1).method == "newton_cg"
-    assert oc.solve(problem, free=("us", "params"), max_iterations=1).method == "lbfgs"
+    us, x0 = np.zeros((7, 1)), problem.x0
+    for free, record in ((("us", "x0"), oc.NewtonCG), (("us", "params"), oc.LBFGS)):
+        assert type(pick(Objective(problem.replace(x0=None), us, x0, problem.params, free))) is record
     assert oc.solve(oc.Problem(Kinked(), lambda x, u: u @ u, horizon=2, x0=[0.0])).method == "lbfgs"
     layers, x0, _, weights = zoo.kinds()["layers"]
     deep = oc.Problem(layers, terminal_cost=lambda x: x @ x, horizon=3, x0=x0, params=weights)
-    assert oc.solve(deep, max_iterations=1).method == "lbfgs"
+    assert type(pick(Objective(deep, None, np.asarray(x0), weights, ("params",)))) is oc.LBFGS
 
 
 def test_a_size_that_only_the_guess_tells():
@@ -357,10 +360,10 @@ def test_horizons_over_which_rounding_grows_beyond_all_measure(name):
 
 
 def test_a_certificate_by_stages_is_not_given_away():
-    sol = oc.solve(LONG["doubling"], max_iterations=20)
+    sol = oc.solve(LONG["doubling"], method=oc.ILQR(max_iterations=20))
     assert not sol.converged
     assert "iteration limit" in sol.message
-    tight = oc.solve(LONG["doubling"], tolerance=0.0, max_iterations=100)
+    tight = oc.solve(LONG["doubling"], method=oc.ILQR(max_iterations=100), tolerance=0.0)
     assert not tight.converged
     assert "no further decrease" in tight.message
 

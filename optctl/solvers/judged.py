@@ -1,0 +1,55 @@
+"""A solution judged on the host by a computation of its own: neither tapes, kernels nor XLA have a part in it."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from optctl._validate import is_concrete
+from optctl.adjoint.culprit import culprit
+from optctl.adjoint.independent import Verdict, can_judge, judge
+from optctl.adjoint.interpreter import Uninterpreted
+from optctl.problem import Problem
+from optctl.result import Status
+from optctl.solution import Certificate, Solution
+
+JUDGED = (Status.SOLVED, Status.STALLED, Status.INFEASIBLE)
+"""How solves end whose numbers are worth a second computation."""
+NAMED = 2
+"""How many disagreements a message names."""
+
+
+def judged(problem: Problem, solution: Solution) -> Solution:
+    """Return a solution with the figures that NumPy finds, with status DISAGREEMENT where it refutes those claimed.
+
+    Where inf or NaN ended the solve, the function that made it is named. Under `jit` and `vmap`, and where the check
+    cannot be made (`can_judge`), the solution stays as it is, and `checked` is empty.
+    """
+    if not is_concrete((problem, solution)) or np.ndim(solution.status):
+        return solution
+    status = Status(int(solution.status))
+    if status is Status.NON_FINITE:
+        return replace(solution, note=culprit(problem, solution.xs, solution.us, solution.params))
+    if status not in JUDGED or not can_judge(problem, solution):
+        return solution
+    try:
+        found = judge(problem, solution, solution.free)
+    except Uninterpreted:
+        return solution
+    by = "NumPy" + "".join(f", `{name}` by JAX" for name in sorted(found.by_jax))
+    if found.disagreements:
+        note = "; ".join(map(str, found.disagreements[:NAMED]))
+        no, failed = np.asarray(False), np.asarray(int(Status.DISAGREEMENT))
+        return replace(solution, status=failed, converged=no, note=note, checked=by)
+    return replace(solution, certificate=_with_figures(solution.certificate, found), checked=by)
+
+
+def _with_figures(certificate: Certificate, found: Verdict) -> Certificate:
+    """Return the certificate with what was found apart from the solver, the scaled figures by the same factor."""
+    made: dict[str, Any] = {}
+    for name in ("primal_feasibility", "dual_feasibility", "complementarity"):
+        claimed, own = float(getattr(certificate, name)), getattr(found, name)
+        made[name] = np.asarray(own)
+        if own > claimed > 0:
+            made[f"{name}_scaled"] = np.asarray(float(getattr(certificate, f"{name}_scaled")) * own / claimed)
+    return replace(certificate, **made)  # type: ignore[type-var]
