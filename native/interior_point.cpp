@@ -62,7 +62,8 @@ extern const SolverKernel interior_point = [](const void* const* in, double* con
   std::memcpy(&settings, in[In::settings], sizeof settings);
   const int32_t* tapes = static_cast<const int32_t*>(in[In::info]) + sizeof(Header) / sizeof(int32_t);
   InteriorPoint method(p, tapes, numbers(In::memory), z, current, out[Out::filter], out[Out::history], expansion);
-  method.iterate(settings);
+  if (header.warm) method.settle_warm(settings);
+  else method.iterate(settings);
   if (header.gains) method.gains(out[Out::K]);
   else std::fill_n(out[Out::K], N * p.nu * p.nx, 0.0);
   std::memcpy(out[Out::numbers], &current, sizeof current);

@@ -84,7 +84,7 @@ constexpr double kappa_eps = 10, kappa_mu = 0.2, theta_mu = 1.5, s_theta = 1.1, 
 constexpr double gamma_theta = 1e-5, gamma_phi = 1e-8, first_shift = 1e-4, largest_shift = 1e12;
 constexpr double shortest_step = 1e-10, short_step = 0.05, enough = 0.1, least_damping = 1e-6;
 constexpr double polish_slack = 1e-2;
-constexpr int halvings = 40, patience = 3, predictions = 60, polish_rounds = 4;
+constexpr int halvings = 40, patience = 3, predictions = 60, polish_rounds = 4, warm_rounds = 6;
 
 class InteriorPoint {
  public:
@@ -116,9 +116,7 @@ class InteriorPoint {
       const double elapsed = std::chrono::duration<double>(Clock::now() - began).count();
       n_.seconds = elapsed;
       longest_one = std::max(longest_one, elapsed - before), before = elapsed;
-      functions_.expand(z_);
-      cost_ = functions_.cost();
-      measure();
+      expand();
       remember();
       const bool done = stationarity_ <= tolerance && infeasibility_ <= tolerance &&
                         most_product_ <= tolerance * size_ && n_.phase != restoring;
@@ -134,6 +132,36 @@ class InteriorPoint {
       if (n_.phase == optimizing) optimize(least);
       else if (n_.phase == restoring) restore(tolerance);
       else predict(least);
+    }
+  }
+
+  // Take the rows that the point holds, s = 0, for the active ones of the solution: optctl/shooting/polish.py.
+  void settle_warm(const Settings& settings) {
+    using Clock = std::chrono::steady_clock;
+    const auto began = Clock::now();
+    const double last = std::min(n_.iterations + warm_rounds, settings.stop), wrong_c = wrong_side(settings.tolerance);
+    n_.mu = 0;
+    n_.status = stalled;
+    aim(0);
+    held_.resize(p_.rows), kept_.resize(p_.rows);
+    for (int64_t i = 0; i < p_.rows; ++i) {
+      held_[i] = p_.kind[i] & inequality && z_.s[i] == 0;
+      kept_[i] = p_.kind[i] & soft && z_.e[i] == 0;
+    }
+    functions_.expand(z_);
+    cost_ = functions_.cost();
+    pin();
+    measure();
+    remember();
+    const double wrong_y = polish_slack * settings.tolerance * size_;
+    for (Round made = Round::unfinished; made == Round::unfinished && n_.iterations < last;) {
+      n_.iterations += 1;
+      n_.step = 1;
+      made = settle(wrong_y, wrong_c, settings.tolerance);
+      remember();
+      if (made == Round::good) n_.status = solved;
+      n_.seconds = std::chrono::duration<double>(Clock::now() - began).count();
+      if (n_.seconds > settings.seconds) break;
     }
   }
 
@@ -180,41 +208,53 @@ class InteriorPoint {
 
   // From the last barrier problem to the solution itself: optctl/shooting/polish.py.
   void polish(double tolerance) {
-    const double wrong_y = polish_slack * tolerance * size_;
-    const double wrong_c = std::max(polish_slack * tolerance, 100 * std::numeric_limits<double>::epsilon());
-    const double before = worst_residual();
+    const double target = std::max(worst_residual(), polish_slack * tolerance);
     aim(0);
-    if (!polishing_direction()) return;
+    if (!direction_to_zero()) return;
     held_.resize(p_.rows), kept_.resize(p_.rows);
     for (int64_t i = 0; i < p_.rows; ++i) {
       held_[i] = p_.kind[i] & inequality && d_.s[i] * z_.y[i] < d_.y[i] * z_.s[i];
       kept_[i] = p_.kind[i] & soft && (!held_[i] || d_.e[i] * z_.v[i] < d_.v[i] * z_.e[i]);
     }
     copy(z_, trial_);
+    const double wrong_y = polish_slack * tolerance * size_, wrong_c = wrong_side(tolerance);
     for (int round = 0; round < polish_rounds; ++round) {
-      pin();
-      const bool found = polishing_direction();
-      if (found) {
-        add(1, d_, z_);
-        functions_.expand(z_);
-        cost_ = functions_.cost();
-        const bool fits = !change_held(wrong_y, wrong_c);
-        measure();
-        if (fits && worst_residual() <= std::max(before, polish_slack * tolerance)) {
-          n_.mu = 0;
-          return;
-        }
-      }
-      copy(trial_, z_);
-      functions_.expand(z_);
-      cost_ = functions_.cost();
-      measure();
-      if (!found) return;
+      const Round made = settle(wrong_y, wrong_c, target);
+      if (made == Round::good) n_.mu = 0;
+      if (made == Round::good) return;
+      if (made == Round::failed) break;
     }
+    copy(trial_, z_);
+    expand();
   }
 
-  // Newton's direction at the point, in `d_`; false where its model is not convex.
-  bool polishing_direction() {
+  static double wrong_side(double tolerance) {
+    return std::max(polish_slack * tolerance, 100 * std::numeric_limits<double>::epsilon());
+  }
+
+  enum class Round { good, unfinished, failed };
+
+  // One step with the active rows at hand; those on the wrong side are changed for the next.
+  Round settle(double wrong_y, double wrong_c, double target) {
+    pin();
+    if (!direction_to_zero()) return Round::failed;
+    add(1, d_, z_);
+    functions_.expand(z_);
+    const bool fits = !change_held(wrong_y, wrong_c);
+    cost_ = functions_.cost();
+    measure();
+    if (fits && worst_residual() <= target) return Round::good;
+    return worst_residual() < INFINITY ? Round::unfinished : Round::failed;
+  }
+
+  void expand() {
+    functions_.expand(z_);
+    cost_ = functions_.cost();
+    measure();
+  }
+
+  // Newton's direction to products s y = 0, in `d_`; false where its model is not convex.
+  bool direction_to_zero() {
     newton_rows(p_, e_.at.c, z_, mu_, nu_, push_, weight_);
     quadratic_weights(p_, e_, true, weight_, model_.weights);
     if (!model_.factor(p_, e_.A, e_.B)) return false;

@@ -3,10 +3,10 @@
 #pragma once
 
 // Whole numbers before the tapes: rows of a stage and of the end (inequalities, equalities), rows in all, is any soft,
-// columns of the history, are feedback gains wanted, and where each block of rows begins.
+// columns of the history, are feedback gains wanted, is the start a warm one, and where each block of rows begins.
 #define OPTCTL_SIZES(X)                                                                               \
   X(N) X(nx) X(nu) X(path_inequalities) X(path_equalities) X(terminal_inequalities)                   \
-  X(terminal_equalities) X(rows) X(has_soft) X(history) X(gains)                                      \
+  X(terminal_equalities) X(rows) X(has_soft) X(history) X(gains) X(warm)                              \
   X(x0_min) X(x0_max) X(x_min) X(x_max) X(u_min) X(u_max) X(path_inequality) X(path_equality)         \
   X(terminal_inequality) X(terminal_equality)
 

@@ -135,6 +135,9 @@ class Solution(Result):
         note: what the message adds to the status: where inf or NaN came from, or what two computations disagree on.
         checked: by what the solution was judged after the solve, apart from the solver: "NumPy", with the primitives
             that JAX had to evaluate; empty where it was not, as under `jit`.
+        strict_complementarity: the smallest over all inequalities of max(slack, multiplier over the size of the cost);
+            where it is zero, a constraint is about to become active, or no longer to be, and the solution has a kink.
+            None from methods whose solutions have no derivatives.
     """
 
     xs: Any
@@ -154,8 +157,16 @@ class Solution(Result):
     method: str
     free: tuple[str, ...] = ("us",)
     residuals: Any = None
+    strict_complementarity: Any = None
     note: str = ""
     checked: str = ""
+
+    @property
+    def derivative_exists(self) -> Any:
+        """True if the solution converged and does not have a kink there, within the tolerance."""
+        if self.strict_complementarity is None:
+            return self.converged
+        return self.converged & (self.strict_complementarity > self.certificate.tolerance)
 
     @property
     def stage(self) -> Any:

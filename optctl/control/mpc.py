@@ -1,19 +1,20 @@
 r"""Model predictive control: solve from the measured state at every sample, and apply the first input.
 
-The plan of the last sample, moved on by one step, is the guess, with its multipliers: a few Newton steps suffice. With
+The plan of the last sample, moved on by one step, is the guess: where its active rows are nearly those of the new plan,
+a Newton step or two suffice, without a barrier and on any scale of the cost; else the sample is solved as if cold. With
 `real_time=True` it is one, split in two: `prepare`, between samples, linearizes and factors at the predicted state;
 `step`, once the state is measured, is one right-hand side.
 
 References: Rawlings, Mayne and Diehl (2017), Model Predictive Control, chapters 1, 2 and 8; Diehl, Bock and Schloeder
-(2005), A real-time iteration scheme for nonlinear optimization in optimal feedback control; Pannocchia and Rawlings
-(2003), Disturbance models for offset-free model-predictive control.
+(2005), A real-time iteration scheme for nonlinear optimization in optimal feedback control; Yang and Biegler (2013),
+Advanced-multi-step nonlinear model predictive control, on clipping; Pannocchia and Rawlings (2003), Disturbance models
+for offset-free model-predictive control.
 """
 
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, as_whole, check_tree, is_concrete
+from optctl._validate import as_float, as_whole, check_tree, runs_now
 from optctl.control.model import controlled
 from optctl.problem import Problem
 from optctl.result import Result, Status
@@ -34,6 +35,7 @@ from optctl.shooting.interior_point import (
     iterate,
     run,
     runs_natively,
+    settle_first,
     start,
 )
 from optctl.shooting.primal_dual import (
@@ -46,10 +48,10 @@ from optctl.shooting.primal_dual import (
     newton_rows,
     solve_step,
 )
-from optctl.shooting.rows import PATH, Rows, flatten, make_rows
-from optctl.solvers.constrained import WARM_BARRIER, InteriorPoint
+from optctl.shooting.rows import PATH, Rows, bound_arrays, flatten, make_rows
+from optctl.solvers.constrained import InteriorPoint
 
-TIME_SHARE, MAX_ITERATIONS = 0.8, 100
+TIME_SHARE, MAX_ITERATIONS, REAL_TIME_BARRIER = 0.8, 100, 1e-3
 FEASIBLE, FLOOR = 1e-4, 1e-3
 """Violation up to which a plan counts as feasible; least size of the cost that the tolerance refers to: a controller at
 rest has a cost of zero, and nothing to compare with."""
@@ -162,12 +164,14 @@ class MPC:
         offset_gain: share of the prediction error that goes into the estimated offset of the model, 0 < gain <= 1, a
             number or (nx,). The plans then know a steady disturbance; the error that it causes vanishes where inputs
             and references leave the cost no reason to keep some of it. None assumes that the model is right.
-        real_time: one Newton step a sample, cut short where it would cross a bound. It suits models whose derivatives
+        real_time: one Newton step a sample; the plan goes along it as far as its bounds let it, the first input all the
+            way, clipped. It suits models whose derivatives
             take long, plans that change little, and inputs off their bounds; elsewhere the violations of plans tell
             (`MPCRun.violations`).
         tolerance: of the solver; None is 1e-6 (1e-3 in float32).
         method: the options of the solver, an `InteriorPoint`. Of these, `max_iterations` counts a sample (None is 100);
-            `barrier` is the first of a warm start, with `real_time` the one that it keeps (None is 1e-3);
+            `barrier` is the first where the active rows of the last plan do not lead to the next (None chooses), with
+            `real_time` the one that it keeps (None is 1e-3);
             `time_limit` is for a step: it makes as many iterations as should fit (one at least), and applies the better
             of the plan reached and the last one moved on, feasible ones first.
 
@@ -229,7 +233,6 @@ class MPC:
         dtype = jnp.zeros(()).dtype if problem.x0 is None else problem.x0.dtype
         tolerance = (1e-3 if dtype == jnp.float32 else 1e-6) if tolerance is None else tolerance
         limit = MAX_ITERATIONS if options.max_iterations is None else as_whole(options.max_iterations, "max_iterations")
-        barrier = WARM_BARRIER if options.barrier is None else options.barrier
         self.nx, self.nu, self.dtype = nx, nu, dtype
         self.problem = controlled(problem, nx, nu, dtype, du_max)
         self.du_max = None if du_max is None else jnp.broadcast_to(jnp.asarray(du_max, dtype), nu)
@@ -238,7 +241,7 @@ class MPC:
         exact = options.hessian == "exact" and problem.dynamics.twice_differentiable
         self.settings = Settings(
             jnp.asarray(tolerance, dtype),
-            jnp.asarray(barrier, dtype),
+            None if options.barrier is None else jnp.asarray(options.barrier, dtype),
             exact,
             limit,
             FLOOR,
@@ -275,10 +278,11 @@ class MPC:
         free = (False,) * xs.shape[1]
         settings = replace(self.settings, barrier=None, max_iterations=1000)
         natively = runs_natively(self.problem, xs, us, full, settings)
-        program, state = compiled(start, natively)(self.problem, xs, us, full, free, None, settings)
+        now = runs_now((xs, us, full))
+        program, state = compiled(start, natively and now)(self.problem, xs, us, full, free, None, settings)
         check_guess(program, state)
-        state = run(program, state, settings)
-        i, z = int(state.iterations), state.z
+        state = run(program, state, settings) if now else iterate(program, state, settings, settings.max_iterations)
+        i, z = state.iterations, state.z
         violation = state.history.infeasibility[i]
         plan = MPCPlan(
             z.xs[:, : self.nx], z.us, u, jnp.full_like(x, jnp.nan), full[1], state.status, state.iterations,
@@ -309,7 +313,7 @@ class MPC:
             shift: move the plan on by one step.
         """
         full = (self._params(params), plan.offset)
-        prepare = compiled(_prepare, is_concrete((plan.z, full)) and self._runs_natively(plan.z, full))
+        prepare = compiled(_prepare, runs_now((plan.z, full)) and self._runs_natively(plan.z, full))
         return replace(plan, ready=prepare(self.problem, full, plan.z, self.settings, shift))
 
     def step(self, plan: MPCPlan, x: Any, params: Any = None) -> tuple[Any, MPCPlan]:
@@ -318,8 +322,8 @@ class MPC:
         Args:
             plan: what `init` or the last `step` returned.
             x: (nx,) measured state.
-            params: parameters of this sample, such as a preview of the reference; None takes the problem's. (With
-                `real_time` those given to `prepare` count, if it was called.)
+            params: parameters of this sample, such as a preview of the reference; None takes the problem's. With
+                `real_time` it is fast where `prepare` was given the same.
         """
         x = jnp.asarray(as_float(x, "x", (self.nx,)), self.dtype)
         if not isinstance(plan, MPCPlan):
@@ -333,16 +337,18 @@ class MPC:
         if self.real_time:
             if plan.ready is None:
                 plan = self.prepare(plan, params)
-            feedback = compiled(_feedback, is_concrete((plan.z, full, x)) and self._runs_natively(plan.z, full))
-            out = feedback(self.problem, full, plan.ready, x, last, self.settings)
+            else:
+                plan = self._prepared_for(plan, params, full[0])
+            feedback = compiled(_feedback, runs_now((plan.z, full, x)) and self._runs_natively(plan.z, full))
+            first, *out = feedback(self.problem, full, plan.ready, x, last, self.settings)
         elif self.time_limit is None:
-            natively = is_concrete((plan.z, full, x)) and self._runs_natively(plan.z, full)
+            natively = runs_now((plan.z, full, x)) and self._runs_natively(plan.z, full)
             most = self.settings.max_iterations
             *out, _ = compiled(_resolve, natively)(self.problem, full, plan.z, x, last, self.settings, most)
         else:
             out = self._in_time(full, plan.z, x, last)
         z, status, iterations, cost, violation = out
-        u = z.us[0]
+        u = first if self.real_time else z.us[0]
         if self.du_max is not None:  # a plan that has not converged may miss it a little
             u = jnp.clip(u, plan.u - self.du_max, plan.u + self.du_max)
         predicted = plan.predicted
@@ -350,9 +356,21 @@ class MPC:
             predicted = _model_step(self.model, full[0], x, u, 0) + offset
         return u, MPCPlan(z.xs[:, : self.nx], z.us, u, predicted, offset, status, iterations, cost, violation, z)
 
+    def _prepared_for(self, plan: MPCPlan, params: Any, own: Any) -> MPCPlan:
+        """Return a prepared plan that is so for these parameters."""
+
+        def again(plan: MPCPlan) -> MPCPlan:
+            return self.prepare(replace(plan, z=plan.ready[1], ready=None), params, shift=False)
+
+        pairs = list(zip(jax.tree.leaves(plan.ready[0][0]), jax.tree.leaves(own), strict=True))
+        if runs_now(pairs):
+            return plan if all(np.array_equal(a, b) for a, b in pairs) else again(plan)
+        same = jnp.all(jnp.stack([jnp.all(a == b) for a, b in pairs])) if pairs else jnp.asarray(True)
+        return jax.lax.cond(same, lambda plan: plan, again, plan)
+
     def _in_time(self, full: Any, z: Unknowns, x: Any, last: Any) -> tuple[Any, ...]:
         """Solve in the time that is left after what surrounds the iterations, by what that took before."""
-        if not is_concrete((full, z, x)):
+        if not runs_now((full, z, x)):
             raise ValueError("`time_limit` needs the clock of the host; leave it out where `step` is traced.")
         assert self.time_limit is not None
         began, most = time.perf_counter(), self.settings.max_iterations
@@ -387,7 +405,8 @@ class MPC:
         Args:
             x0: (nx,) first state.
             steps: number of samples.
-            plant: `plant(x, u, k) -> next x`; None is the model itself.
+            plant: `plant(x, u, k) -> next x`; None is the model itself with the parameters of sample k. (A model that
+                depends on the stage is that of stage 0, which is where every plan begins.)
             noise: (steps, nx), added to what the controller measures; None is none.
             params: `params(k)`, the parameters at sample k; None keeps the problem's.
             plan: None starts with `init`.
@@ -401,7 +420,11 @@ class MPC:
         noise = np.zeros((steps, self.nx)) if noise is None else np.asarray(as_float(noise, "noise", (steps, self.nx)))
         at = (lambda k: None) if params is None else params
         plan = self.init(x, at(0)) if plan is None else plan
-        plant = partial(_model_step, self.model, self._params(at(0))) if plant is None else plant
+        if plant is None:
+
+            def plant(x: Any, u: Any, k: int) -> Any:
+                return _model_step(self.model, self._params(at(k)), x, u, 0)
+
         jax.block_until_ready(self.step(plan, x, at(0)))
         xs, us, plans, latencies = [x], [], [], []
         for k in range(steps):
@@ -472,23 +495,73 @@ def _guess(problem: Problem, params: Any, z: Unknowns, x: Any, last: Any) -> Any
     return z.xs.at[0].set(first).at[-1].set(jnp.where(jnp.all(jnp.isfinite(end)), end, z.xs[-1]))
 
 
+def _unguided(problem: Problem, params: Any, x: Any, us: Any) -> tuple[Any, Any]:
+    """Return the guess that knows nothing: no inputs and where they lead, or the first state if that is not finite."""
+    us = jnp.zeros_like(us)
+    xs = problem.dynamics.roll(x, us, params)
+    return jnp.where(jnp.all(jnp.isfinite(xs)), xs, x), us
+
+
+@record()
+class _Tried:
+    """A plan, and how the solver came to it."""
+
+    z: Unknowns
+    status: Any
+    cost: Any
+    violation: Any
+
+
+def _tried(z: Unknowns, state: Any, row: Any) -> _Tried:
+    return _Tried(z, state.status, state.history.cost[row], state.history.infeasibility[row])
+
+
+def _better(new: _Tried, old: _Tried) -> _Tried:
+    """Return the plan that is solved, or else feasible at a lower cost, or else less infeasible."""
+    feasible = (new.violation <= FEASIBLE) & (old.violation <= FEASIBLE)
+    ahead = jnp.where(feasible, new.cost < old.cost, new.violation < old.violation)
+    ahead = (new.status == int(Status.SOLVED)) | (ahead & (old.status != int(Status.SOLVED)))
+    return jax.tree.map(lambda a, b: jnp.where(ahead, a, b), new, old)
+
+
 def _resolve(
     problem: Problem, params: Any, z: Unknowns, x: Any, last: Any, settings: Settings, stop: Any
 ) -> tuple[Any, ...]:
-    """Solve from the plan moved on; where that does not converge, return the better of both, feasible ones first."""
-    last_plan = _shift(_rows_at(problem, params, z).rows, z)
-    xs, warm = _guess(problem, params, last_plan, x, last), {"costates": last_plan.costates, "y": last_plan.y}
-    program, first = start(problem, xs, last_plan.us, params, (False,) * xs.shape[1], warm, settings)
-    state = iterate(program, first, settings, stop)
-    rows = jnp.stack([jnp.zeros_like(state.iterations), state.iterations])
-    violations, costs = state.history.infeasibility[rows], state.history.cost[rows]
-    feasible = violations <= FEASIBLE
-    better = jnp.where(jnp.all(feasible), costs[0] < costs[1], violations[0] < violations[1])
-    back = (state.status != int(Status.SOLVED)) & better
-    plan = jax.tree.map(lambda new, old: jnp.where(back, old, new), state.z, first.z)
-    row = jnp.where(back, 0, 1)
-    kept = _finite_or(last_plan, plan)
-    return kept, state.status, state.iterations, costs[row], violations[row], state.seconds
+    """Solve from the plan moved on with its active rows; if that fails, as if cold, at last from x alone.
+
+    Where nothing converges, the best of all is returned. A quadratic program has one solution, to which no guess of
+    the states is needed.
+    """
+    moved_on = _shift(_rows_at(problem, params, z).rows, z)
+    xs, us, free = _guess(problem, params, moved_on, x, last), moved_on.us, (False,) * z.xs.shape[1]
+    warm = {"costates": moved_on.costates, "y": moved_on.y}
+    program, cold = start(problem, xs, us, params, free, None, settings)
+    state = settle_first(program, cold, xs, us, warm, settings)
+    kept = replace(_tried(replace(moved_on, xs=xs, us=us), state, 0), status=jnp.asarray(int(Status.ITERATION_LIMIT)))
+    best = _better(_tried(state.z, state, state.iterations), kept)
+
+    def attempt(carry: tuple) -> tuple:
+        k, best, state, seconds = carry
+        left = replace(settings, seconds=settings.seconds - seconds)
+        alone = _unguided(problem, params, xs[0], us)
+        own_xs, own_us = (jnp.where(k == 0, plan, own) for plan, own in zip((xs, us), alone, strict=True))
+        program, cold = start(problem, own_xs, own_us, params, free, None, left)
+        half = jnp.where(k == 0, state.iterations + (stop - state.iterations + 1) // 2, stop)
+        state = iterate(program, replace(cold, iterations=state.iterations, history=state.history), left, half)
+        return k + 1, _better(_tried(state.z, state, state.iterations), best), state, seconds + state.seconds
+
+    def going(carry: tuple) -> Any:
+        k, best, state, seconds = carry
+        unsolved = (best.status != int(Status.SOLVED)) & (k < 2)
+        return unsolved & (state.iterations < stop) & (seconds <= settings.seconds)
+
+    first = jnp.asarray(int(program.quadratic)), best, state, state.seconds
+    _, best, state, seconds = jax.lax.while_loop(going, attempt, first)
+    solved = best.status == int(Status.SOLVED)
+    unfinished = (state.status == int(Status.STALLED)) & (state.mu == 0)  # by the first steps alone
+    status = jnp.where(unfinished, int(Status.ITERATION_LIMIT), state.status)
+    status = jnp.where(solved, int(Status.SOLVED), status)
+    return _finite_or(moved_on, best.z), status, state.iterations, best.cost, best.violation, seconds
 
 
 def _finite_or(last: Unknowns, new: Unknowns) -> Unknowns:
@@ -498,19 +571,40 @@ def _finite_or(last: Unknowns, new: Unknowns) -> Unknowns:
 
 
 def _prepare(problem: Problem, params: Any, z: Unknowns, settings: Settings, shift: bool) -> tuple[Any, ...]:
-    """Linearize and factor at the predicted state."""
+    """Linearize and factor at the predicted state; return the parameters, too."""
     program = _rows_at(problem, params, z)
-    z = _shift(program.rows, z) if shift else z
+    mu = _barrier(settings)
+    z = _inside(program.rows, _shift(program.rows, z) if shift else z, mu)
     e = expansion_at(program, z, settings)
-    _, weight = newton_rows(program.rows, e.at.c, z, settings.barrier)
-    return z, e, weight, *factor(program, e, weight, jnp.zeros((), z.xs.dtype))
+    _, weight = newton_rows(program.rows, e.at.c, z, mu)
+    return params, z, e, weight, *factor(program, e, weight, jnp.zeros((), z.xs.dtype))
+
+
+def _barrier(settings: Settings) -> Any:
+    return REAL_TIME_BARRIER if settings.barrier is None else settings.barrier
+
+
+def _inside(rows: Rows, z: Unknowns, mu: Any) -> Unknowns:
+    """Return the point with products s y = mu (and e v), s - y kept: a solution has zeros among them."""
+
+    def apart(s: Any, y: Any, which: Any) -> tuple[Any, Any]:
+        root = jnp.sqrt((s - y) ** 2 + 4 * mu)
+        low = 2 * mu / (root + jnp.abs(s - y))
+        high = (root + jnp.abs(s - y)) / 2
+        return jnp.where(which, jnp.where(s > y, high, low), s), jnp.where(which, jnp.where(s > y, low, high), y)
+
+    s, y = apart(z.s, z.y, rows.inequality)
+    if rows.soft is None:
+        return replace(z, s=s, y=y)
+    e, v = apart(z.e, z.v, rows.soft)
+    return replace(z, s=s, y=y, e=e, v=v)
 
 
 def _feedback(problem: Problem, params: Any, ready: Any, x: Any, last: Any, settings: Settings) -> tuple[Any, ...]:
     """One right-hand side: move the plan's x_0 to the measured state."""
-    z, e, weight, model, factors, _ = ready
+    _, z, e, weight, model, factors, _ = ready
     program = _rows_at(problem, params, z)
-    rows, mu = program.rows, settings.barrier
+    rows, mu = program.rows, _barrier(settings)
     dx0 = (x if last is None else jnp.concatenate([x, last])) - z.xs[0]
     d = solve_step(program, model, factors, e, z, gaps=e.at.gaps, c=e.at.c, weight=weight, mu=mu, dx0=dx0)
     good = (factors.failed_stage < 0) & jnp.all(jnp.isfinite(d.us))
@@ -519,4 +613,5 @@ def _feedback(problem: Problem, params: Any, ready: Any, x: Any, last: Any, sett
     point = moved(rows, z, d, alpha, 0.99, mu)
     violation = jnp.maximum(jnp.max(jnp.abs(e.at.gaps)), jnp.max(jnp.abs(missed(rows, e.at.c, z)), initial=0.0))
     status = jnp.where(good, int(Status.ITERATION_LIMIT), int(Status.STALLED))
-    return point, status, jnp.asarray(1), e.at.cost, violation
+    low, high = bound_arrays(rows, "u", z.us)
+    return jnp.clip(z.us[0] + d.us[0], low[0], high[0]), point, status, jnp.asarray(1), e.at.cost, violation

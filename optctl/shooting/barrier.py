@@ -135,6 +135,15 @@ def residuals(program: Program, state: State, e: Expansion) -> Residuals:
     )  # fmt: skip
 
 
+def remember(state: State, r: Residuals) -> State:
+    """Write a point into the history."""
+    i = state.iterations
+    row = (state.e.at.cost, r.stationarity, state.step, r.infeasibility, state.mu, state.shift)
+    columns = vars(state.history).values()
+    history = History(*(column.at[i].set(value) for column, value in zip(columns, row, strict=True)))
+    return replace(state, history=history)
+
+
 def next_barrier(state: State, r: Residuals, least: Any) -> Any:
     """Lower mu as often as the point solves the barrier problem well enough."""
 

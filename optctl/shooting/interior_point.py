@@ -45,18 +45,21 @@ from optctl.shooting.barrier import (
     largest,
     optimize,
     predict,
+    remember,
     residuals,
 )
 from optctl.shooting.certificate import certify_point
 from optctl.shooting.expansion import Expansion, Values, evaluate, expand, function_shapes, function_values
 from optctl.shooting.feasibility import restore
-from optctl.shooting.polish import polish
+from optctl.shooting.polish import polish, settle_warm
 from optctl.shooting.primal_dual import Program, Unknowns, factor, infeasibility, newton_rows
 from optctl.shooting.rows import PATH, TERMINAL, Rows, bound_arrays, flatten, make_rows, residuals_by_name
 from optctl.shooting.sensitivity import settle, unknown
-from optctl.solution import History, Solution
+from optctl.solution import History, Solution, cost_size
 
 FIRST_BARRIER = 0.1
+ACTIVE = 1e-9
+"""Multipliers above this share of the greatest are those of active rows."""
 BACKENDS = ("auto", "native", "jax")
 FIRST_SECONDS, TURN, TURN_SECONDS = 0.5, 64, 0.2
 """Seconds that the first call from the host should take; iterations of the next one, seconds of later ones."""
@@ -69,7 +72,7 @@ QUICKLY = {
 """How XLA is to compile what goes before and after the native iterations: five times faster, and nothing to gain."""
 
 
-@record(static=("exact", "max_iterations", "backend", "gains"))
+@record(static=("exact", "max_iterations", "backend", "gains", "warm"))
 class Settings:
     """How to run.
 
@@ -82,6 +85,7 @@ class Settings:
         backend: one of BACKENDS.
         seconds: what one call of the compiled kernel may take, infinity for no limit.
         gains: compute the feedback gains where the iterations stop; else they are zero.
+        warm: take the active rows for those of the solution (`settle_warm`); `start` does so.
     """
 
     tolerance: Any
@@ -92,6 +96,7 @@ class Settings:
     backend: str = "auto"
     seconds: Any = np.inf
     gains: bool = True
+    warm: bool = False
 
 
 def start(
@@ -99,17 +104,19 @@ def start(
 ) -> tuple[Program, State]:
     """Return the first state: the guess pushed inside its bounds, slacks, and multipliers.
 
-    `warm` holds costates, and multipliers by name (or y, flat), of a similar problem's solution.
+    `warm` holds costates, and multipliers by name (or y, flat), of a similar problem's solution. Where a few steps from
+    its active rows reach the solution, the state is SOLVED; else iterations start from the guess as if it were cold.
     """
+    guess = xs, us
     rows = make_rows(problem, xs, us, function_shapes(problem, xs, us, params), x0_free)
     quadratic = native.is_quadratic(problem, xs, us, params, settings.exact)
     program = Program(problem, params, x0_free, rows, quadratic)
     mu = settings.barrier
-    margin = 1e-2 if warm is None else jnp.minimum(1e-2, jnp.asarray(mu, xs.dtype))
+    margin = 1e-2
     xs, us = _push_inside(rows, xs, us, jnp.asarray(x0_free), margin)
-    guess = blank(program, xs, us, settings)
+    empty = blank(program, xs, us, settings)
     if runs_natively(problem, xs, us, params, settings):
-        found = expansion_at(program, guess.z, settings)
+        found = expansion_at(program, empty.z, settings)
         at, slopes = found.at, (found.qs, found.rs)
     else:
         at = evaluate(problem, rows, xs, us, params)
@@ -119,8 +126,7 @@ def start(
     if mu is None:
         per_row = jnp.abs(at.cost) / jnp.maximum(1, jnp.sum(rows.inequality))
         mu = FIRST_BARRIER * jnp.maximum(scale, jnp.where(jnp.isfinite(per_row), per_row, 0.0))
-    # A warm start that is far from feasible is not that warm.
-    mu = jnp.maximum(jnp.asarray(mu, xs.dtype), FIRST_BARRIER * jnp.minimum(1.0, largest(at.gaps)))
+    mu = jnp.asarray(mu, xs.dtype)
     s = jnp.where(rows.inequality, jnp.maximum(-at.c, margin), 1.0)
     y, costates = jnp.where(rows.inequality, mu / s, 0.0), jnp.zeros_like(xs)
     e = v = None
@@ -128,18 +134,36 @@ def start(
         e = jnp.where(rows.soft, jnp.maximum(at.c, 0.0) + margin, 1.0)  # the violation, and some distance from zero
         s = jnp.where(rows.soft, e - at.c, s)
         y, v = jnp.where(rows.soft, mu / s, y), jnp.where(rows.soft, mu / e, 1.0)
-    if warm is not None:
-        given = warm["y"] if "y" in warm else _of_rows(rows, warm["multipliers"])
-        y = jnp.where(rows.inequality, jnp.clip(given, mu / s / 10, 10 * mu / s), jnp.where(rows.equality, given, 0.0))
-        costates = warm["costates"]
     z = Unknowns(xs, us, costates, s, y, e, v)
     theta = infeasibility(rows, at, z)
     state = replace(
-        guess, z=z, mu=mu, scale=scale, floor=jnp.asarray(settings.floor, xs.dtype) * scale, theta_first=theta,
+        empty, z=z, mu=mu, scale=scale, floor=jnp.asarray(settings.floor, xs.dtype) * scale, theta_first=theta,
         first_cost=at.cost, mark=theta, mu_restore=mu,
         phase=jnp.asarray(PREDICT if quadratic else OPTIMIZE),
     )  # fmt: skip
-    return program, state
+    if warm is None:
+        return program, state
+    settled = settle_first(program, state, *guess, warm, settings)
+    again = replace(state, iterations=settled.iterations, history=settled.history)
+    good = settled.status == int(Status.SOLVED)
+    return program, jax.tree.map(lambda new, old: jnp.where(good, new, old), settled, again)
+
+
+def settle_first(program: Program, cold: State, xs: Any, us: Any, warm: dict, settings: Settings) -> State:
+    """Return where a few steps from the active rows of a similar solution lead: SOLVED, if they are nearly right."""
+    given = warm["y"] if "y" in warm else _of_rows(program.rows, warm["multipliers"])
+    z = _holding(program.rows, xs, us, given, replace(cold.z, costates=warm["costates"]))
+    return iterate(program, replace(cold, z=z), replace(settings, warm=True), settings.max_iterations // 2)
+
+
+def _holding(rows: Rows, xs: Any, us: Any, y: Any, z: Unknowns) -> Unknowns:
+    """Return a trajectory with slacks that are zero where multipliers y say that a row is active, and nowhere else."""
+    held = rows.inequality & (y > ACTIVE * largest(jnp.where(rows.inequality, y, 0.0)))
+    y = jnp.where(rows.inequality & ~held, 0.0, jnp.where(rows.inequality | rows.equality, y, 0.0))
+    s, e = jnp.where(held, 0.0, 1.0), None
+    if rows.soft is not None:
+        e = jnp.where(rows.soft & ~(held & (y >= (1 - ACTIVE) * rows.l1)), 0.0, 1.0)
+    return replace(z, xs=xs, us=us, s=s, y=y, e=e)
 
 
 def blank(program: Program, xs: Any, us: Any, settings: Settings) -> State:
@@ -246,7 +270,7 @@ def iterate(program: Program, state: State, settings: Settings, stop: Any) -> St
         state, z = carry[0], carry[0].z
         e = expand(problem, rows, z.xs, z.us, params, z.costates if settings.exact else None, z.y)
         r = residuals(program, state, e)
-        state = _remember(replace(state, e=e), r)
+        state = remember(replace(state, e=e), r)
         done = (r.stationarity <= tolerance) & (r.infeasibility <= tolerance)
         done = done & (r.most_product <= tolerance * r.size) & (state.phase != RESTORE)
         finite = jnp.isfinite(r.theta) & jnp.isfinite(e.at.cost) & jnp.isfinite(r.stationarity)
@@ -266,21 +290,16 @@ def iterate(program: Program, state: State, settings: Settings, stop: Any) -> St
         going = (state.status == int(Status.ITERATION_LIMIT)) & (state.iterations < stop)
         return jax.lax.cond(going, step, lambda state: state, state), going
 
-    state, _ = jax.lax.while_loop(lambda carry: carry[1], body, (state, jnp.asarray(True)))
-    solved = state.status == int(Status.SOLVED)
-    state = jax.lax.cond(solved, lambda s: polish(program, s, tolerance, settings.exact), lambda s: s, state)
+    if settings.warm:
+        state = settle_warm(program, state, tolerance, settings.exact, stop)
+    else:
+        state, _ = jax.lax.while_loop(lambda carry: carry[1], body, (state, jnp.asarray(True)))
+        solved = state.status == int(Status.SOLVED)
+        state = jax.lax.cond(solved, lambda s: polish(program, s, tolerance, settings.exact), lambda s: s, state)
     if not settings.gains:
         return state
     _, weight = newton_rows(rows, state.e.at.c, state.z, state.mu)
     return replace(state, K=factor(program, state.e, weight, state.shift)[1].K)
-
-
-def _remember(state: State, r: Any) -> State:
-    i = state.iterations
-    row = (state.e.at.cost, r.stationarity, state.step, r.infeasibility, state.mu, state.shift)
-    columns = vars(state.history).values()
-    history = History(*(column.at[i].set(value) for column, value in zip(columns, row, strict=True)))
-    return replace(state, history=history)
 
 
 def run(
@@ -295,7 +314,9 @@ def run(
     """Iterate to the end, in turns. The kernel minds the time by itself; without it, limits make turns of one."""
     last = settings.max_iterations
     natively = runs_natively(program.problem, state.z.xs, state.z.us, program.params, settings)
-    began, turn, done = time.perf_counter(), TURN, 0
+    began, turn, done = time.perf_counter(), TURN, int(state.iterations)
+    if state.status != Status.ITERATION_LIMIT:
+        return state
     if callback is not None:
         turn = every
     elif time_limit is not None and not natively:
@@ -338,7 +359,17 @@ def finish(program: Program, x0: Any, state: State, settings: Settings, failed: 
         status=status, converged=converged, iterations=state.iterations, certificate=certificate,
         history=state.history, method="interior_point",
         residuals=residuals_by_name(still.problem, rows, e.at.c, e.at.gaps),
+        strict_complementarity=strict_complementarity(rows, z, cost_size(e.at.cost, state.first_cost)),
     )  # fmt: skip
+
+
+def strict_complementarity(rows: Rows, z: Unknowns, size: Any) -> Any:
+    """Return the smallest over the inequalities of max(s, y/size), and of max(e, v/size) of soft ones."""
+    pairs = [(rows.inequality, z.s, z.y)]
+    if rows.soft is not None:
+        pairs.append((rows.soft, z.e, z.v))
+    least = [jnp.min(jnp.where(on, jnp.maximum(a, b / size), jnp.inf), initial=jnp.inf) for on, a, b in pairs]
+    return jnp.min(jnp.stack(least))
 
 
 def _by_name(program: Program, y: Any) -> dict[str, Any]:
@@ -463,7 +494,10 @@ def _run_through(
     x0_free: tuple[bool, ...], problem: Any, xs: Any, us: Any, params: Any, warm: Any, settings: Settings, stop: Any
 ) -> State:
     program, state = start(problem, xs, us, params, x0_free, warm, settings)
-    return iterate(program, state, settings, stop)
+    if warm is None:
+        return iterate(program, state, settings, stop)
+    unsolved = state.status == int(Status.ITERATION_LIMIT)
+    return jax.lax.cond(unsolved, lambda s: iterate(program, s, settings, stop), lambda s: s, state)
 
 
 def one_by_one(function: Callable) -> Callable:

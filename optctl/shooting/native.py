@@ -168,7 +168,8 @@ def iterate(program: Program, state: Any, settings: Any, stop: Any) -> Any:
         "N": N, "nx": nx, "nu": nu, "path_inequalities": widths["path_inequality"],
         "path_equalities": widths["path_equality"], "terminal_inequalities": widths["terminal_inequality"],
         "terminal_equalities": widths["terminal_equality"], "rows": z.s.size, "has_soft": rows.soft is not None,
-        "history": state.history.cost.size, "gains": settings.gains, **_offsets(rows.shapes),
+        "history": state.history.cost.size, "gains": settings.gains, "warm": settings.warm,
+        **_offsets(rows.shapes),
     }  # fmt: skip
     begins = np.cumsum([0, *(m.size for m in memories)])
     info = np.concatenate([

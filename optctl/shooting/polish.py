@@ -1,4 +1,4 @@
-r"""The last step: from the last barrier problem to the solution itself.
+r"""The last step, from the last barrier problem to the solution itself; and the first ones of a warm start.
 
 An interior point ends where s y = mu: a row that is barely active, or barely not, is then sqrt(mu) off, and so are the
 inputs that it binds. Once it is known which rows are active, the solution is that of a problem with equalities only,
@@ -12,6 +12,9 @@ taken only if it is feasible, multipliers have their sign, and the residuals hav
 rows, y = 0 of others, and mu = 0; `newton_rows` knows these limits, so that gains and derivatives are those of the
 solution, too.
 
+A warm start takes the active rows of a similar problem's solution for its own and makes the same steps: where they are
+nearly the right ones, no barrier is needed at all, and nothing depends on the scale of the cost.
+
 References: El-Bakry, Tapia and Zhang (1994), A study of indicators for identifying zero variables in interior-point
 methods; Bergounioux, Ito and Kunisch (1999), Primal-dual strategy for constrained optimal control problems.
 """
@@ -23,64 +26,87 @@ import jax
 import jax.numpy as jnp
 
 from optctl.lq import sweeps
-from optctl.shooting.barrier import Residuals, State, residuals
-from optctl.shooting.expansion import expand
+from optctl.result import Status
+from optctl.shooting.barrier import Residuals, State, remember, residuals
+from optctl.shooting.expansion import Expansion, expand
 from optctl.shooting.primal_dual import Program, Unknowns, newton_rows, quadratic_model, solve_step
 
-ROUNDS = 4
-"""Most steps, each with other active rows."""
+ROUNDS, WARM_ROUNDS = 4, 6
+"""Most steps, each with other active rows: of the polish, and of a warm start."""
 SLACK = 1e-2
 """Share of the tolerance by which rows and multipliers may be on the wrong side of zero."""
 
 
 def polish(program: Program, state: State, tolerance: Any, exact: bool) -> State:
     """Return the solution that a point close to it stands for; the point itself where that is none."""
-    rows, problem, params = program.rows, program.problem, program.params
-    z, e, zero = state.z, state.e, jnp.zeros((), state.z.xs.dtype)
-    before = residuals(program, state, e)
-    wrong_y = SLACK * tolerance * before.size
-    wrong_c = jnp.maximum(SLACK * tolerance, 100 * jnp.finfo(zero.dtype).eps)
-
-    def step(at: Unknowns) -> tuple[Unknowns, Any]:
-        _, weight = newton_rows(rows, e.at.c, at, zero)
-        model = quadratic_model(program, e, weight, zero)
-        factors = sweeps.factor(model)
-        d = solve_step(program, model, factors, e, at, gaps=e.at.gaps, c=e.at.c, weight=weight, mu=zero)
-        return d, factors.failed_stage < 0
-
-    def attempt(carry: tuple) -> tuple:
-        k, held, kept, *_ = carry
-        on = _pinned(program, z, z.y, e.at.c, held, kept)
-        d, found = step(on)
-        costates, y = on.costates + d.costates, on.y + d.y
-        xs, us = on.xs + d.xs, on.us + d.us
-        e_new = expand(problem, rows, xs, us, params, costates if exact else None, y)
-        c = e_new.at.c
-        changed = held & (y < -wrong_y) | rows.inequality & ~held & (c > wrong_c)
-        new_kept = kept
-        if rows.soft is not None:
-            too_much, met = kept & (y > rows.l1 + wrong_y), held & ~kept & (c < -wrong_c)
-            new_kept = (kept ^ (too_much | met)) | (rows.soft & changed)
-            changed, too_much = changed & ~(held & ~kept), too_much | met
-        else:
-            too_much = jnp.zeros_like(held)
-        point = _pinned(program, replace(on, xs=xs, us=us, costates=costates), y, c, held, kept)
-        after = residuals(program, replace(state, z=point), e_new)
-        fits = found & ~jnp.any(changed | too_much)
-        good = fits & (_worst(after) <= jnp.maximum(_worst(before), SLACK * tolerance))
-        return k + 1, held ^ changed, new_kept, good, found, point, e_new
-
-    def going(carry: tuple) -> Any:
-        k, _, _, good, found, *_ = carry
-        return found & ~good & (k < ROUNDS)
-
-    d, found = step(z)
+    rows, z, e = program.rows, state.z, state.e
+    d, found = _direction(program, e, z)
     held = rows.inequality & (d.s * z.y < d.y * z.s)
     kept = held if rows.soft is None else rows.soft & (~held | (d.e * z.v < d.v * z.e))
-    first = jnp.asarray(0), held, kept, jnp.asarray(False), found, z, e
-    _, _, _, good, _, point, e_new = jax.lax.while_loop(going, attempt, first)
-    new = replace(state, z=point, e=e_new, mu=zero)
+    target = jnp.maximum(_worst(residuals(program, state, e)), SLACK * tolerance)
+    good, new = _rounds(program, state, held, kept, target, tolerance, exact, jnp.where(found, ROUNDS, 0))
+    new = replace(state, z=new.z, e=new.e, mu=jnp.zeros_like(state.mu))
     return jax.tree.map(lambda new, old: jnp.where(good, new, old), new, state)
+
+
+def settle_warm(program: Program, state: State, tolerance: Any, exact: bool, stop: Any) -> State:
+    """Take the rows that a point holds, s = 0, for the active ones of the solution: SOLVED, or STALLED."""
+    rows, z = program.rows, state.z
+    held = rows.inequality & (z.s == 0)
+    kept = held if rows.soft is None else rows.soft & (z.e == 0)
+    e = expand(program.problem, rows, z.xs, z.us, program.params, z.costates if exact else None, z.y)
+    state = replace(state, z=_pinned(program, z, z.y, e.at.c, held, kept), e=e, mu=jnp.zeros_like(state.mu))
+    state = remember(state, residuals(program, state, e))
+    most = jnp.minimum(WARM_ROUNDS, stop - state.iterations)
+    good, state = _rounds(program, state, held, kept, tolerance, tolerance, exact, most)
+    return replace(state, status=jnp.where(good, int(Status.SOLVED), int(Status.STALLED)))
+
+
+def _rounds(
+    program: Program, state: State, held: Any, kept: Any, target: Any, tolerance: Any, exact: bool, most: Any
+) -> tuple[Any, State]:
+    """Make steps until no row is on the wrong side and the residuals are within the target; return whether they are.
+
+    `held` are the rows with s = 0, `kept` the soft ones with e = 0.
+    """
+    rows = program.rows
+    wrong_y = SLACK * tolerance * residuals(program, state, state.e).size
+    wrong_c = jnp.maximum(SLACK * tolerance, 100 * jnp.finfo(wrong_y.dtype).eps)
+
+    def attempt(carry: tuple) -> tuple:
+        k, held, kept, _, _, state = carry
+        on = _pinned(program, state.z, state.z.y, state.e.at.c, held, kept)
+        d, found = _direction(program, state.e, on)
+        xs, us, costates, y = on.xs + d.xs, on.us + d.us, on.costates + d.costates, on.y + d.y
+        e = expand(program.problem, rows, xs, us, program.params, costates if exact else None, y)
+        c = e.at.c
+        z = _pinned(program, replace(on, xs=xs, us=us, costates=costates), y, c, held, kept)
+        missed = held & ~kept if rows.soft is not None else jnp.zeros_like(held)
+        missed = missed & (False if rows.soft is None else rows.soft)
+        bent = (missed & (c < -wrong_c)) | (kept & (y > (jnp.inf if rows.soft is None else rows.l1) + wrong_y))
+        turned = rows.inequality & ~missed & ~bent & jnp.where(held, y < -wrong_y, c > wrong_c)
+        state = replace(state, z=z, e=e, iterations=state.iterations + 1, step=jnp.ones_like(state.step))
+        r = residuals(program, state, e)
+        good = found & ~jnp.any(bent | turned) & (_worst(r) <= target)
+        return k + 1, held ^ turned, kept ^ bent, good, found & jnp.isfinite(_worst(r)), remember(state, r)
+
+    def going(carry: tuple) -> Any:
+        k, _, _, good, found, _ = carry
+        return found & ~good & (k < most)
+
+    no = jnp.asarray(False)
+    *_, good, _, state = jax.lax.while_loop(going, attempt, (jnp.asarray(0), held, kept, no, ~no, state))
+    return good, state
+
+
+def _direction(program: Program, e: Expansion, z: Unknowns) -> tuple[Unknowns, Any]:
+    """Return Newton's direction to products s y = 0, and whether its model is convex."""
+    zero = jnp.zeros((), z.xs.dtype)
+    _, weight = newton_rows(program.rows, e.at.c, z, zero)
+    model = quadratic_model(program, e, weight, zero)
+    factors = sweeps.factor(model)
+    d = solve_step(program, model, factors, e, z, gaps=e.at.gaps, c=e.at.c, weight=weight, mu=zero)
+    return d, factors.failed_stage < 0
 
 
 def _worst(r: Residuals) -> Any:
@@ -89,10 +115,7 @@ def _worst(r: Residuals) -> Any:
 
 
 def _pinned(program: Program, z: Unknowns, y: Any, c: Any, held: Any, kept: Any) -> Unknowns:
-    """Return the point with slacks, misses and multipliers where the active rows want them.
-
-    `held` are the rows with s = 0; `kept` the soft rows with e = 0.
-    """
+    """Return the point with slacks, misses and multipliers where the active rows want them."""
     rows = program.rows
     tiny = jnp.finfo(c.dtype).tiny
     y = jnp.where(rows.inequality, jnp.where(held, jnp.maximum(y, 0.0), 0.0), y)

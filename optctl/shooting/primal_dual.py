@@ -19,7 +19,7 @@ from optctl.lq.model import LQ
 from optctl.lq.riccati import Factors
 from optctl.problem import Problem
 from optctl.shooting.expansion import Expansion, Values
-from optctl.shooting.rows import DELTA, Rows, along, squared, transposed
+from optctl.shooting.rows import DELTA, DELTA_SINGLE, Rows, along, squared, transposed
 
 FIRST_SHIFT, LARGEST_SHIFT = 1e-4, 1e12
 
@@ -131,7 +131,8 @@ def newton_rows(rows: Rows, c: Any, z: Unknowns, mu: Any, nu: Any = None) -> tup
     nu = mu if nu is None else nu
     off = rows.inequality & (z.y == 0) & (z.s > 0)
     y = jnp.where(rows.inequality & (z.y > 0), z.y, 1.0)
-    d = jnp.where(rows.inequality, jnp.where(z.s == 0, DELTA, z.s / y), DELTA)
+    delta = DELTA if c.dtype == jnp.float64 else DELTA_SINGLE
+    d = jnp.where(rows.inequality, jnp.where(z.s == 0, delta, z.s / y), delta)
     r, weight = jnp.where(rows.inequality, c + mu / y, c), 1 / d
     if rows.soft is not None:
         gives = rows.soft & (z.e > 0)

@@ -30,6 +30,8 @@ TERMINAL = ("terminal_inequality", "terminal_equality")
 BLOCKS = (*BOUNDS, *PATH, *TERMINAL)
 DELTA = 1e-8
 """Proximal weight of equalities: their multipliers are unknowns, so it slows the last digits, not changes them."""
+DELTA_SINGLE = 1e-5
+"""The same in float32, which has not the digits for the other."""
 
 
 @record(static=("shapes",))

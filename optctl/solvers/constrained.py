@@ -1,7 +1,6 @@
 """The interior point method behind the front door: its options, guesses, free parameters, warm starts."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -19,8 +18,6 @@ from optctl.solvers.method import Method, check_choice, check_iterations, method
 from optctl.solvers.objective import Objective
 
 MAX_ITERATIONS = 1_000
-WARM_BARRIER = 1e-3
-"""First barrier parameter of a warm start."""
 HOLDS = 1e-9
 """Up to this value a row counts as kept where nothing can change it."""
 
@@ -111,8 +108,6 @@ def constrained(objective: Objective, settings: Settings, options: InteriorPoint
     warm, warm_start, callback = None, options.warm_start, options.callback
     if warm_start is not None:
         warm = _check_warm(warm_start, objective)
-        if settings.barrier is None:
-            settings = replace(settings, barrier=jnp.asarray(WARM_BARRIER, dtype))
         us = warm_start.us if us is None and "us" in objective.free else objective.us
         xs = warm_start.xs if xs is None else xs
         params = warm_start.params if "params" in objective.free else params

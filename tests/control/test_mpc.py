@@ -267,3 +267,116 @@ def test_what_can_be_done_in_time_is_done():
     assert plan.status == oc.Status.TIME_LIMIT
     assert plan.iterations == 1
     assert jnp.isfinite(u).all()
+
+
+def jerk_limited(scale, horizon=50):
+    """A triple integrator that follows a saw tooth; large weights, hard limits of speed and acceleration."""
+    Ts = 0.005
+    A = np.array([[1, Ts, Ts**2 / 2], [0, 1, Ts], [0, 0, 1.0]])
+    B = np.array([[Ts**3 / 6], [Ts**2 / 2], [Ts]])
+    limits = np.array([np.inf, 10.0, 50.0])
+    problem = oc.Problem(
+        oc.LinearDynamics(A, B), lambda x, u, t, r: scale * (1e4 * (x[0] - r[t]) ** 2 + 1e-6 * u @ u),
+        lambda x, r: scale * (1e8 * (x[0] - r[-1]) ** 2 + 1e-2 * x[1] ** 2 + 1e-3 * x[2] ** 2), horizon=horizon,
+        x0=np.zeros(3), params=np.zeros(horizon + 1), u_min=-8e3, u_max=8e3, x_min=-limits, x_max=limits,
+    )  # fmt: skip
+    return problem, lambda k: 2.5 + 3 * ((Ts * np.arange(k, k + horizon + 1)) % 1.0)
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+def test_every_sample_is_solved_and_limits_hold_on_any_scale_of_the_cost(scale):
+    """Also where the reference jumps into and out of the preview, which changes what is active all over the plan."""
+    problem, reference = jerk_limited(scale)
+    run = oc.MPC(problem).simulate(np.zeros(3), 60, params=lambda k: reference(k + 140))
+    assert (run.statuses == oc.Status.SOLVED).all()
+    assert np.abs(run.xs[:, 2]).max() < 50 + 1e-6
+    assert np.abs(run.us).max() <= 8e3 + 1e-6
+
+
+def counting(monkeypatch, change):
+    """Return the iterations of 15 samples with what a warm start is given changed; compiled anew, without caches."""
+    import optctl.control.mpc as module
+
+    settle = oc.shooting.interior_point.settle_first
+    monkeypatch.setattr(module, "settle_first", lambda p, c, xs, us, warm, s: settle(p, c, xs, us, change(warm), s))
+    monkeypatch.setattr(module, "compiled", lambda function, natively: function)
+    controller = oc.MPC(PROBLEM)
+    x, iterations = off([0.9, 0.5, 0.0, 1.0]), []
+    plan = controller.init(x)
+    resolve = jax.jit(controller.step)
+    for _ in range(15):
+        u, plan = resolve(plan, x)
+        iterations.append(int(plan.iterations))
+        x = CARTPOLE.step(jnp.asarray(x), u, 0, None)
+        assert plan.status == oc.Status.SOLVED
+    return np.array(iterations)
+
+
+def test_warm_starts_live_on_the_multipliers(monkeypatch):
+    """A few Newton steps with those of the last plan; without them every sample is as good as cold."""
+    warm = counting(monkeypatch, lambda warm: warm)
+    without = counting(monkeypatch, lambda warm: warm | {"y": 0.0 * warm["y"]})
+    assert warm[1:].mean() < 5
+    assert without[1:].mean() > 2 * warm[1:].mean()
+
+
+def test_costates_move_on_with_the_plan(monkeypatch):
+    """By Bellman's principle those of the next plan are those of the last one, a stage later."""
+    import optctl.control.mpc as module
+
+    seen = {}
+    monkeypatch.setattr(module, "compiled", lambda function, natively: function)
+    monkeypatch.setattr(
+        module, "settle_first",
+        lambda p, c, xs, us, warm, s: seen.update(warm) or oc.shooting.interior_point.settle_first(p, c, xs, us, warm, s),
+    )  # fmt: skip
+    controller = oc.MPC(PROBLEM)
+    x = off([0.3, 0.2, 0.0, 0.3])
+    first = CONTROLLER.init(x)
+    _, second = controller.step(first, CARTPOLE.step(jnp.asarray(x), first.us[0], 0, None))
+    off_by = np.abs(seen["costates"] - second.z.costates)[1:-1].max()
+    assert off_by < 0.05 * np.abs(first.z.costates - second.z.costates)[1:-1].max()
+    assert second.iterations < 5
+
+
+def test_simulation_moves_the_parameters_of_the_model():
+    """A disturbance that the controller is told is compensated exactly."""
+    disturbed = oc.Dynamics(lambda x, u, t, p: x + 0.5 * u + p["d"], nx=1, nu=1)
+    problem = oc.Problem(
+        disturbed, lambda x, u, t, p: x[0] ** 2 + 1e-3 * u @ u, terminal_cost=lambda x, p: x @ x, horizon=10, x0=[0.0],
+        params={"d": 0.0}, u_min=-5.0, u_max=5.0,
+    )  # fmt: skip
+    for options in ({}, {"real_time": True}, {"du_max": 10.0}):
+        run = oc.MPC(problem, **options).simulate([0.0], 12, params=lambda k: {"d": 1.0 if k >= 5 else 0.0})
+        assert abs(run.xs[-1, 0]) < 0.05
+        assert abs(run.us[-1, 0] + 2.0) < 0.05
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit])
+@pytest.mark.parametrize("prepared", [False, True])
+def test_real_time_iterations_take_new_parameters(transform, prepared):
+    problem = oc.Problem(
+        oc.LinearDynamics([[1.0]], [[1.0]]), lambda x, u, t, r: (x[0] - r) ** 2 + 1e-6 * u @ u,
+        lambda x, r: (x[0] - r) ** 2, horizon=5, x0=[0.0], params=0.0, u_min=-5.0, u_max=5.0,
+    )  # fmt: skip
+    mpc = oc.MPC(problem, real_time=True)
+    plan = mpc.init([0.0])
+    plan = mpc.prepare(plan, 3.0) if prepared else plan
+    u, plan = transform(mpc.step)(plan, jnp.zeros(1), jnp.asarray(10.0))
+    assert abs(u[0] - 5.0) < 1e-3
+    plan = mpc.prepare(plan, 10.0)
+    u, plan = transform(mpc.step)(plan, jnp.array([5.0]), jnp.asarray(3.0))
+    assert abs(u[0] + 2.0) < 1e-3
+
+
+def test_init_and_step_run_inside_jit():
+    @jax.jit
+    def first_inputs(x):
+        plan = CONTROLLER.init(x)
+        u, plan = CONTROLLER.step(plan, x)
+        return plan.us[0], u, plan.status
+
+    x = jnp.asarray(off([0.3, 0.2, 0.0, 0.3]))
+    _, u, status = first_inputs(x)
+    assert status == oc.Status.SOLVED
+    np.testing.assert_allclose(u, CONTROLLER.init(x).us[0], atol=1e-5)

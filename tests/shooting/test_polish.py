@@ -128,3 +128,57 @@ def test_a_problem_that_a_transformed_function_closes_over(transform):
         abs(jax.jit(jax.grad(lambda s: s * oc.solve(known.problem, known.us, xs=known.xs).cost))(2.0) - 58.888336)
         < 1e-5
     )
+
+
+def test_a_kink_is_told():
+    """With the bound exactly where the free solution ends, the derivative in it differs from side to side."""
+    largest = float(jnp.abs(oc.solve(DOUBLE, method="lq").us).max())
+    for share, exists in ((1.0, False), (1 - 1e-4, True), (1 + 1e-4, True)):
+        for method in METHODS:
+            sol = oc.solve(DOUBLE.replace(u_min=-largest * share, u_max=largest * share), method=method)
+            assert sol.converged
+            assert bool(sol.derivative_exists) == exists
+    soft = oc.Problem(
+        oc.LinearDynamics([[1.0]], [[1.0]]), lambda x, u: u @ u, horizon=2, x0=[3.0],
+        terminal_inequality=oc.Soft(lambda x: x - 1.0, l1=2.0),
+    )  # fmt: skip
+    assert not oc.solve(soft).derivative_exists  # a price that is just the multiplier
+    assert oc.solve(soft.replace(x0=[4.0])).derivative_exists
+
+
+def test_kernels_that_are_not_there_are_missed_aloud(monkeypatch):
+    from optctl import _native
+
+    monkeypatch.setattr(_native.importlib.util, "find_spec", lambda name: None)
+    with pytest.warns(RuntimeWarning, match="10 to 20 times slower.*C\\+\\+ compiler"):
+        assert _native._library.__wrapped__() is None
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_warm_start_from_a_near_solution_takes_a_step_or_two(method):
+    """From the solution itself one step; from nearby a few; from afar it is never worse than cold by more than its tries."""
+    limits = DOUBLE.replace(u_min=-1.0, u_max=1.0, x_min=-0.4, x_max=np.array([np.inf, np.inf]))
+    first = oc.solve(limits, method=method)
+    warm = oc.InteriorPoint(backend=method.backend, warm_start=first)
+    again = oc.solve(limits, method=warm)
+    near = oc.solve(limits.replace(x0=[1.001, 0.0]), method=warm)
+    far_problem = limits.replace(x0=[-0.2, 1.0], x_min=-1.0)
+    far, cold = oc.solve(far_problem, method=warm), oc.solve(far_problem, method=method)
+    assert all(sol.converged for sol in (first, again, near, far, cold))
+    assert again.iterations == 1
+    assert near.iterations <= 3
+    assert far.iterations <= cold.iterations + 6
+    np.testing.assert_allclose(far.us, cold.us, atol=1e-8)
+    np.testing.assert_allclose(again.us, first.us, atol=1e-10)
+    assert np.isfinite(near.history.cost[: int(near.iterations) + 1]).all()
+
+
+def test_single_precision_is_polished_too():
+    def reached(limit):
+        single = lambda value: jnp.asarray(value, jnp.float32)
+        problem = DOUBLE.replace(dynamics=oc.LinearDynamics(single(A), single(B)), x0=single([1.0, 0.0]))
+        return oc.solve(problem.replace(u_min=-limit, u_max=limit, x_min=single([-9.0, -0.5]))).xs[5, 0]
+
+    value, slope = jax.value_and_grad(reached)(jnp.float32(0.9))
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose((value, slope), (0.8875, -0.125), atol=1e-5)
