@@ -6,7 +6,6 @@ sizes), so that a plain call, `jit`, `grad` and `vmap` take the same one.
 
 from typing import Any
 
-from optctl._validate import runs_now
 from optctl.lq.model import is_linear_quadratic
 from optctl.problem import CONSTRAINTS
 from optctl.solvers.cg import CG
@@ -53,7 +52,7 @@ def pick(objective: Objective) -> Method:
         return LBFGS()
     whole = free == ("us",) + (("x0",) if problem.x0 is None else ())
     narrow = small and problem.memory == "full"
-    if whole and runs_now(problem) and dynamics.is_linear and is_linear_quadratic(problem):
+    if whole and (dynamics.is_linear or narrow) and is_linear_quadratic(problem):
         return LQ()
     light = smooth and narrow and dynamics.has_jax_step
     return ILQR() if light and free == ("us",) else NewtonCG()
