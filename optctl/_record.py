@@ -16,11 +16,13 @@ T = TypeVar("T")
 
 
 @dataclass_transform(frozen_default=True, eq_default=False)
-def record(*, static: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
+def record(*, static: tuple[str, ...] = (), remarks: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
     """Make a class a frozen dataclass and a pytree, such as an own kind of dynamics or a cost with data.
 
     Args:
         static: names of the fields that are structure, not data: functions, names, sizes. They must be hashable.
+        remarks: names of fields with a default that are neither: words about one record, which no transformation
+            carries on. Where JAX makes a new record of its leaves, they are the default again.
 
     Example:
         >>> import optctl as oc
@@ -35,7 +37,8 @@ def record(*, static: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
     def wrap(cls: type[T]) -> type[T]:
         made = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
         names = [field.name for field in dataclasses.fields(made)]  # type: ignore[arg-type]
-        leaves = [name for name in names if name not in static]
+        leaves = [name for name in names if name not in (*static, *remarks)]
+        unsaid = {name: made.__dataclass_fields__[name].default for name in remarks}  # type: ignore[attr-defined]
 
         keys = [jax.tree_util.GetAttrKey(name) for name in leaves]
         get_leaves, get_static = _getter(leaves), _getter(static)
@@ -50,6 +53,7 @@ def record(*, static: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
             obj = object.__new__(made)
             vars(obj).update(zip(leaves, children, strict=True))
             vars(obj).update(zip(static, structure, strict=True))
+            vars(obj).update(unsaid)
             return obj
 
         if "__repr__" not in vars(cls):

@@ -106,7 +106,7 @@ class Violation(NamedTuple):
         return f"{self.constraint}[{self.row}] at stage {self.stage} by {self.amount:.3g}"
 
 
-@record(static=("method", "free", "note", "checked"))
+@record(static=("method", "free"), remarks=("note", "checked"))
 class Solution(Result):
     """The result of `solve`; every field is always present.
 

@@ -26,7 +26,7 @@ from optctl.problem import Problem
 from optctl.result import Result, Status
 
 
-@record(static=("note",))
+@record(remarks=("note",))
 class TrainingResult(Result):
     """What training found.
 

@@ -13,14 +13,12 @@ from optctl.problem import Problem
 from optctl.result import Status
 from optctl.solution import Certificate, Solution
 
-JUDGED = (Status.SOLVED, Status.STALLED, Status.INFEASIBLE)
-"""How solves end whose numbers are worth a second computation."""
 NAMED = 2
 """How many disagreements a message names."""
 
 
 def judged(problem: Problem, solution: Solution) -> Solution:
-    """Return a solution with the figures that NumPy finds, with status DISAGREEMENT where it refutes those claimed.
+    """Return a solution with the figures that NumPy finds, with status DISAGREEMENT where it refutes what is claimed.
 
     Where inf or NaN ended the solve, the function that made it is named. Under `jit` and `vmap`, and where the check
     cannot be made (`can_judge`), the solution stays as it is, and `checked` is empty.
@@ -30,7 +28,7 @@ def judged(problem: Problem, solution: Solution) -> Solution:
     status = Status(int(solution.status))
     if status is Status.NON_FINITE:
         return replace(solution, note=culprit(problem, solution.xs, solution.us, solution.params))
-    if status not in JUDGED or not can_judge(problem, solution):
+    if status is not Status.SOLVED or not can_judge(problem, solution):
         return solution
     try:
         found = judge(problem, solution, solution.free)

@@ -172,3 +172,13 @@ def test_a_derivative_that_is_not_that_of_the_values_is_named():
     assert np.isfinite(solution.cost)
     with pytest.warns(RuntimeWarning, match="derivative of `stage_cost` at stage 0"):
         assert not oc.solve(given, method="interior_point", max_iterations=30).converged
+
+
+def test_remarks_are_no_structure(solved):
+    """Solutions with other words about them stack, and a compiled function takes them without compiling again."""
+    _, solution = solved
+    other = dataclasses.replace(solution, note="a word", checked="")
+    assert jax.tree.structure(other) == jax.tree.structure(solution)
+    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), solution, other)
+    assert both.cost.shape == (2,)
+    assert both.note == both.checked == ""

@@ -110,6 +110,7 @@ def test_a_method_of_ones_own_needs_no_registration():
 
 
 PICKS = {
+    "lq": zoo.lq_problem(),
     "ilqr": zoo.pendulum_problem(),
     "newton_cg": zoo.pendulum_problem(x0=None),
     "interior_point": zoo.lq_problem().replace(u_min=-1.0),
