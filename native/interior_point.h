@@ -10,6 +10,7 @@
 #include "lq.h"
 #include "operands.h"
 #include "rows.h"
+#include "scaling.h"
 
 namespace optctl::OPTCTL_ISA {
 
@@ -87,11 +88,12 @@ constexpr int halvings = 40, patience = 3, predictions = 60;
 
 class InteriorPoint {
  public:
-  // z, numbers, filter (2, filter_size) and history (6, columns) are worked on in place; e is filled.
+  // z, numbers, filter (2, filter_size) and history (6, columns) are worked on in place, in the units of the iterations
+  // but for the costs in the history; e is filled, in the user's.
   InteriorPoint(const Layout& layout, const int32_t* program, const double* memory, const Unknowns& z, Numbers& numbers,
-                double* filter, double* history, const Expansion& e)
-      : p_(layout), z_(z), n_(numbers), filter_(filter), history_(history), e_(e),
-        functions_(layout, program, memory, e), model_(layout, layout.nu), space_(room(layout)) {
+                double* filter, double* history, const Expansion& e, const Scaling& scaling)
+      : p_(layout), z_(z), n_(numbers), filter_(filter), history_(history), cost_scale_(scaling.cost()),
+        functions_(layout, program, memory, e, scaling), e_(functions_.expansion()), model_(layout, layout.nu), space_(room(layout)) {
     for (Unknowns* u : {&d_, &corrected_, &trial_}) *u = unknowns();
     trial_values_ = {space_.take(p_.N * p_.nx), space_.take(p_.rows)};
     r_ = space_.take(p_.rows), weight_ = space_.take(p_.rows), v_ = space_.take(p_.rows);
@@ -120,7 +122,7 @@ class InteriorPoint {
       measure();
       remember();
       const bool done = stationarity_ <= tolerance && infeasibility_ <= tolerance &&
-                        most_product_ <= tolerance * size_ && n_.phase != restoring;
+                        sum_of_products_ <= tolerance * size_ && n_.phase != restoring;
       const bool falls = cost_ < -1e10 * (1 + std::fabs(n_.first_cost)) && infeasibility_ <= 1e-2;
       if (falls) n_.status = unbounded;
       if (done) n_.status = solved;
@@ -128,7 +130,7 @@ class InteriorPoint {
       if (n_.status != iteration_limit || !(n_.iterations < settings.stop)) return;
       if (n_.iterations > first && elapsed + longest_one > settings.seconds) return;
       n_.iterations += 1;
-      const double least = 1e-2 * tolerance * std::min(size_, n_.scale);
+      const double least = 0.1 * tolerance * std::min(size_, 1.0) / std::max<int64_t>(10, inequalities_ + softs_);
       if (n_.phase == optimizing) optimize(least);
       else if (n_.phase == restoring) restore(tolerance);
       else predict(least);
@@ -204,8 +206,9 @@ class InteriorPoint {
       theta_ += gap;
       infeasibility_ = largest(infeasibility_, gap / std::max(1.0, std::fabs(z_.xs[nx + i])));
     }
-    least_product_ = INFINITY, most_product_ = 0;
+    least_product_ = INFINITY, most_product_ = sum_of_products_ = 0;
     auto product = [&](double value) {
+      sum_of_products_ += value;
       least_product_ = -largest(-least_product_, -value), most_product_ = largest(most_product_, value);
     };
     for (int64_t i = 0; i < p_.rows; ++i) {
@@ -230,7 +233,7 @@ class InteriorPoint {
   }
 
   void remember() {
-    const double row[] = {cost_, stationarity_, n_.step, infeasibility_, n_.mu, n_.shift};
+    const double row[] = {cost_ * cost_scale_, stationarity_, n_.step, infeasibility_, n_.mu, n_.shift};
     for (int i = 0; i < 6; ++i) history_[i * p_.history + static_cast<int64_t>(n_.iterations)] = row[i];
   }
 
@@ -239,10 +242,9 @@ class InteriorPoint {
     while (mu > least) {
       const double below = least_product_ < INFINITY ? mu - least_product_ : 0;
       const double spread = std::max(most_product_ - mu, below);
-      const double off = std::max(std::max(stationarity_ * size_, infeasibility_ * n_.scale), spread);
+      const double off = std::max(std::max(stationarity_ * size_, infeasibility_), spread);
       if (!(off <= kappa_eps * mu)) break;
-      const double relative = mu / n_.scale;
-      mu = std::max(least, n_.scale * std::min(kappa_mu * relative, std::pow(relative, theta_mu)));
+      mu = std::max(least, std::min(kappa_mu * mu, std::pow(mu, theta_mu)));
     }
     return mu;
   }
@@ -386,7 +388,7 @@ class InteriorPoint {
         if (p_.has_soft) nu_[i] = mu - d_.e[i] * d_.v[i];
       }
       direction(e_.at.gaps, e_.at.c, d_);
-      const double share = std::max(0.99, 1 - mu / n_.scale);
+      const double share = std::max(0.99, 1 - mu);
       alpha = std::min(longest_primal(p_, z_, d_, share), longest_dual(p_, z_, d_, share));
       found = alpha > short_step && std::isfinite(mu) && std::isfinite(largest_of(p_.N * p_.nu, d_.us));
     }
@@ -417,7 +419,7 @@ class InteriorPoint {
 
   // Backtrack until the filter accepts; the point is then in `trial_`.
   bool search(double phi, bool* phi_falls, double* step) {
-    const double mu = n_.mu, share = std::max(0.99, 1 - mu / n_.scale);
+    const double mu = n_.mu, share = std::max(0.99, 1 - mu);
     const double theta_least = 1e-4 * std::max(1.0, n_.theta_first), theta_most = 1e4 * std::max(1.0, n_.theta_first);
     const double slope = barrier_slope(p_, e_, z_, d_, mu);
     const double rounding = 10 * std::numeric_limits<double>::epsilon() * (std::fabs(phi) + mu);
@@ -606,8 +608,9 @@ class InteriorPoint {
   const Unknowns z_;
   Numbers& n_;
   double *filter_, *history_;
-  const Expansion e_;
-  ProblemFunctions functions_;
+  const double cost_scale_;
+  ScaledFunctions functions_;
+  const Expansion& e_;
   LinearQuadratic model_;
   std::unique_ptr<LinearQuadratic> missing_;
   std::vector<double> wide_B_;
@@ -616,7 +619,7 @@ class InteriorPoint {
   Values trial_values_;
   double *r_, *weight_, *v_, *mu_, *nu_, *c_, *gaps_, *g0_, *gx_, *gu_;
   int64_t inequalities_ = 0, softs_ = 0;
-  double cost_ = 0, size_ = 1, stationarity_ = 0, infeasibility_ = 0, theta_ = 0, least_product_ = 0, most_product_ = 0;
+  double cost_ = 0, size_ = 1, stationarity_ = 0, infeasibility_ = 0, theta_ = 0, least_product_ = 0, most_product_ = 0, sum_of_products_ = 0;
 };
 
 }  // namespace optctl::OPTCTL_ISA

@@ -40,7 +40,7 @@ class Certificate:
         dual_feasibility: largest multiplier of the wrong sign, or above the price of a soft constraint.
         dual_feasibility_scaled: the same over the size of the cost.
         complementarity: largest product of a multiplier and the distance to its bound.
-        complementarity_scaled: the same over the size of the cost.
+        complementarity_scaled: the sum of these products over the size of the cost: it bounds the error of the cost.
         tolerance: what `converged` asks of the scaled figures.
     """
 

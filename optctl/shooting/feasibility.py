@@ -19,7 +19,7 @@ from optctl.lq import sweeps
 from optctl.lq.kkt import Point, times, transposed_times
 from optctl.result import Status
 from optctl.shooting.barrier import HALVINGS, OPTIMIZE, RESTORE, Residuals, State
-from optctl.shooting.expansion import Values, evaluate
+from optctl.shooting.expansion import Values
 from optctl.shooting.primal_dual import (
     Program,
     Unknowns,
@@ -31,6 +31,7 @@ from optctl.shooting.primal_dual import (
     quadratic_model,
 )
 from optctl.shooting.rows import DELTA, along, transposed
+from optctl.shooting.scaling import values_at
 
 ENOUGH = 0.1
 LEAST_DAMPING = 1e-6
@@ -74,7 +75,7 @@ def restore(program: Program, state: State, r: Residuals, tolerance: Any) -> Sta
     def body(carry: tuple) -> tuple:
         k, alpha, *_ = carry
         point = replace(z, xs=z.xs + alpha * d.xs, us=z.us + alpha * d.us, s=z.s + alpha * d.s)
-        at = evaluate(program.problem, rows, point.xs, point.us, program.params)
+        at = values_at(program.problem, rows, program.params, state.scales, point)
         value = merit(at, point)
         fine = jnp.isfinite(value) & (value <= now + 1e-4 * alpha * fall)
         return k + 1, jnp.where(fine, alpha, alpha / 2), point, at, fine

@@ -17,6 +17,7 @@ from optctl.shooting.expansion import Expansion, Values, differentiate
 from optctl.shooting.filter import Filter
 from optctl.shooting.primal_dual import Program, Unknowns
 from optctl.shooting.rows import BLOCKS, PATH, TERMINAL, flatten
+from optctl.shooting.scaling import scale_prices
 from optctl.solution import History
 from optctl.tape import Tape, Unsupported, compile_tape, memory
 
@@ -170,6 +171,8 @@ def iterate(program: Program, state: Any, settings: Any, stop: Any) -> Any:
     kinds = (rows.inequality, rows.equality, rows.elastic, rows.soft)
     kind = sum(jnp.where(on, 2**k, 0) for k, on in enumerate(kinds) if on is not None)
 
+    scales, priced = state.scales, scale_prices(state.scales, rows)
+
     def stack(values: dict[str, Any], which: str) -> Any:
         return jnp.stack([jnp.asarray(values[name], xs.dtype) for name in names[which]])
 
@@ -178,7 +181,8 @@ def iterate(program: Program, state: Any, settings: Any, stop: Any) -> Any:
 
     operands = {
         "info": jnp.asarray(info), "kind": jnp.asarray(kind, jnp.int32), "memory": jnp.concatenate(memories),
-        "bounds": flatten(rows.bounds, xs.dtype), "l1": given(rows.l1), "l2": given(rows.l2),
+        "bounds": flatten(rows.bounds, xs.dtype), "l1": given(priced.l1), "l2": given(priced.l2),
+        "x_scale": scales.x, "u_scale": scales.u, "row_scale": scales.rows, "cost_scale": scales.cost,
         "x0_free": jnp.asarray(program.x0_free, xs.dtype),
         "settings": stack(vars(settings) | {"stop": stop}, "settings"),
         "numbers": stack(vars(state), "numbers"), "filter": jnp.stack([state.filter.theta, state.filter.phi]),
@@ -197,7 +201,7 @@ def iterate(program: Program, state: Any, settings: Any, stop: Any) -> Any:
             at=Values(out["cost"], out["gaps"], out["c"]), J={name: out[name] for name in e.J},
             **{name: out[name] for name in ("q0", "qs", "rs", "A", "B", "W0", "W", "Wf")},
         ),
-        filter=Filter(*out["filter"]), history=History(*out["history"]), K=out["K"],
+        scales=scales, filter=Filter(*out["filter"]), history=History(*out["history"]), K=out["K"],
         **{name: numbers[name].astype(getattr(state, name).dtype) for name in numbers},
     )  # fmt: skip
 

@@ -112,14 +112,15 @@ def lagrangian_slopes(program: Program, e: Expansion, costates: Any, y: Any) -> 
     return in_start, e.qs + gx + pulled - costates, e.rs + gu + transposed_times(e.B, later)
 
 
-def products(rows: Rows, z: Unknowns) -> tuple[Any, Any]:
-    """Return the smallest and the largest of all s y (and e v); infinity and 0 where there are none."""
+def products(rows: Rows, z: Unknowns) -> tuple[Any, Any, Any]:
+    """Return the smallest and the largest of all s y (and e v), infinity and 0 where there are none, and their sum."""
     pairs = [(rows.inequality, z.s * z.y)]
     if rows.soft is not None:
         pairs.append((rows.soft, z.e * z.v))
     low = [jnp.min(jnp.where(on, p, jnp.inf), initial=jnp.inf) for on, p in pairs]
     high = [jnp.max(jnp.where(on, p, 0.0), initial=0.0) for on, p in pairs]
-    return jnp.min(jnp.stack(low)), jnp.max(jnp.stack(high))
+    total = sum(jnp.sum(jnp.where(on, p, 0.0)) for on, p in pairs)
+    return jnp.min(jnp.stack(low)), jnp.max(jnp.stack(high)), total
 
 
 def newton_rows(rows: Rows, c: Any, z: Unknowns, mu: Any, nu: Any = None) -> tuple[Any, Any]:
