@@ -84,7 +84,8 @@ constexpr int filter_size = 32;
 constexpr double kappa_eps = 10, kappa_mu = 0.2, theta_mu = 1.5, s_theta = 1.1, s_phi = 2.3, eta = 1e-4;
 constexpr double gamma_theta = 1e-5, gamma_phi = 1e-8, first_shift = 1e-4, largest_shift = 1e12;
 constexpr double shortest_step = 1e-10, short_step = 0.05, enough = 0.1, least_damping = 1e-6;
-constexpr int halvings = 40, patience = 3, predictions = 60;
+constexpr double polish_slack = 1e-2;
+constexpr int halvings = 40, patience = 3, predictions = 60, polish_rounds = 4;
 
 class InteriorPoint {
  public:
@@ -96,7 +97,7 @@ class InteriorPoint {
         functions_(layout, program, memory, e, scaling), e_(functions_.expansion()), model_(layout, layout.nu), space_(room(layout)) {
     for (Unknowns* u : {&d_, &corrected_, &trial_}) *u = unknowns();
     trial_values_ = {space_.take(p_.N * p_.nx), space_.take(p_.rows)};
-    r_ = space_.take(p_.rows), weight_ = space_.take(p_.rows), v_ = space_.take(p_.rows);
+    r_ = space_.take(p_.rows), push_ = space_.take(p_.rows), weight_ = space_.take(p_.rows), v_ = space_.take(p_.rows);
     mu_ = space_.take(p_.rows), nu_ = space_.take(p_.rows), c_ = space_.take(p_.rows), gaps_ = space_.take(p_.N * p_.nx);
     g0_ = space_.take(p_.nx), gx_ = space_.take((p_.N + 1) * p_.nx), gu_ = space_.take(p_.N * p_.nu);
     for (int64_t i = 0; i < p_.rows; ++i) {
@@ -127,6 +128,7 @@ class InteriorPoint {
       if (falls) n_.status = unbounded;
       if (done) n_.status = solved;
       if (!std::isfinite(theta_) || !std::isfinite(cost_) || !std::isfinite(stationarity_)) n_.status = non_finite;
+      if (done) polish(tolerance);
       if (n_.status != iteration_limit || !(n_.iterations < settings.stop)) return;
       if (n_.iterations > first && elapsed + longest_one > settings.seconds) return;
       n_.iterations += 1;
@@ -140,7 +142,7 @@ class InteriorPoint {
   // The feedback gains of Newton's step at the point; NaN where its model is not convex.
   void gains(double* K) {
     aim(n_.mu);
-    newton_rows(p_, e_.at.c, z_, mu_, nu_, r_, weight_);
+    newton_rows(p_, e_.at.c, z_, mu_, nu_, push_, weight_);
     double shift;
     factor(&shift);
     std::copy_n(model_.K, p_.N * p_.nu * p_.nx, K);
@@ -152,7 +154,7 @@ class InteriorPoint {
   static size_t room(const Layout& p) {
     const size_t N = p.N, nx = p.nx, nu = p.nu, m = p.rows;
     const size_t point = (N + 1) * 2 * nx + N * nu + 4 * m + 7 * 8;
-    return 3 * point + N * nx * 2 + 8 * m + nx + (N + 1) * nx + N * nu + 13 * 8;
+    return 3 * point + N * nx * 2 + 9 * m + nx + (N + 1) * nx + N * nu + 14 * 8;
   }
 
   Unknowns unknowns() {
@@ -176,6 +178,94 @@ class InteriorPoint {
     std::fill_n(g0_, p_.nx, 0.0);
     std::fill_n(gx_, (p_.N + 1) * p_.nx, 0.0);
     std::fill_n(gu_, p_.N * p_.nu, 0.0);
+  }
+
+  // From the last barrier problem to the solution itself: optctl/shooting/polish.py.
+  void polish(double tolerance) {
+    const double wrong_y = polish_slack * tolerance * size_;
+    const double wrong_c = std::max(polish_slack * tolerance, 100 * std::numeric_limits<double>::epsilon());
+    const double before = worst_residual();
+    aim(0);
+    if (!polishing_direction()) return;
+    held_.resize(p_.rows), kept_.resize(p_.rows);
+    for (int64_t i = 0; i < p_.rows; ++i) {
+      held_[i] = p_.kind[i] & inequality && d_.s[i] * z_.y[i] < d_.y[i] * z_.s[i];
+      kept_[i] = p_.kind[i] & soft && (!held_[i] || d_.e[i] * z_.v[i] < d_.v[i] * z_.e[i]);
+    }
+    copy(z_, trial_);
+    for (int round = 0; round < polish_rounds; ++round) {
+      pin();
+      const bool found = polishing_direction();
+      if (found) {
+        add(1, d_, z_);
+        functions_.expand(z_);
+        cost_ = functions_.cost();
+        const bool fits = !change_held(wrong_y, wrong_c);
+        measure();
+        if (fits && worst_residual() <= std::max(before, polish_slack * tolerance)) {
+          n_.mu = 0;
+          return;
+        }
+      }
+      copy(trial_, z_);
+      functions_.expand(z_);
+      cost_ = functions_.cost();
+      measure();
+      if (!found) return;
+    }
+  }
+
+  // Newton's direction at the point, in `d_`; false where its model is not convex.
+  bool polishing_direction() {
+    newton_rows(p_, e_.at.c, z_, mu_, nu_, push_, weight_);
+    quadratic_weights(p_, e_, true, weight_, model_.weights);
+    if (!model_.factor(p_, e_.A, e_.B)) return false;
+    direction(e_.at.gaps, e_.at.c, d_);
+    return true;
+  }
+
+  // Infinity where any is not finite.
+  double worst_residual() const {
+    const double worst = largest(largest(stationarity_, infeasibility_), most_product_ / size_);
+    return std::isfinite(worst) ? worst : INFINITY;
+  }
+
+  // Slacks, misses and multipliers where the active rows want them: s = 0 of `held_` rows, e = 0 of `kept_` soft ones.
+  void pin() {
+    constexpr double tiny = std::numeric_limits<double>::min();
+    for (int64_t i = 0; i < p_.rows; ++i) {
+      if (!(p_.kind[i] & inequality)) continue;
+      const double c = e_.at.c[i];
+      double& y = z_.y[i];
+      z_.s[i] = held_[i] ? 0 : std::max(-c, tiny);
+      y = held_[i] ? std::max(y, 0.0) : 0;
+      if (!(p_.kind[i] & soft)) continue;
+      const bool missed = held_[i] && !kept_[i];
+      z_.e[i] = missed ? std::max(c, tiny) : 0;
+      y = missed ? p_.l1[i] + p_.l2[i] * z_.e[i] : std::min(y, p_.l1[i]);
+      z_.v[i] = missed ? 0 : p_.l1[i] - y;
+    }
+  }
+
+  // Change the rows that are on the wrong side, then pin the point with those that were; true if there are any.
+  bool change_held(double wrong_y, double wrong_c) {
+    bool changed = false;
+    next_held_ = held_, next_kept_ = kept_;
+    for (int64_t i = 0; i < p_.rows; ++i) {
+      if (!(p_.kind[i] & inequality)) continue;
+      const double c = e_.at.c[i], y = z_.y[i];
+      const bool missed = p_.kind[i] & soft && held_[i] && !kept_[i];
+      if (missed ? c < -wrong_c : kept_[i] && y > p_.l1[i] + wrong_y) {
+        next_kept_[i] = !kept_[i];
+        changed = true;
+      } else if (!missed && (held_[i] ? y < -wrong_y : c > wrong_c)) {
+        next_held_[i] = !held_[i];
+        changed = true;
+      }
+    }
+    pin();
+    held_.swap(next_held_), kept_.swap(next_kept_);
+    return changed;
   }
 
   // How far the point is from optimality.
@@ -266,8 +356,8 @@ class InteriorPoint {
   // Newton's direction for these gaps and rows and the products aimed at, with the factors at hand.
   void direction(const double* gaps, const double* c, const Unknowns& d) {
     const int nx = p_.nx, nu = p_.nu;
-    newton_rows(p_, c, z_, mu_, nu_, r_, nullptr);  // the weights are those of the factors already
-    for (int64_t i = 0; i < p_.rows; ++i) v_[i] = z_.y[i] + r_[i] * weight_[i];
+    newton_rows(p_, c, z_, mu_, nu_, push_, weight_);  // the weights stay those of the factors
+    for (int64_t i = 0; i < p_.rows; ++i) v_[i] = z_.y[i] + push_[i];
     clear_slopes();
     add_transposed_rows(p_, e_, v_, g0_, gx_, gu_);
     LinearQuadratic& m = model_;
@@ -281,7 +371,7 @@ class InteriorPoint {
     for (int64_t i = 0; i < (p_.N + 1) * nx; ++i) d.costates[i] = m.costates[i] - z_.costates[i];
     along(p_, e_, d, d.y);
     for (int64_t i = 0; i < p_.rows; ++i) {
-      d.y[i] = weight_[i] * (d.y[i] + r_[i]);
+      d.y[i] = weight_[i] * d.y[i] + push_[i];
       d.s[i] = p_.kind[i] & inequality ? mu_[i] / z_.y[i] - z_.s[i] - z_.s[i] / z_.y[i] * d.y[i] : 0;
       if (!p_.has_soft) continue;
       d.e[i] = d.v[i] = 0;
@@ -334,7 +424,7 @@ class InteriorPoint {
     }
     n_.mu = mu;
     aim(mu);
-    newton_rows(p_, e_.at.c, z_, mu_, nu_, r_, weight_);
+    newton_rows(p_, e_.at.c, z_, mu_, nu_, push_, weight_);
     double shift, alpha = 0;
     bool falls = false;
     bool found = factor(&shift);
@@ -364,7 +454,7 @@ class InteriorPoint {
   // One predictor-corrector step on a convex quadratic program; where it fails, the other steps take over.
   void predict(double least) {
     aim(0);
-    newton_rows(p_, e_.at.c, z_, mu_, nu_, r_, weight_);
+    newton_rows(p_, e_.at.c, z_, mu_, nu_, push_, weight_);
     quadratic_weights(p_, e_, true, weight_, model_.weights);
     bool found = model_.factor(p_, e_.A, e_.B) && n_.iterations <= predictions;
     const double count = std::max<int64_t>(1, inequalities_ + softs_);
@@ -617,7 +707,8 @@ class InteriorPoint {
   Workspace<double> space_;
   Unknowns d_, corrected_, trial_;
   Values trial_values_;
-  double *r_, *weight_, *v_, *mu_, *nu_, *c_, *gaps_, *g0_, *gx_, *gu_;
+  double *r_, *push_, *weight_, *v_, *mu_, *nu_, *c_, *gaps_, *g0_, *gx_, *gu_;
+  std::vector<char> held_, kept_, next_held_, next_kept_;
   int64_t inequalities_ = 0, softs_ = 0;
   double cost_ = 0, size_ = 1, stationarity_ = 0, infeasibility_ = 0, theta_ = 0, least_product_ = 0, most_product_ = 0, sum_of_products_ = 0;
 };

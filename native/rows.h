@@ -233,22 +233,26 @@ inline double barrier_slope(const Layout& p, const Expansion& e, const Unknowns&
 
 constexpr double proximal = 1e-8;  // weight of equalities
 
-// r and (unless it is null) 1/d of each row, J dz - d dy = -r; zeros where it is off. The products s y are to become mu, e v nu.
-inline void newton_rows(const Layout& p, const double* c, const Unknowns& z, const double* mu, const double* nu, double* r,
-                        double* weight) {
+// r/d and 1/d of each row, J dz - d dy = -r; zeros where it is off. The products s y are to become mu, e v nu. Where s, y
+// or e is zero, as a polished solution has them, it is the limit: an equality, a row that is off, a hard row.
+inline void newton_rows(const Layout& p, const double* c, const Unknowns& z, const double* mu, const double* nu,
+                        double* push, double* weight) {
   for (int64_t i = 0; i < p.rows; ++i) {
+    push[i] = weight[i] = 0;
     if (p.kind[i] & inequality) {
-      double d = z.s[i] / z.y[i];
-      r[i] = c[i] + mu[i] / z.y[i];
-      if (p.kind[i] & soft) {
-        const double give = 1 / (p.l2[i] + z.v[i] / z.e[i]);
-        r[i] -= z.e[i] + give * (z.y[i] + nu[i] / z.e[i] - p.l1[i] - p.l2[i] * z.e[i]);
-        d += give;
+      if (z.y[i] == 0 && z.s[i] > 0) continue;
+      const double y = z.y[i] > 0 ? z.y[i] : 1, ratio = z.s[i] / y, r = c[i] + mu[i] / y;
+      if (p.kind[i] & soft && z.e[i] > 0) {
+        const double e = z.e[i], w = p.l2[i] + z.v[i] / e, share = 1 / (1 + w * ratio);
+        weight[i] = w * share;
+        push[i] = weight[i] * (r - e) - (z.y[i] + nu[i] / e - p.l1[i] - p.l2[i] * e) * share;
+      } else {
+        weight[i] = 1 / (z.s[i] == 0 ? proximal : ratio);
+        push[i] = weight[i] * r;
       }
-      if (weight) weight[i] = 1 / d;
-    } else {
-      r[i] = p.kind[i] & equality ? c[i] : 0;
-      if (weight) weight[i] = p.kind[i] & equality ? 1 / proximal : 0;
+    } else if (p.kind[i] & equality) {
+      weight[i] = 1 / proximal;
+      push[i] = c[i] / proximal;
     }
   }
 }

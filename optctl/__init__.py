@@ -24,6 +24,7 @@ from optctl.adjoint import (
     hessian_vector_product,
     memory_report,
 )
+from optctl.constraint import Soft
 from optctl.continuous import (
     ODE,
     Event,
@@ -66,7 +67,6 @@ from optctl.problem import Problem
 from optctl.refinement import Refinement, refine
 from optctl.result import Status
 from optctl.shooting import InteriorPoint
-from optctl.soft import Soft
 from optctl.solution import Certificate, History, Solution
 from optctl.solvers import ILQR, Multistart, multistart, solve
 

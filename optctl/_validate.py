@@ -9,11 +9,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import get_opaque_trace_state
 
 
 def is_concrete(value: Any) -> bool:
     """True if no leaf of `value` is being traced."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
+
+
+_IDLE = get_opaque_trace_state(convention="flax")
+
+
+def runs_now(value: Any) -> bool:
+    """True if what is computed from `value` is a number at once: no leaf is traced, nor the call itself.
+
+    Inside `jax.jit` even what is computed from constants, such as a problem that the function closes over, is recorded
+    for later. Whoever needs its numbers (a clock, a callback, NumPy) asks this; who looks at given numbers asks
+    `is_concrete`.
+    """
+    if not is_concrete(value):
+        return False
+    return get_opaque_trace_state(convention="flax") == _IDLE or is_concrete(jnp.zeros(()))
 
 
 def cast(value: Any, dtype: Any) -> Any:

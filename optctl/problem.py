@@ -20,15 +20,18 @@ import numpy as np
 
 from optctl._record import record
 from optctl._validate import as_float, as_whole, check_scalar, check_shape, check_tree, is_concrete, result_shape
+from optctl.constraint import Constraint, Soft, constraint
 from optctl.dynamics.base import AbstractDynamics, check_registered
 from optctl.dynamics.memory import Memory, check_memory
 from optctl.dynamics.stage import STATE, stage_function
+from optctl.dynamics.view import View, through, variable
 
 STAGE_FUNCTIONS = ("stage_cost", "path_inequality", "path_equality")
 STATE_FUNCTIONS = ("terminal_cost", "initial_cost", "terminal_inequality", "terminal_equality")
+FUNCTION_CONSTRAINTS = ("path_inequality", "path_equality", "terminal_inequality", "terminal_equality")
 BOUNDS = ("u_min", "u_max", "x_min", "x_max", "x0_min", "x0_max")
 PARAMS_BOUNDS = ("params_min", "params_max")
-CONSTRAINTS = (*BOUNDS, *PARAMS_BOUNDS, "path_inequality", "path_equality", "terminal_inequality", "terminal_equality")
+CONSTRAINTS = (*BOUNDS, *PARAMS_BOUNDS, *FUNCTION_CONSTRAINTS)
 
 REMEMBERED = 256
 _CHECKED: set[tuple] = set()
@@ -54,7 +57,8 @@ class Problem:
         x0_max: upper bound of a free x_0.
         params_min: lower bound of parameters that a solver is to find: a number, or a pytree like params.
         params_max: upper bound of those.
-        path_inequality: `g(x, u[, t[, params]])`, a vector, g <= 0 at every stage 0..N-1; `Soft(g, l1)` may be missed.
+        path_inequality: `g(x, u[, t[, params]])`, a vector, g <= 0 at every stage 0..N-1. `Soft(g, l1)` may be missed
+            at a price, as any of these four.
         path_equality: `h(x, u[, t[, params]])`, a vector, h = 0 at every stage.
         terminal_inequality: `gN(x[, params])`, a vector, gN <= 0.
         terminal_equality: `hN(x[, params])`, a vector, hN = 0.
@@ -112,13 +116,11 @@ class Problem:
                 f"`memory` is {self.memory!r}; {type(self.dynamics).__name__} keeps all states: expected 'full'."
             )
         self._set("horizon", _check_horizon(self.horizon, self.dynamics))
-        for name in STAGE_FUNCTIONS:
-            if getattr(self, name) is not None:
-                self._set(name, stage_function(getattr(self, name), name))
-            self._check_rows(name)
-        for name in STATE_FUNCTIONS:
-            if getattr(self, name) is not None:
-                self._set(name, stage_function(getattr(self, name), name, STATE, least=1))
+        for name in (*STAGE_FUNCTIONS, *STATE_FUNCTIONS):
+            given = getattr(self, name)
+            if given is not None:
+                self._set(name, _function(given, name))
+                self._check_rows(name)
         self._set("params", check_tree(self.params, "params"))
         if self.x0 is not None:
             self._set("x0", _own(as_float(self.x0, "x0")))
@@ -134,6 +136,42 @@ class Problem:
         if unknown:
             raise ValueError(f"Problem has no field {sorted(unknown)}.")
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+    def map(self, view: View, dynamics: AbstractDynamics, **changes: Any) -> "Problem":
+        """Return this problem in other variables: the one way to transform it.
+
+        Functions are called with the old variables, as the view tells them from the new ones; so constraints keep their
+        prices. Bounds are the view's matter, horizon and memory stay, x0 and params do where the view keeps them.
+
+        Args:
+            view: how the old variables follow from the new ones.
+            dynamics: the new dynamics.
+            **changes: fields that are to be others.
+
+        Raises:
+            ValueError: for a field that the view cannot carry, naming it.
+            TypeError: for a field of Problem that this method does not know.
+        """
+        fields: dict[str, Any] = {"dynamics": dynamics, **changes}
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            name, value = field.name, getattr(self, field.name)
+            if name in fields:
+                continue
+            if name in FUNCTION_CONSTRAINTS:
+                fields[name] = None if value is None else value.through(view)
+            elif name in (*STAGE_FUNCTIONS, *STATE_FUNCTIONS):
+                fields[name] = None if value is None else through(value, view)
+            elif name in (*BOUNDS, *PARAMS_BOUNDS):
+                fields[name] = view.bound(name, self)
+            elif name in ("horizon", "memory"):
+                fields[name] = value
+            elif name in ("x0", "params"):
+                if value is not None and variable(name) not in view.keeps:
+                    raise ValueError(f"`{name}` cannot be carried into {view.what}; say what it is there.")
+                fields[name] = value
+            else:
+                raise TypeError(f"Problem.map does not know how to carry the field `{name}`; teach it.")
+        return type(self)(**fields)
 
     @property
     def steps(self) -> int:
@@ -188,7 +226,9 @@ class Problem:
 
     def _check_rows(self, name: str) -> None:
         """Let a helper that holds data per stage compare its rows with the horizon."""
-        check = getattr(getattr(getattr(self, name), "call", None), "check_stages", None)
+        held = getattr(self, name)
+        function = held.function if isinstance(held, Constraint) else held
+        check = getattr(function.call, "check_stages", None)
         if check is not None:
             check(self.steps)
 
@@ -214,6 +254,12 @@ class Problem:
             raise ValueError(f"`{name}` returns shape {shape}; expected a vector. Wrap it: jnp.array([...]).")
         if not jnp.issubdtype(got.dtype, jnp.floating):
             raise ValueError(f"`{name}` returns {got.dtype}; expected floating point numbers.")
+        for price in ("l1", "l2"):
+            if np.ndim(getattr(f, price)) and np.shape(getattr(f, price)) != shape:
+                raise ValueError(
+                    f"`{price}` of `{name}` has shape {np.shape(getattr(f, price))}; expected a number, or {shape}, one"
+                    " for each row."
+                )
 
     def _check_once(self, x0: Any, nu: int) -> None:
         """Check shapes unless a problem of the same functions and shapes has passed before."""
@@ -276,6 +322,15 @@ def once(data: Any, check: Callable[[], None]) -> None:
 def _own(value: Any) -> Any:
     """Copy NumPy arrays, so that what the caller writes into them later does not change the problem."""
     return value.copy() if isinstance(value, np.ndarray) else value
+
+
+def _function(given: Any, name: str) -> Any:
+    """Return a cost as a `StageFunction`, a constraint as a `Constraint`."""
+    if name in FUNCTION_CONSTRAINTS:
+        return constraint(given, name)
+    if isinstance(given, Soft):
+        raise ValueError(f"`{name}` is a Soft, which is for constraints; expected a function.")
+    return stage_function(given, name) if name in STAGE_FUNCTIONS else stage_function(given, name, STATE, least=1)
 
 
 def _uses_params(f: Any) -> bool:

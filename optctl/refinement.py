@@ -19,6 +19,7 @@ from optctl.continuous.integrate import integrate
 from optctl.continuous.ode import ODE
 from optctl.dynamics.discretize import Discretized, RunningCost
 from optctl.problem import BOUNDS, Problem
+from optctl.result import Result, Status
 from optctl.solution import Solution
 from optctl.solvers.solve import solve
 
@@ -27,7 +28,7 @@ MOST_PARTS = 8
 
 
 @record()
-class Refinement:
+class Refinement(Result):
     """A solution on a mesh that is fine enough, or as fine as allowed.
 
     Attributes:
@@ -38,6 +39,8 @@ class Refinement:
         drift: largest error of the whole trajectory against one integration from x_0.
         converged: True if every error is within the tolerance and the solution converged.
         rounds: number of meshes solved after the first.
+        status: that of the solution, where it failed; ITERATION_LIMIT where the meshes ended before the tolerance.
+        stage: the stage that failed, or that of the largest error, where the mesh is too coarse.
     """
 
     solution: Solution
@@ -47,6 +50,26 @@ class Refinement:
     drift: Any
     converged: Any
     rounds: int
+
+    @property
+    def status(self) -> Any:
+        """The `Status` of the solution where it failed, else whether the mesh is fine enough."""
+        done = Status.SOLVED if self.converged else Status.ITERATION_LIMIT
+        return int(done) if self.solution else self.solution.status
+
+    @property
+    def stage(self) -> Any:
+        """Stage that failed, or that of the largest error where the mesh is too coarse; -1 if there is none."""
+        if not self.solution:
+            return self.solution.stage
+        return -1 if self.converged else int(np.argmax(self.errors))
+
+    def explanation(self) -> str:
+        """Return what failed: the solution, or the mesh."""
+        if not self.solution:
+            return self.solution.message
+        found = f"an error of {np.max(self.errors):.1e} at stage {int(np.argmax(self.errors))}"
+        return "solved, and the mesh is fine enough" if self.converged else f"{found} is left; raise max_rounds"
 
     def __repr__(self) -> str:
         return (

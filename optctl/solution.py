@@ -1,12 +1,16 @@
 """The one result type of all solvers: a trajectory, its multipliers, and the certificate that says what it is."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl.result import Status
+from optctl.result import Result, Status
+
+NAMED = 3
+"""How many violated rows a message names."""
 
 
 def cost_size(cost: Any, first_cost: Any) -> Any:
@@ -83,9 +87,31 @@ class History:
     regularization: Any = None
 
 
-@record(static=("method",))
-class Solution:
+class Violation(NamedTuple):
+    """A row of a constraint that does not hold.
+
+    Attributes:
+        constraint: its name: that of the field of `Problem`, or "dynamics".
+        stage: its stage; that of a gap in the dynamics is where the step starts.
+        row: its component.
+        amount: by how much it is missed, in its own unit.
+    """
+
+    constraint: str
+    stage: int
+    row: int
+    amount: float
+
+    def __str__(self) -> str:
+        return f"{self.constraint}[{self.row}] at stage {self.stage} by {self.amount:.3g}"
+
+
+@record(static=("method", "free"))
+class Solution(Result):
     """The result of `solve`; every field is always present.
+
+    Of a batch (`jax.vmap`) each field has a leading axis, and the cost of members that did not converge is NaN, so that
+    none of them is taken for the best; what they came to is in the other fields.
 
     Attributes:
         xs: (N+1, nx) states (a list of activations for `Layers`).
@@ -103,6 +129,9 @@ class Solution:
         certificate: a `Certificate`.
         history: a `History`.
         method: the name of the solver.
+        free: what was free, names among "us", "x0" and "params".
+        residuals: by constraint, how far each row is from holding, >= 0 and shaped (stages, rows); a row with a price
+            (`Soft`) may be missed and counts as zero. Empty from methods that keep to bounds and dynamics.
     """
 
     xs: Any
@@ -120,36 +149,71 @@ class Solution:
     certificate: Certificate
     history: History
     method: str
+    free: tuple[str, ...] = ("us",)
+    residuals: Any = None
 
     @property
-    def message(self) -> str:
-        """The status in words, with cause and remedy; for a batch, each status with its count."""
-        if np.ndim(self.status):
-            values, counts = np.unique(np.asarray(self.status), return_counts=True)
-            return "; ".join(f"{n} x {Status(int(v)).message}" for v, n in zip(values, counts, strict=True))
-        if int(self.status) == Status.NON_FINITE and not np.isfinite(self.cost):
+    def stage(self) -> Any:
+        """Stage of the worst violation where the solve failed and violates a constraint, else -1."""
+        self._require_host("stage")
+        failed = ~np.asarray(self.converged)
+        worst, stage = np.zeros(failed.shape), np.full(failed.shape, -1)
+        for name, block in (self.residuals or {}).items():
+            by_stage = np.nan_to_num(np.asarray(block).max(axis=-1, initial=0.0))
+            most = by_stage.max(axis=-1, initial=0.0)
+            more = failed & (most > np.maximum(worst, np.asarray(self.certificate.tolerance)))
+            if more.any():
+                at = by_stage.argmax(axis=-1) + self._first_stage(name)
+                worst, stage = np.where(more, most, worst), np.where(more, at, stage)
+        return stage
+
+    def violations(self, least: float | None = None) -> list[Violation]:
+        """Return the rows of constraints that do not hold, the worst first.
+
+        Args:
+            least: amount from which on a row counts; None is the tolerance.
+        """
+        self._require_one("violations()")
+        least = float(self.certificate.tolerance) if least is None else least
+        found = []
+        for name, block in (self.residuals or {}).items():
+            block, first = np.asarray(block), self._first_stage(name)
+            rows = np.argwhere(block > least)
+            found += [Violation(name, int(t) + first, int(i), float(block[t, i])) for t, i in rows]
+        return sorted(found, key=lambda v: -v.amount)
+
+    def _first_stage(self, constraint: str) -> int:
+        """Return the stage of the first row of a block of residuals."""
+        return int(np.shape(self.us)[-2]) if constraint.startswith("terminal") else 0
+
+    def explanation(self) -> str:
+        """Return cause and remedy, with the rows that are violated."""
+        status = Status(int(self.status))
+        if status is Status.SOLVED:
+            return "solved: the certificate holds"
+        if status is Status.NON_FINITE and not np.isfinite(self.cost):
             return (
                 "the first guess itself gives inf or NaN, so there is no finite iterate: start from other inputs, and"
                 " keep the model defined outside its domain, such as a square root that is smooth below zero"
             )
-        return Status(int(self.status)).message
+        return status.message + self._violated()
 
-    def raise_if_failed(self) -> "Solution":
-        """Return the solution itself if it converged.
+    def _violated(self) -> str:
+        """Name the rows of constraints that do not hold, the worst first, and the largest gap of the dynamics."""
+        every = self.violations()
+        rows, gaps = [v for v in every if v.constraint != "dynamics"], [v for v in every if v.constraint == "dynamics"]
+        named = [str(row) for row in rows[:NAMED]]
+        named += [f"{len(rows) - NAMED} more rows"] if len(rows) > NAMED else []
+        named += [f"the dynamics' gaps by up to {gaps[0].amount:.3g} (at stage {gaps[0].stage})"] if gaps else []
+        return f"; violated: {', '.join(named)}" if named else ""
 
-        Raises:
-            RuntimeError: if it did not, with cause and remedy.
-        """
-        if not bool(jnp.all(self.converged)):
-            raise RuntimeError(f"{self.method} did not converge: {self!r}")
-        return self
+    def failure(self) -> str:
+        """Return what `raise_if_failed` says."""
+        return f"{self.method} did not converge: {self!r}"
 
     def table(self) -> str:
         """Return the iterations as an aligned table."""
-        if np.ndim(self.status):
-            raise ValueError(
-                "table() shows one solution; pick one of the batch: jax.tree.map(lambda leaf: leaf[i], sol)."
-            )
+        self._require_one("table()")
         columns = {name: column for name, column in vars(self.history).items() if column is not None}
         titles = {"infeasibility": "infeasible", "regularization": "shift"}
         widths = {"cost": 18, "stationarity": 13}
@@ -163,15 +227,24 @@ class Solution:
             rows.append(f"{i:6d} {' '.join(cells)}")
         return "\n".join(rows)
 
+    def _require_one(self, what: str) -> None:
+        self._require_host(what)
+        if np.ndim(self.status):
+            raise ValueError(
+                f"{what} shows one solution; pick one of the batch: jax.tree.map(lambda leaf: leaf[i], sol)."
+            )
+
     def __repr__(self) -> str:
+        if isinstance(self.status, jax.core.Tracer):
+            return f"Solution ({self.method}), traced"
         if np.ndim(self.status):
             solved = int(np.sum(np.asarray(self.converged)))
             return f"Solution batch ({self.method}): {solved} of {np.size(self.status)} converged"
-        violation = float(self.certificate.primal_feasibility)
-        missed = f", violation {violation:.2e}" if violation > float(self.certificate.tolerance) else ""
+        of, tolerance = self.certificate, float(self.certificate.tolerance)
+        missed = f", violation {float(of.primal_feasibility):.2e}" if float(of.primal_feasibility) > tolerance else ""
         return (
-            f"{'Converged' if bool(self.converged) else 'NOT converged'} ({self.method}): {self.message}.\n"
-            f"  cost {float(self.cost):.12g}, {int(self.iterations)} iterations, stationarity"
-            f" {float(self.certificate.stationarity):.2e} (scaled {float(self.certificate.stationarity_scaled):.2e},"
-            f" tolerance {float(self.certificate.tolerance):.0e}){missed}"
+            f"{'Converged' if self else 'NOT converged'} ({self.method}): {self.message}.\n"
+            f"  free: {', '.join(self.free)}; cost {float(self.cost):.12g}, {int(self.iterations)} iterations,"
+            f" stationarity {float(of.stationarity):.2e} (scaled {float(of.stationarity_scaled):.2e},"
+            f" tolerance {tolerance:.0e}){missed}"
         )

@@ -85,7 +85,7 @@ for name, (dynamics, x0, us, params) in zoo.kinds().items():
         continue
     down = lambda a: np.asarray(a, np.float32)
     us = None if us is None else down(us)
-    assert oc.check_adjoint(dynamics, down(x0), us, params).passed, name
+    assert oc.check_adjoint(dynamics, down(x0), us, params), name
 oc.smoothing_problem(oc.problems.local_level(), oc.data.nile()[1].astype(np.float32))
 """
 

@@ -26,23 +26,49 @@ from optctl.adjoint.gradient import arguments, gradient, total_cost
 from optctl.adjoint.hessian import hessian_vector_product
 from optctl.dynamics.base import AbstractDynamics
 from optctl.problem import Problem
+from optctl.result import Result, Status
 
 STEPS = 0.1 * 0.5 ** np.arange(24)
 
 
-@record(static=("rows", "notes", "passed"))
-class CheckReport:
-    """The outcome of a check; print it for the table.
+@record(static=("rows", "notes"))
+class CheckReport(Result):
+    """The outcome of a check; print it for the table, `if report:` asks whether every row holds.
 
     Attributes:
         rows: by check: its name, the figure, what was asked, and whether it holds.
         notes: remarks, such as blocks on which nothing depends.
-        passed: True if every row holds.
+        converged: True if every row holds.
     """
 
     rows: tuple[tuple[str, float, str, bool], ...]
     notes: tuple[str, ...]
-    passed: bool
+
+    @property
+    def converged(self) -> bool:
+        """True if every row holds."""
+        return all(holds for *_, holds in self.rows)
+
+    @property
+    def status(self) -> int:
+        """SOLVED if every row holds, else DISAGREEMENT: the derivative is not that of the function."""
+        return int(Status.SOLVED if self.converged else Status.DISAGREEMENT)
+
+    @property
+    def stage(self) -> int:
+        """-1: a check looks at all stages at once."""
+        return -1
+
+    def explanation(self) -> str:
+        """Return the rows that do not hold."""
+        if self:
+            return "all hold"
+        bad = ", ".join(f"{name} ({figure:.3g}, not {want})" for name, figure, want, holds in self.rows if not holds)
+        return f"NOT all hold: a derivative is wrong, or the function is not smooth here: {bad}"
+
+    def failure(self) -> str:
+        """Return what `raise_if_failed` says."""
+        return repr(self)
 
     def __repr__(self) -> str:
         lines = [f"{'check':<44} {'figure':>10}   {'expected':<10} result"]
@@ -52,9 +78,7 @@ class CheckReport:
             [
                 *lines,
                 *self.notes,
-                "all hold"
-                if self.passed
-                else "NOT all hold: a derivative is wrong, or the function is not smooth here",
+                self.explanation(),
             ]
         )
 
@@ -64,7 +88,7 @@ class CheckReport:
 
 
 def _report(rows: list[tuple[str, float, str, bool]], notes: list[str]) -> CheckReport:
-    return CheckReport(tuple(rows), tuple(notes), all(row[-1] for row in rows))
+    return CheckReport(tuple(rows), tuple(notes))
 
 
 def check_adjoint(
@@ -96,7 +120,7 @@ def check_adjoint(
 
     Example:
         >>> import optctl as oc
-        >>> oc.check_adjoint(oc.discretize(oc.models.CartPole(), 0.05)).passed
+        >>> bool(oc.check_adjoint(oc.discretize(oc.models.CartPole(), 0.05)))
         True
 
     References:
@@ -173,7 +197,7 @@ def check_gradient(problem: Problem, us: Any, x0: Any = None, params: Any = None
         ...     horizon=10,
         ...     x0=[1.0, 0.0],
         ... )
-        >>> oc.check_gradient(problem, jnp.ones((10, 1))).passed
+        >>> bool(oc.check_gradient(problem, jnp.ones((10, 1))))
         True
 
     References:

@@ -6,121 +6,79 @@ import jax
 import jax.numpy as jnp
 
 from optctl._record import record
-from optctl.dynamics.base import AbstractDynamics
-from optctl.dynamics.stage import StageFunction
-from optctl.problem import STAGE_FUNCTIONS, STATE_FUNCTIONS, Problem
+from optctl.constraint import constraint, stacked
+from optctl.dynamics.base import Labels
+from optctl.dynamics.view import View, ViewedDynamics, behind
+from optctl.problem import Problem
 
 
-@record(static=("nx", "nu"))
-class OffsetDynamics(AbstractDynamics):
-    """x+ = f(x, u) + offset; with limited rates the last input is kept behind the states.
+@record(static=("nx", "more"))
+class Offset(View):
+    """x+ = f(x, u) + offset, with the last input behind the states where rates are limited.
 
-    The parameters are the pair (parameters of the model, offset).
+    The new parameters are the pair (parameters of the model, offset).
+
+    Attributes:
+        nx: number of the model's states.
+        more: number of states behind them: the last input, or none.
     """
 
-    inner: AbstractDynamics
+    keeps: ClassVar[tuple[str, ...]] = ("u",)
+    what: ClassVar[str] = "a controller's problem"
+    is_linear: ClassVar[bool] = True
+
     nx: int
-    nu: int
+    more: int
 
-    has_jax_step: ClassVar[bool] = True
+    def stage(self, x: Any, u: Any, t: Any, params: Any) -> tuple[Any, Any, Any]:
+        """Leave out the last input and the offset."""
+        return x[: self.nx], u, params[0]
 
-    @property
-    def horizon(self) -> Any:  # type: ignore[override]
-        """Number of stages, if the dynamics fix it."""
-        return self.inner.horizon
+    def state(self, x: Any, params: Any) -> tuple[Any, Any]:
+        """Leave out the last input and the offset."""
+        return x[: self.nx], params[0]
 
-    def step(self, x: Any, u: Any, t: Any, params: Any) -> Any:
-        """Move the states, remember the input."""
-        own, offset = params
-        n = offset.shape[0]
-        x_next = self.inner.step(x[:n], u, t, own) + offset
-        return x_next if self.nx == n else jnp.concatenate([x_next, u])
+    def following(self, x_next: Any, x: Any, u: Any, params: Any) -> Any:
+        """Add the offset, remember the input."""
+        return jnp.concatenate([x_next + params[1], u[: self.more]])
 
+    def bound(self, name: str, problem: Any) -> Any:
+        """Leave the last input free: it is bounded where it is chosen."""
+        value = getattr(problem, name)
+        if name in ("x_min", "x_max") and value is not None:
+            return behind(value, name, self.nx, None, self.more, value.dtype)
+        return super().bound(name, problem)
 
-@record(static=("n",))
-class OfStates:
-    """A function of the problem, which sees the first n states and its own parameters."""
-
-    inner: StageFunction
-    n: int
-
-    @property
-    def l1(self) -> Any:
-        """Price of a soft constraint; hard ones have none."""
-        return self.inner.call.l1
-
-    @property
-    def l2(self) -> Any:
-        """Price of its square."""
-        return self.inner.call.l2
-
-    def __call__(self, x: Any, *rest: Any) -> Any:
-        """Return the function's value."""
-        *others, params = rest
-        return self.inner(x[: self.n], *others, params[0])
+    def labels(self, labels: Labels) -> Labels:
+        """Name the last input."""
+        return Labels((*labels.states, *(f"last {name}" for name in labels.inputs[: self.more])), labels.inputs)
 
 
-@record(static=("n", "rows"))
-class WithRates:
-    """A path inequality of `rows` rows, if any, and below it |u - last u| <= du_max."""
+@record(static=("nx",))
+class Rates:
+    """|u - last u| <= du_max, as rows."""
 
-    inner: OfStates | None
     du_max: Any
-    n: int
-    rows: int
+    nx: int
 
-    def __call__(self, x: Any, u: Any, t: Any, params: Any) -> Any:
-        """Return the values."""
-        moved = u - x[self.n :]
-        rates = [moved - self.du_max, -moved - self.du_max]
-        return jnp.concatenate(rates if self.inner is None else [self.inner(x, u, t, params), *rates])
-
-    @property
-    def l1(self) -> Any:
-        """Price of the soft rows; the rates are hard."""
-        return self._then(None if self.inner is None else self.inner.l1, jnp.inf)
-
-    @property
-    def l2(self) -> Any:
-        """Price of their squares."""
-        return self._then(None if self.inner is None else self.inner.l2, 0.0)
-
-    def _then(self, price: Any, of_rates: float) -> Any:
-        if price is None:
-            raise AttributeError("a hard constraint has no price")
-        own = jnp.broadcast_to(price, self.rows)
-        return jnp.concatenate([own, jnp.full(2 * self.du_max.size, of_rates, own.dtype)])
+    def __call__(self, x: Any, u: Any) -> Any:
+        """Return the rows."""
+        moved = u - x[self.nx :]
+        return jnp.concatenate([moved - self.du_max, -moved - self.du_max])
 
 
 def controlled(problem: Problem, nx: int, nu: int, dtype: Any, du_max: Any) -> Problem:
     """Return the problem whose parameters are (parameters, offset), with limited rates where du_max is given."""
-    changes: dict[str, Any] = {}
-    for name in (*STAGE_FUNCTIONS, *STATE_FUNCTIONS):
-        function = getattr(problem, name)
-        if function is not None:
-            arguments = ("x", "u", "t", "params") if name in STAGE_FUNCTIONS else ("x", "params")
-            call = OfStates(function, nx)
-            changes[name] = StageFunction(call, tuple(range(len(arguments))), (), arguments, name)
-    wide = nx
-    if du_max is not None:
-        wide += nu
-        given = problem.path_inequality
-        rows = 0
-        if given is not None:
-            at = jnp.zeros(nx, dtype), jnp.zeros(nu, dtype), jnp.asarray(0), problem.params
-            rows = jax.eval_shape(given, *at).shape[0]
-        own = None if given is None else OfStates(given, nx)
-        rates = WithRates(own, jnp.broadcast_to(jnp.asarray(du_max, dtype), nu), nx, rows)
-        arguments = ("x", "u", "t", "params")
-        changes["path_inequality"] = StageFunction(rates, (0, 1, 2, 3), (), arguments, "path_inequality")
-        for name in ("x_min", "x_max"):
-            bound = getattr(problem, name)
-            if bound is not None:
-                bound = (
-                    jnp.broadcast_to(bound, (*jnp.shape(bound)[:-1], nx)) if jnp.ndim(bound) else jnp.full(nx, bound)
-                )
-                nothing = jnp.full((*bound.shape[:-1], nu), -jnp.inf if name.endswith("min") else jnp.inf, bound.dtype)
-                changes[name] = jnp.concatenate([bound, nothing], axis=-1)
-    dynamics = OffsetDynamics(problem.dynamics, wide, nu)
-    x0 = jnp.zeros(wide, dtype)
-    return problem.replace(dynamics=dynamics, x0=x0, params=(problem.params, jnp.zeros(nx, dtype)), **changes)
+    more = 0 if du_max is None else nu
+    view = Offset(nx, more)
+    dynamics = ViewedDynamics(problem.dynamics, view, nx + more, nu)
+    params = (problem.params, jnp.zeros(nx, dtype))
+    made = problem.map(view, dynamics, x0=jnp.zeros(nx + more, dtype), params=params, params_min=None, params_max=None)
+    if du_max is None:
+        return made
+    rates = constraint(Rates(jnp.broadcast_to(jnp.asarray(du_max, dtype), nu), nx), "path_inequality")
+    parts = [(rates, 2 * nu)]
+    if made.path_inequality is not None:
+        at = made.x0, jnp.zeros(nu, dtype), jnp.asarray(0), params
+        parts.insert(0, (made.path_inequality, jax.eval_shape(made.path_inequality, *at).shape[0]))
+    return made.replace(path_inequality=stacked(parts, "path_inequality"))

@@ -24,7 +24,7 @@ from optctl._record import record
 from optctl._validate import as_float, as_whole, check_time_limit, check_tree, is_concrete
 from optctl.control.model import controlled
 from optctl.problem import Problem
-from optctl.result import Status
+from optctl.result import Result, Status
 from optctl.shooting.expansion import function_values
 from optctl.shooting.interior_point import (
     InteriorPoint,
@@ -56,7 +56,7 @@ rest has a cost of zero, and nothing to compare with."""
 
 
 @record()
-class MPCPlan:
+class MPCPlan(Result):
     """What a controller remembers from sample to sample.
 
     Attributes:
@@ -85,10 +85,20 @@ class MPCPlan:
     z: Unknowns
     ready: Any = None
 
+    @property
+    def stage(self) -> Any:
+        """-1: a plan does not tell where it failed."""
+        return jnp.full(jnp.shape(self.status), -1)
+
+    @property
+    def converged(self) -> Any:
+        """True if the last solve came to its tolerance."""
+        return jnp.asarray(self.status) == int(Status.SOLVED)
+
 
 @record()
-class MPCRun:
-    """A simulated run.
+class MPCRun(Result):
+    """A simulated run; it converged if every sample was solved to tolerance.
 
     Attributes:
         xs: (steps+1, nx) states of the plant.
@@ -105,6 +115,28 @@ class MPCRun:
     iterations: Any
     statuses: Any
     violations: Any
+
+    @property
+    def status(self) -> Any:
+        """The `Status` of the first sample that was not solved to tolerance, else SOLVED."""
+        return int(Status.SOLVED if self.converged else self.statuses[self.stage])
+
+    @property
+    def stage(self) -> Any:
+        """The first sample that was not solved to tolerance, -1 if there is none."""
+        bad = np.flatnonzero(np.asarray(self.statuses) != Status.SOLVED)
+        return int(bad[0]) if bad.size else -1
+
+    @property
+    def converged(self) -> Any:
+        """True if every sample was solved to tolerance."""
+        return bool(np.all(np.asarray(self.statuses) == Status.SOLVED))
+
+    def explanation(self) -> str:
+        """Return how many samples were not solved, and how the first of them ended."""
+        bad = int(np.sum(np.asarray(self.statuses) != Status.SOLVED))
+        said = f"{bad} of {len(self.us)} samples not solved to tolerance, the first at sample {self.stage}"
+        return f"{said}: {Status(self.status).message}" if bad else "every sample solved to tolerance"
 
     def percentiles(self, *of: float) -> dict[float, float]:
         """Return percentiles of the latency in milliseconds; without arguments the 50th, 90th, 99th and 100th."""

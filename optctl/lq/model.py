@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, is_concrete, is_whole
+from optctl._validate import as_float, is_concrete, is_whole, runs_now
 from optctl.dynamics.stage import StageFunction
 from optctl.problem import Problem
 
@@ -191,7 +191,7 @@ class LQ:
             raise ValueError(
                 f"`dynamics` is {type(dynamics).__name__}; expected LinearDynamics, or a step of known size."
             )
-        if is_concrete(problem):
+        if runs_now(problem):
             name = _not_quadratic(problem)
             if name is not None:
                 what = "linear" if name == "dynamics" else "quadratic"

@@ -20,13 +20,14 @@ from optctl.lq.model import LQ
 from optctl.lq.riccati import Factors
 from optctl.lq.value import value_function
 from optctl.problem import Problem
+from optctl.result import Result, Status
 
 METHODS = ("auto", "native", "scan", "parallel", "cg")
 NOT_CONVERGED = -2
 
 
 @record()
-class LQSolution:
+class LQSolution(Result):
     """The solution of a quadratic model.
 
     Attributes:
@@ -39,7 +40,7 @@ class LQSolution:
         p: (N+1, nx) value function's slope at the origin.
         cost: total cost.
         failed_stage: the stage where R + B'PB was not positive definite, -1 if none; earlier gains are NaN. With a free
-            x_0 it is 0 where Q0 + P_0 was not. -2: conjugate gradients did not converge.
+            x_0 it is 0 where Q0 + P_0 was not. -2: conjugate gradients did not converge. `stage` is the same, or -1.
     """
 
     xs: Any
@@ -52,34 +53,44 @@ class LQSolution:
     cost: Any
     failed_stage: Any
 
-    def raise_if_failed(self) -> "LQSolution":
-        """Return the solution itself if the model was convex and its solution is finite.
+    @property
+    def status(self) -> Any:
+        """A `Status`: SOLVED, NOT_CONVEX, ITERATION_LIMIT (conjugate gradients), or OVERFLOW."""
+        failed = jnp.asarray(self.failed_stage)
+        finite = True if self.cost is None else jnp.isfinite(self.cost)
+        status = jnp.where(finite, int(Status.SOLVED), int(Status.OVERFLOW))
+        status = jnp.where(failed == NOT_CONVERGED, int(Status.ITERATION_LIMIT), status)
+        return jnp.where(failed >= 0, int(Status.NOT_CONVEX), status)
 
-        Raises:
-            RuntimeError: if it was not, naming the stage.
-        """
-        if self._status() != "solved":
-            raise RuntimeError(f"{self!r}; check the signs of the weights there and later, and whether P overflows.")
-        return self
+    @property
+    def stage(self) -> Any:
+        """The stage where the model is not convex, -1 if there is none."""
+        return jnp.maximum(self.failed_stage, -1)
 
-    def _status(self) -> str:
-        failed = np.max(np.asarray(self.failed_stage))
+    @property
+    def converged(self) -> Any:
+        """True if the model was convex and its solution is finite."""
+        return self.status == int(Status.SOLVED)
+
+    def explanation(self) -> str:
+        """Return what failed, and what to check."""
+        failed, check = int(self.failed_stage), "check the signs of the weights there and later"
         if failed == 0 and self.K is not None and np.isfinite(np.asarray(self.K)).all():
-            return "Q0 + P_0, the weight of the free components of x_0, is not positive definite"
+            return f"Q0 + P_0, the weight of the free components of x_0, is not positive definite; {check}"
         if failed >= 0:
-            return f"R + B'PB not positive definite at stage {failed}"
-        if np.any(np.asarray(self.failed_stage) == NOT_CONVERGED):
-            return "conjugate gradients did not converge, or the model is not convex"
-        if self.cost is not None and not np.all(np.isfinite(np.asarray(self.cost))):
-            return "not finite: the states overflow"
-        return "solved"
+            return f"R + B'PB not positive definite at stage {failed}; {check}"
+        if failed == NOT_CONVERGED:
+            return "conjugate gradients did not converge, or the model is not convex; use another method"
+        return "solved" if self else "not finite: the states overflow"
 
     def __repr__(self) -> str:
-        if (self.K is not None and np.ndim(self.K) > 3) or np.ndim(self.cost) > 0:
-            return f"LQSolution: {self._status()}, a batch of shape {np.shape(self.failed_stage)}"
+        if isinstance(self.failed_stage, jax.core.Tracer):
+            return "LQSolution, traced"
+        if np.ndim(self.status) > 0:
+            return f"LQSolution: {self.message}, a batch of shape {np.shape(self.failed_stage)}"
         cost = "gains only" if self.cost is None else f"cost {float(self.cost):.10g}"
         N, nu, nx = self.K.shape if self.K is not None else (*self.us.shape, self.xs.shape[1])
-        return f"LQSolution: {self._status()}, {cost}, N = {N}, nx = {nx}, nu = {nu}"
+        return f"LQSolution: {self.message}, {cost}, N = {N}, nx = {nx}, nu = {nu}"
 
 
 def solve(lq: LQ, method: str = "auto", *, factors: Factors | None = None) -> LQSolution:

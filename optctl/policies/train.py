@@ -22,11 +22,14 @@ from optctl.adjoint.gradient import costate_gradient, total_cost
 from optctl.dynamics.layers import Layers
 from optctl.policies.closed_loop import closed_loop
 from optctl.problem import Problem
+from optctl.result import Result, Status
 
 
-@record(static=("message",))
-class TrainingResult:
+@record()
+class TrainingResult(Result):
     """What training found.
+
+    Training has no certificate: `converged` says that all steps were made and every cost was finite.
 
     Attributes:
         params: the parameters with the lowest validation cost.
@@ -34,7 +37,7 @@ class TrainingResult:
         history: (steps,) cost of each batch before its step.
         validation: (checks, 2) step number and validation cost at each check.
         best_step: step at which `params` were found.
-        message: how training ended.
+        status: SOLVED after all steps, NON_FINITE where a cost ended them.
     """
 
     params: Any
@@ -42,7 +45,23 @@ class TrainingResult:
     history: Any
     validation: Any
     best_step: Any
-    message: str
+    status: Any
+
+    @property
+    def stage(self) -> Any:
+        """-1: a step of training is no stage of the problem."""
+        return -1
+
+    @property
+    def converged(self) -> Any:
+        """True if all steps were made."""
+        return jnp.asarray(self.status) == int(Status.SOLVED)
+
+    def explanation(self) -> str:
+        """Return how training ended."""
+        if self:
+            return f"ran all {len(self.history)} steps"
+        return f"met a non-finite cost by step {len(self.history)} and kept the best parameters; lower the step size"
 
     def __repr__(self) -> str:
         return (
@@ -226,6 +245,11 @@ def train_policy(
         [[-0.618]]
     """
     loop = closed_loop(problem, policy)
+    if problem.constraint_names:
+        raise ValueError(
+            f"training by gradients cannot keep the constraints {problem.constraint_names}; bound the inputs inside the"
+            " policy, such as u_max * tanh(...), and put penalties on the rest into the cost."
+        )
     params = jax.tree.map(jnp.asarray, check_tree(params, "params"))
     if batch_size is not None and not is_whole(batch_size):
         raise ValueError(f"`batch_size` is {batch_size}; expected at least 1, or None for all states.")
@@ -329,7 +353,7 @@ def _train(
     if not np.isfinite(best_cost):
         raise ValueError(f"the cost is {best_cost} at the first `params`; check data and loss, or use smaller weights.")
     history: list[Any] = []
-    validation, message = [(0, best_cost)], f"ran all {steps} steps"
+    validation, status = [(0, best_cost)], Status.SOLVED
     with _bar(steps, progress) as bar:
         for start in range(0, steps, check_every):
             n = min(check_every, steps - start)
@@ -342,10 +366,10 @@ def _train(
             bar.update(n)
             bar.set_postfix(cost=f"{cost:.4g}", best=f"{best_cost:.4g}")
             if not np.isfinite(cost):
-                message = f"met a non-finite cost by step {start + n} and kept the best parameters; lower the step size"
+                status = Status.NON_FINITE
                 break
     return TrainingResult(
-        best_params, jnp.asarray(best_cost), jnp.concatenate(history), jnp.asarray(validation), best_step, message
+        best_params, jnp.asarray(best_cost), jnp.concatenate(history), jnp.asarray(validation), best_step, int(status)
     )
 
 

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import is_concrete
+from optctl._validate import is_concrete, runs_now
 from optctl.lq.kkt import times
 from optctl.problem import Problem
 from optctl.result import Status
@@ -50,8 +50,9 @@ from optctl.shooting.barrier import (
 from optctl.shooting.certificate import certify_point
 from optctl.shooting.expansion import Expansion, Values, expand, function_shapes, function_values
 from optctl.shooting.feasibility import restore
+from optctl.shooting.polish import polish
 from optctl.shooting.primal_dual import Program, Unknowns, factor, infeasibility, newton_rows
-from optctl.shooting.rows import PATH, TERMINAL, Rows, bound_arrays, flatten, make_rows
+from optctl.shooting.rows import PATH, TERMINAL, Rows, bound_arrays, flatten, make_rows, residuals_by_name
 from optctl.shooting.scaling import (
     Scales,
     choose,
@@ -297,6 +298,8 @@ def iterate(program: Program, state: State, settings: Settings, stop: Any) -> St
         return jax.lax.cond(going, step, lambda state: state, state), going
 
     state, _ = jax.lax.while_loop(lambda carry: carry[1], body, (state, jnp.asarray(True)))
+    solved = state.status == int(Status.SOLVED)
+    state = jax.lax.cond(solved, lambda s: polish(program, s, tolerance, settings.exact), lambda s: s, state)
     K = state.K
     if settings.gains:
         _, weight = newton_rows(program.rows, state.e.at.c, state.z, state.mu)
@@ -372,6 +375,7 @@ def finish(program: Program, x0: Any, state: State, settings: Settings, failed: 
         multipliers=_by_name(still, best.y), K=K, k=k, cost=best.cost,
         status=status, converged=converged, iterations=state.iterations, certificate=certificate,
         history=state.history, method="interior_point",
+        residuals=residuals_by_name(still.problem, rows, e.at.c, e.at.gaps),
     )  # fmt: skip
 
 
@@ -452,7 +456,7 @@ def interior_point(
         every: iterations between calls.
     """
     failed = failed_derivative
-    concrete = is_concrete((problem, us, xs, params, settings))
+    concrete = runs_now((problem, us, xs, params, settings))
     natively = concrete and runs_natively(problem, xs, us, params, settings)
     last = settings.max_iterations
     in_turns = concrete and (callback is not None or time_limit is not None)
@@ -532,7 +536,7 @@ def compiled(function: Callable, natively: bool) -> Callable:
 
 def check_guess(program: Program, state: State) -> None:
     """Raise if a function is not finite at the guess, naming it and the stage."""
-    if not is_concrete(state) or bool(jnp.isfinite(state.theta_first) & jnp.isfinite(state.first_cost)):
+    if not runs_now(state) or bool(jnp.isfinite(state.theta_first) & jnp.isfinite(state.first_cost)):
         return
     problem, z, params = program.problem, state.z, program.params
     values = {

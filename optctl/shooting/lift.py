@@ -6,68 +6,55 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from optctl._record import record
-from optctl.dynamics.base import AbstractDynamics
-from optctl.dynamics.stage import StageFunction
-from optctl.problem import STAGE_FUNCTIONS, STATE_FUNCTIONS, Problem
+from optctl.dynamics.base import Labels
+from optctl.dynamics.view import View, ViewedDynamics, behind
+from optctl.problem import Problem
 
 BEHIND = {"x_min": None, "x_max": None, "x0_min": "params_min", "x0_max": "params_max"}
 """Bounds of states, and the bounds of parameters that go behind them."""
 
 
 @record(static=("nx",))
-class Lifted(AbstractDynamics):
-    """Dynamics with the parameters behind the states.
+class ParamsBehindStates(View):
+    """The states are the first ones, the parameters those behind them.
 
     Attributes:
-        inner: the dynamics.
         like: parameters, for their structure.
-        nx: number of states and parameters.
+        nx: number of states without them.
     """
 
-    inner: AbstractDynamics
+    keeps: ClassVar[tuple[str, ...]] = ("u",)
+    what: ClassVar[str] = "a problem with its parameters behind the states"
+
     like: Any
     nx: int
 
-    has_jax_step: ClassVar[bool] = True
+    def stage(self, x: Any, u: Any, t: Any, params: Any) -> tuple[Any, Any, Any]:
+        """Take states and parameters apart."""
+        own, p = split(x, self.like)
+        return own, u, p
 
-    @property
-    def nu(self) -> Any:  # type: ignore[override]
-        """Number of inputs."""
-        return self.inner.nu
+    def state(self, x: Any, params: Any) -> tuple[Any, Any]:
+        """Take states and parameters apart."""
+        return split(x, self.like)
 
-    @property
-    def horizon(self) -> Any:  # type: ignore[override]
-        """Number of stages, if the dynamics fix it."""
-        return self.inner.horizon
+    def following(self, x_next: Any, x: Any, u: Any, params: Any) -> Any:
+        """Keep the parameters."""
+        return jnp.concatenate([x_next, x[self.nx :]])
 
-    def step(self, x: Any, u: Any, t: Any, params: Any) -> Any:
-        """Move the states; keep the parameters."""
-        x, p = split(x, self.like)
-        return jnp.concatenate([self.inner.step(x, u, t, p), ravel_pytree(p)[0]])
+    def bound(self, name: str, problem: Any) -> Any:
+        """Put the bounds of the parameters behind those of x_0."""
+        if name not in BEHIND:
+            return None if name.startswith("params") else super().bound(name, problem)
+        flat, of_params = ravel_pytree(self.like)[0], BEHIND[name]
+        more = None if of_params is None else getattr(problem, of_params)
+        more = None if more is None else ravel_pytree(more)[0]
+        return behind(getattr(problem, name), name, self.nx, more, flat.size, flat.dtype)
 
-
-@record(static=("of_stage",))
-class LiftedFunction:
-    """A function of a stage, or of a state, that reads its parameters behind the states."""
-
-    inner: StageFunction
-    like: Any
-    of_stage: bool
-
-    @property
-    def l1(self) -> Any:
-        """Price of a soft constraint."""
-        return self.inner.call.l1
-
-    @property
-    def l2(self) -> Any:
-        """Price of the square."""
-        return self.inner.call.l2
-
-    def __call__(self, x: Any, *rest: Any) -> Any:
-        """Return the function's value."""
-        x, p = split(x, self.like)
-        return self.inner(x, *rest, p)
+    def labels(self, labels: Labels) -> Labels:
+        """Number the parameters."""
+        count = ravel_pytree(self.like)[0].size
+        return Labels((*labels.states, *(f"parameter {k + 1}" for k in range(count))), labels.inputs)
 
 
 def split(x: Any, like: Any) -> tuple[Any, Any]:
@@ -77,27 +64,8 @@ def split(x: Any, like: Any) -> tuple[Any, Any]:
     return x[:n], unravel(x[n:])
 
 
-def lift(problem: Problem, params: Any, nx: int) -> Problem:
+def lift(problem: Problem, params: Any, nx: int, nu: int) -> Problem:
     """Return the problem in (x, p), its x_0 free: the caller keeps the components that are given."""
-    flat = ravel_pytree(params)[0]
-    size, dtype = flat.size, flat.dtype
-    changes: dict[str, Any] = {}
-    for name in (*STAGE_FUNCTIONS, *STATE_FUNCTIONS):
-        function = getattr(problem, name)
-        if function is not None:
-            stage = name in STAGE_FUNCTIONS
-            arguments = ("x", "u", "t") if stage else ("x",)
-            call = LiftedFunction(function, params, stage)
-            changes[name] = StageFunction(call, tuple(range(len(arguments))), (), arguments, name)
-    for name, of_params in BEHIND.items():
-        bound, nothing = getattr(problem, name), -jnp.inf if name.endswith("min") else jnp.inf
-        own = None if of_params is None else getattr(problem, of_params)
-        if bound is not None or own is not None:
-            bound = jnp.asarray(nothing if bound is None else bound, dtype)
-            bound = jnp.broadcast_to(bound, (*bound.shape[:-1], nx)) if bound.ndim else jnp.full(nx, bound)
-            more = jnp.full(size, nothing, dtype) if own is None else ravel_pytree(own)[0].astype(dtype)
-            more = jnp.broadcast_to(more, (*bound.shape[:-1], size))
-            changes[name] = jnp.concatenate([bound, more], axis=-1)
-    changes |= {"params_min": None, "params_max": None}
-    dynamics = Lifted(problem.dynamics, params, nx + size)
-    return problem.replace(dynamics=dynamics, x0=None, params=None, **changes)
+    view = ParamsBehindStates(params, nx)
+    dynamics = ViewedDynamics(problem.dynamics, view, nx + ravel_pytree(params)[0].size, nu)
+    return problem.map(view, dynamics, x0=None, params=None)

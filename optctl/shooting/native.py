@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl import _native
+from optctl.constraint import Constraint
 from optctl.problem import STAGE_FUNCTIONS, STATE_FUNCTIONS, Problem
 from optctl.shooting.expansion import Expansion, Values, differentiate
 from optctl.shooting.filter import Filter
@@ -78,8 +79,9 @@ def is_quadratic(problem: Problem, xs: Any, us: Any, params: Any, exact: bool) -
 
 
 def _parts(problem: Problem, params: Any) -> dict[str, Any]:
-    """Return what the functions need: all but bounds and x_0."""
-    functions = {name: getattr(problem, name) for name in (*STAGE_FUNCTIONS, *STATE_FUNCTIONS)}
+    """Return what the functions need: all but bounds, prices and x_0."""
+    held = {name: getattr(problem, name) for name in (*STAGE_FUNCTIONS, *STATE_FUNCTIONS)}
+    functions = {name: f.function if isinstance(f, Constraint) else f for name, f in held.items()}
     return {"dynamics": problem.dynamics, "params": params} | functions
 
 

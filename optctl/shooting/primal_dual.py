@@ -124,20 +124,27 @@ def products(rows: Rows, z: Unknowns) -> tuple[Any, Any, Any]:
 
 
 def newton_rows(rows: Rows, c: Any, z: Unknowns, mu: Any, nu: Any = None) -> tuple[Any, Any]:
-    """Return r and 1/d of each row, J dz - d dy = -r; zeros where it is off.
+    """Return r/d and 1/d of each row, J dz - d dy = -r; zeros where it is off.
 
-    The products s y are to become mu, and e v of soft rows nu (None: mu, too), numbers or one for each row.
+    The products s y are to become mu, and e v of soft rows nu (None: mu, too), numbers or one for each row. Where s, y
+    or e is zero, as a polished solution has them, it is the limit: an equality, a row that is off, a hard row.
     """
     nu = mu if nu is None else nu
-    s, y = jnp.where(rows.inequality, z.s, 1.0), jnp.where(rows.inequality, z.y, 1.0)
-    r, d = c + mu / y, s / y
+    off = rows.inequality & (z.y == 0) & (z.s > 0)
+    y = jnp.where(rows.inequality & (z.y > 0), z.y, 1.0)
+    d = jnp.where(rows.inequality, jnp.where(z.s == 0, DELTA, z.s / y), DELTA)
+    r, weight = jnp.where(rows.inequality, c + mu / y, c), 1 / d
     if rows.soft is not None:
-        e, v = jnp.where(rows.soft, z.e, 1.0), jnp.where(rows.soft, z.v, 1.0)
-        give = 1 / (rows.l2 + v / e)
-        r = r - jnp.where(rows.soft, e + give * (y + nu / e - rows.l1 - rows.l2 * e), 0.0)
-        d = d + jnp.where(rows.soft, give, 0.0)
-    r = jnp.where(rows.inequality, r, jnp.where(rows.equality, c, 0.0))
-    return r, jnp.where(rows.inequality, 1 / d, jnp.where(rows.equality, 1 / DELTA, 0.0))
+        gives = rows.soft & (z.e > 0)
+        e = jnp.where(gives, z.e, 1.0)
+        w, ratio = rows.l2 + z.v / e, z.s / y
+        missing = z.y + nu / e - rows.l1 - rows.l2 * e
+        weight = jnp.where(gives, w / (1 + w * ratio), weight)
+        push = jnp.where(gives, weight * (r - e) - missing / (1 + w * ratio), weight * r)
+    else:
+        push = weight * r
+    on = (rows.inequality & ~off) | rows.equality
+    return jnp.where(on, push, 0.0), jnp.where(on, weight, 0.0)
 
 
 def quadratic_model(program: Program, e: Expansion, weight: Any, shift: Any) -> LQ:
@@ -201,18 +208,18 @@ def solve_step(
     rows = program.rows
     nu = mu if nu is None else nu
     N, nx = gaps.shape
-    r, _ = newton_rows(rows, c, z, mu, nu)
-    g0, gx, gu = transposed(rows, e.J, z.y + r * weight, N, nx, e.rs.shape[1])
+    push, _ = newton_rows(rows, c, z, mu, nu)
+    g0, gx, gu = transposed(rows, e.J, z.y + push, N, nx, e.rs.shape[1])
     given = jnp.where(jnp.asarray(program.x0_free), 0.0, 0.0 if dx0 is None else dx0)
     start = jnp.where(jnp.asarray(program.x0_free), -(e.q0 + g0), given)
     b = Point(start=start, xs=-(e.qs + gx), us=-(e.rs + gu), costates=jnp.concatenate([-given[None], -gaps]))
     solved = sweeps.sweep(model, factors, b)
-    dy = weight * (along(rows, e.J, solved.xs, solved.us) + r)
-    s, y = jnp.where(rows.inequality, z.s, 1.0), jnp.where(rows.inequality, z.y, 1.0)
+    dy = weight * along(rows, e.J, solved.xs, solved.us) + push
+    s, y = jnp.where(rows.inequality, z.s, 1.0), jnp.where(rows.inequality & (z.y > 0), z.y, 1.0)
     ds = jnp.where(rows.inequality, mu / y - s - s / y * dy, 0.0)
     de = dv = None
     if rows.soft is not None:
-        miss, v = jnp.where(rows.soft, z.e, 1.0), jnp.where(rows.soft, z.v, 1.0)
+        miss, v = jnp.where(rows.soft & (z.e > 0), z.e, 1.0), jnp.where(rows.soft & (z.e > 0), z.v, 1.0)
         de = (dy + y + nu / miss - rows.l1 - rows.l2 * miss) / (rows.l2 + v / miss)
         dv = jnp.where(rows.soft, nu / miss - v - v / miss * de, 0.0)
         de = jnp.where(rows.soft, de, 0.0)

@@ -78,28 +78,25 @@ def make_rows(problem: Problem, xs: Any, us: Any, functions: dict[str, Any], x0_
         inequality[name] = there & ~same
         equality[name] = same & (side == "min")
         elastic[name] = jnp.zeros(value.shape, bool)
-    l1, l2 = {name: jnp.full(value.shape, jnp.inf, xs.dtype) for name, value in bounds.items()}, {}
+    soft, l1, l2 = {}, {}, {}
+    for name, value in bounds.items():
+        soft[name] = jnp.zeros(value.shape, bool)
+        l1[name] = l2[name] = jnp.zeros(value.shape, xs.dtype)
     for name, value in functions.items():
-        equal = name.endswith("equality") and not name.endswith("inequality")
-        inequality[name] = jnp.full(value.shape, not equal)
-        equality[name] = jnp.full(value.shape, equal)
+        constraint = getattr(problem, name)
+        equal = name.endswith("_equality")
+        on = jnp.broadcast_to(True if constraint.on is None else constraint.on, value.shape)
+        inequality[name] = on & (not equal)
+        equality[name] = on & equal
         elastic[name] = jnp.ones(value.shape, bool)
-        price = getattr(getattr(problem, name), "call", None)
-        l1[name] = jnp.broadcast_to(jnp.asarray(getattr(price, "l1", jnp.inf), xs.dtype), value.shape)
-        l2[name] = jnp.broadcast_to(jnp.asarray(getattr(price, "l2", 0.0), xs.dtype), value.shape)
+        price, l2[name] = constraint.prices(value.shape, xs.dtype)
+        soft[name] = inequality[name] & jnp.isfinite(price)
+        l1[name] = jnp.where(soft[name], price, 0.0)
     values = bounds | functions
     shapes = tuple((name, tuple(values[name].shape)) for name in BLOCKS if name in values)
-    is_soft = any(hasattr(getattr(getattr(problem, name), "call", None), "l1") for name in functions)
-    l1_flat = flatten(l1, xs.dtype)
-    soft = jnp.isfinite(l1_flat)
-    return Rows(
-        bounds, shapes, flatten(inequality, bool), flatten(equality, bool), flatten(elastic, bool),
-        soft if is_soft else None,
-        jnp.where(soft, l1_flat, 0.0) if is_soft else None,
-        flatten({name: jnp.zeros(value.shape, xs.dtype) for name, value in bounds.items()} | l2, xs.dtype)
-        if is_soft
-        else None,
-    )  # fmt: skip
+    is_soft = any(getattr(problem, name).soft for name in functions)
+    prices = (flatten(soft, bool), flatten(l1, xs.dtype), flatten(l2, xs.dtype)) if is_soft else (None, None, None)
+    return Rows(bounds, shapes, flatten(inequality, bool), flatten(equality, bool), flatten(elastic, bool), *prices)
 
 
 def bound_values(problem: Problem, xs: Any, us: Any, start_free: bool) -> dict[str, Any]:
@@ -192,3 +189,21 @@ def bound_arrays(rows: Rows, stem: str, z: Any) -> tuple[Any, Any]:
     lower, upper = rows.bounds.get(f"{stem}_min"), rows.bounds.get(f"{stem}_max")
     lower = jnp.full_like(z, -jnp.inf) if lower is None else lower
     return lower, jnp.full_like(z, jnp.inf) if upper is None else upper
+
+
+def residuals_by_name(problem: Problem, rows: Rows, c: Any, gaps: Any) -> dict[str, Any]:
+    """Return by constraint how far each row is from holding, (stages, rows); one with a price may be missed.
+
+    Blocks of x have a row for each of the stages 0..N, whatever the first one is bounded by.
+    """
+    hard = rows.inequality if rows.soft is None else rows.inequality & ~rows.soft
+    blocks = rows.split(jnp.where(rows.equality, jnp.abs(c), jnp.where(hard, jnp.maximum(c, 0.0), 0.0)))
+    for side in ("min", "max"):
+        first, rest = blocks.pop(f"x0_{side}", None), blocks.pop(f"x_{side}", None)
+        own = first is not None and getattr(problem, f"x0_{side}") is not None
+        if own:
+            blocks[f"x0_{side}"] = first
+        if rest is not None:
+            nothing = first is None or own
+            blocks[f"x_{side}"] = jnp.concatenate([jnp.zeros_like(rest[:1]) if nothing else first[None], rest])
+    return {name: jnp.atleast_2d(block) for name, block in blocks.items()} | {"dynamics": jnp.abs(gaps)}

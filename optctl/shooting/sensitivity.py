@@ -49,7 +49,7 @@ def settle(program: Program, x0: Any, z: Unknowns, e: Expansion, mu: Any, factor
 def _tangent(primals: tuple, tangents: tuple) -> tuple[Optimum, Optimum]:
     program, _, z, e, mu, factor_of = primals
     program = _once(program)
-    _, (dcost, g0, gx, gu, gaps, c, r) = jax.jvp(lambda p: _conditions(p, z, mu), (program,), (tangents[0],))
+    _, (dcost, g0, gx, gu, gaps, c, push) = jax.jvp(lambda p: _conditions(p, z, mu), (program,), (tangents[0],))
     rows = program.rows
     N, nx = gaps.shape
     free = jnp.asarray(program.x0_free)
@@ -58,18 +58,20 @@ def _tangent(primals: tuple, tangents: tuple) -> tuple[Optimum, Optimum]:
     factors = factor(model)
     d_start = jnp.where(free, 0.0, tangents[1])
 
-    def step(r: Any, gaps: Any, g0: Any, gx: Any, gu: Any, d_start: Any) -> tuple[Point, Any]:
-        h0, hx, hu = transposed(rows, e.J, r * weight, N, nx, gu.shape[1])
+    def step(push: Any, gaps: Any, g0: Any, gx: Any, gu: Any, d_start: Any) -> tuple[Point, Any]:
+        h0, hx, hu = transposed(rows, e.J, push, N, nx, gu.shape[1])
         first = jnp.where(free, -(g0 + h0), d_start)
         costates = jnp.concatenate([jnp.where(free, 0.0, -d_start)[None], -gaps])
         d = solve_system(model, factors, Point(start=first, xs=-(gx + hx), us=-(gu + hu), costates=costates))
-        return d, weight * (along(rows, e.J, d.xs, d.us) + r)
+        return d, weight * along(rows, e.J, d.xs, d.us) + push
 
-    d, dy = step(r, gaps, g0, gx, gu, d_start)
-    # The proximal term of equalities, delta dy, is taken back by a second right-hand side.
-    late = jnp.where(rows.equality, r + along(rows, e.J, d.xs, d.us), 0.0)
+    d, dy = step(push, gaps, g0, gx, gu, d_start)
+    # The proximal term of equalities and of active rows, delta dy, is taken back by a second right-hand side.
+    held = rows.equality | rows.inequality & (z.s == 0)
+    held = held if rows.soft is None else held & ~(rows.soft & (z.e > 0))
+    late = jnp.where(held, c + along(rows, e.J, d.xs, d.us), 0.0)
     zero = jnp.zeros_like
-    d2, dy2 = step(late, zero(gaps), zero(g0), zero(gx), zero(gu), zero(d_start))
+    d2, dy2 = step(weight * late, zero(gaps), zero(g0), zero(gx), zero(gu), zero(d_start))
     d = jax.tree.map(jnp.add, d, d2)
     dy = dy + dy2
     # At an optimum the cost moves as the Lagrangian does where states, inputs and multipliers stay (envelope theorem).
@@ -79,7 +81,7 @@ def _tangent(primals: tuple, tangents: tuple) -> tuple[Optimum, Optimum]:
 
 
 def _conditions(program: Program, z: Unknowns, mu: Any) -> tuple[Any, ...]:
-    """Return the cost, the optimality conditions at z (in x_0, in the states, in the inputs), gaps, rows, and their r.
+    """Return the cost, the optimality conditions at z (in x_0, states, inputs), gaps, rows, and their r/d.
 
     Bounds are left out of the slopes, where they are constants.
     """
@@ -94,9 +96,9 @@ def _conditions(program: Program, z: Unknowns, mu: Any) -> tuple[Any, ...]:
 
     gx, gu = jax.grad(lagrangian, (0, 1))(z.xs, z.us)
     at = evaluate(problem, rows, z.xs, z.us, params)
-    r, _ = newton_rows(rows, at.c, z, mu)
+    push, _ = newton_rows(rows, at.c, z, mu)
     cost = at.cost + price_of_misses(rows, z)
-    return cost, jax.grad(problem.start_cost)(z.xs[0], params), gx, gu, at.gaps, at.c, r
+    return cost, jax.grad(problem.start_cost)(z.xs[0], params), gx, gu, at.gaps, at.c, push
 
 
 @jax.custom_jvp

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from optctl._validate import as_float, cast, is_concrete
+from optctl._validate import as_float, cast, is_concrete, runs_now
 from optctl.problem import once
 from optctl.shooting.interior_point import InteriorPoint, Settings, interior_point
 from optctl.shooting.lift import BEHIND, lift, split
@@ -57,7 +57,7 @@ def constrained(
     lifted = "params" in objective.free
     if lifted:
         flat = ravel_pytree(params)[0].astype(dtype)
-        problem = lift(problem, params, nx)
+        problem = lift(problem, params, nx, us.shape[1])
         xs = jnp.concatenate([xs, jnp.broadcast_to(flat, (N + 1, flat.size))], axis=1)
         x0_free += (True,) * flat.size
         if warm is not None:
@@ -65,6 +65,7 @@ def constrained(
             warm = warm | {"costates": jnp.concatenate([warm["costates"], zeros], axis=1)}
 
     def lower(solution: Solution) -> Solution:
+        solution = replace(solution, free=objective.free)
         return _lowered(solution, params, nx, vars(objective.problem)) if lifted else solution
 
     # What is not free is no guess: derivatives go through it.
@@ -110,7 +111,7 @@ def _check_constraints(objective: Objective) -> None:
             lower, upper = (np.asarray(b)[0] if np.ndim(b) == 2 else np.asarray(b) for b in (lower, upper))
             if (lower > upper).any():
                 raise ValueError(f"`{low}` exceeds `{high}` at stage 0; no point is feasible.")
-    if any(getattr(problem, name) is not None for name in (*PATH, *TERMINAL)) and is_concrete(objective):
+    if any(getattr(problem, name) is not None for name in (*PATH, *TERMINAL)) and runs_now(objective):
         once(("constraints", objective), lambda: _check_dependence(objective))
 
 
@@ -158,8 +159,18 @@ def _lowered(solution: Solution, params: Any, nx: int, bounds: dict[Any, Any]) -
             multipliers[name] = multipliers[name][..., :nx]
             if bounds.get(name) is None:
                 del multipliers[name]
+    residuals = dict(solution.residuals)
+    for name in [name for name in residuals if name[:2] in ("x_", "x0")]:
+        block = residuals.pop(name)
+        of_params = f"params_{name[-3:]}"
+        if bounds.get(of_params) is not None:
+            residuals[of_params] = jnp.max(block[:, nx:], axis=0, keepdims=True)
+        if bounds.get(name) is not None:
+            residuals[name] = block[:, :nx]
+    residuals["dynamics"] = residuals["dynamics"][:, :nx]
     k = solution.k + jnp.einsum("tij,tj->ti", solution.K[:, :, nx:], solution.xs[:-1, nx:])
     return replace(
         solution, xs=solution.xs[:, :nx], x0=solution.x0[:nx], params=split(solution.xs[0], params)[1],
         costates=solution.costates[:, :nx], multipliers=multipliers, K=solution.K[:, :, :nx], k=k,
+        residuals=residuals,
     )  # fmt: skip

@@ -9,12 +9,13 @@ import numpy as np
 from optctl._record import record
 from optctl._validate import as_float, as_whole
 from optctl.problem import Problem
+from optctl.result import Result
 from optctl.solution import Solution
 from optctl.solvers.solve import solve
 
 
 @record()
-class Multistart:
+class Multistart(Result):
     """Solutions from many guesses.
 
     Attributes:
@@ -28,6 +29,25 @@ class Multistart:
     all: Solution
     optima: Any
     counts: Any
+
+    @property
+    def status(self) -> Any:
+        """The `Status` of the best one."""
+        return self.best.status
+
+    @property
+    def stage(self) -> Any:
+        """That of the best one."""
+        return self.best.stage
+
+    @property
+    def converged(self) -> Any:
+        """True if one of them converged."""
+        return self.best.converged
+
+    def explanation(self) -> str:
+        """Return what the best one says, and how many converged."""
+        return f"{int(np.sum(self.counts))} of {len(self.all.cost)} converged; the best: {self.best.message}"
 
     def __repr__(self) -> str:
         found = ", ".join(f"{cost:.6g} ({n} x)" for cost, n in zip(self.optima, self.counts, strict=True))

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl import lq
-from optctl._validate import as_float, as_whole, cast, check_shape, check_time_limit, is_concrete
+from optctl._validate import as_float, as_whole, cast, check_shape, check_time_limit, is_concrete, runs_now
 from optctl.adjoint.gradient import Gradient
 from optctl.adjoint.hessian import require_second_derivatives
 from optctl.lq.model import LQ, is_linear_quadratic
 from optctl.problem import PARAMS_BOUNDS, Problem, once
-from optctl.result import Status
+from optctl.result import Status, nan_in_batch
 from optctl.shooting.interior_point import InteriorPoint, Settings
 from optctl.solution import History, Solution
 from optctl.solvers.cg import conjugate_gradient, lowest_curvature, slope_mismatch
@@ -140,7 +140,7 @@ def solve(
         tolerance = 1e-3 if dtype == jnp.float32 else 1e-8 if method == "interior_point" else 1e-6
     if not isinstance(tolerance, int | float | np.number) or not 0 <= tolerance < np.inf:
         raise ValueError(f"`tolerance` is {tolerance!r}; expected a number >= 0, such as 1e-6.")
-    if verbose and not is_concrete(objective):
+    if verbose and not runs_now(objective):
         raise ValueError(
             "`verbose` prints on the host; leave it out under jit, vmap or grad, and print sol.table() after."
         )
@@ -177,7 +177,7 @@ def solve(
         exact = _is_exact(asked, problem)
         iterate, K, k = ilqr(objective, objective.us, tolerance=tolerance, max_iterations=limit, exact=exact)
     else:
-        if not is_concrete((objective, z)):
+        if not runs_now((objective, z)):
             raise ValueError(
                 "method 'lbfgs' runs on the host; under jit or vmap use 'newton_cg' or 'gradient_descent'. No iterative"
                 " method is differentiated through: the costates and multipliers of a solution are its sensitivities."
@@ -192,6 +192,9 @@ def _told(solution: Solution, verbose: bool) -> Solution:
         rows = slice(int(solution.iterations) + 1)
         history = jax.tree.map(lambda column: np.asarray(column)[rows], solution.history)
         solution = dataclasses.replace(solution, history=history)  # type: ignore[type-var]
+    else:
+        cost = solution.cost + nan_in_batch(solution.converged).astype(solution.cost.dtype)
+        solution = dataclasses.replace(solution, cost=cost)  # type: ignore[type-var]
     if verbose:
         print(f"{solution.table()}\n{solution!r}")
     return solution
@@ -303,7 +306,7 @@ def _pick(problem: Problem, objective: Objective, method: Any) -> str:
     if problem.constraint_names or "params" in objective.free or not problem.dynamics.twice_differentiable:
         return "lbfgs"
     whole = objective.free == ("us",) + (("x0",) if problem.x0 is None else ())
-    if whole and is_concrete(problem) and problem.dynamics.is_linear and is_linear_quadratic(problem):
+    if whole and runs_now(problem) and problem.dynamics.is_linear and is_linear_quadratic(problem):
         return "lq"
     light = smooth and small and problem.dynamics.has_jax_step and problem.memory == "full"
     return "ilqr" if light and objective.free == ("us",) else "newton_cg"
@@ -337,7 +340,7 @@ def _refuse_constraints(problem: Problem, objective: Objective, method: str) -> 
 
 def _require_quadratic(objective: Objective, z: Any) -> None:
     """Raise unless the slope is linear in z, probed at two sizes."""
-    if not is_concrete((objective, z)):
+    if not runs_now((objective, z)):
         return
     noise = jnp.asarray(np.random.default_rng(0).normal(size=z.shape), z.dtype)
     tolerance = 1e-2 if z.dtype == jnp.float32 else 1e-6
@@ -352,7 +355,7 @@ def _require_quadratic(objective: Objective, z: Any) -> None:
 
 def _demand_convex(objective: Objective, z: Any, iterate: Iterate) -> Iterate:
     """Mark the result as not convex if the Hessian has a negative eigenvalue, which cg may not have met."""
-    if not is_concrete((objective, z)):
+    if not runs_now((objective, z)):
         return iterate
     lowest, size = lowest_curvature(objective, z)
     rounding = 1e-4 if z.dtype == jnp.float32 else 1e-10
@@ -408,6 +411,7 @@ def _certified(
         xs=g.xs, us=values["us"], x0=values["x0"], params=values["params"], costates=g.costates,
         multipliers=_by_name(objective, multipliers), K=K, k=k, cost=g.cost, status=status, converged=converged,
         iterations=iterate.iterations, certificate=certificate, history=history, method=method,
+        free=objective.free, residuals={},
     )  # fmt: skip
 
 

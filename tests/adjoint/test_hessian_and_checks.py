@@ -42,7 +42,7 @@ def test_hessian_refuses_simulators_and_wrong_directions():
 
 def test_check_gradient_finds_the_orders():
     report = oc.check_gradient(zoo.pendulum_problem(), US)
-    assert report.passed, report
+    assert report, report
     for block in ("us", "x0", "params"):
         assert report.figure(f"{block}: order with gradient") >= 1.9
         assert report.figure(f"{block}: order with Hessian") >= 2.9
@@ -74,12 +74,12 @@ def test_checks_fail_on_wrong_derivatives():
     def report(sine):
         return oc.check_gradient(oc.Problem(oc.Dynamics(step(sine), 2, 1), cost, horizon=7, x0=[1.0, 0.0]), US)
 
-    assert report(jnp.sin).passed
+    assert report(jnp.sin)
     wrong = report(wrong_sine)
-    assert not wrong.passed
+    assert not wrong
     assert wrong.figure("x0: gap to central difference") > 1e-5
     flat = report(sine_without_curvature)
-    assert not flat.passed
+    assert not flat
     assert flat.figure("x0: order with gradient") >= 1.9
     assert flat.figure("x0: order with Hessian") < 2.5
     assert "NOT all hold" in repr(flat)
@@ -98,26 +98,26 @@ def test_a_dropped_transpose_fails_the_dot_product():
     jax.tree_util.register_static(Untransposed)
     report = oc.check_adjoint(Untransposed())
     assert report.figure("dot-product") > 1e-3
-    assert not report.passed
+    assert not report
 
 
 def test_parameters_without_effect_are_named():
     problem = zoo.pendulum_problem(params={**zoo.PARAMS, "unused": jnp.array(1.0)})
     report = oc.check_gradient(problem, US)
-    assert report.passed
+    assert report
     assert any("params['unused'] is exactly zero" in note for note in report.notes)
 
 
 def test_quadratic_costs_count_as_exact():
     report = oc.check_gradient(zoo.lq_problem(), np.ones((8, 2)))
-    assert report.passed
+    assert report
     assert report.figure("us: order with Hessian") == np.inf
 
 
 def test_check_adjoint_needs_sizes():
     with pytest.raises(ValueError, match="`x0` is missing and the number of states unknown"):
         oc.check_adjoint(oc.Dynamics(lambda x, u: x + u))
-    assert oc.check_adjoint(oc.Dynamics(lambda x, u: x + u), x0=np.ones(2), us=np.ones((3, 2))).passed
+    assert oc.check_adjoint(oc.Dynamics(lambda x, u: x + u), x0=np.ones(2), us=np.ones((3, 2)))
 
 
 @pytest.mark.parametrize(("radius", "word"), [(1.3, "grow exponentially"), (0.6, "decay"), (1.0, "keep their size")])

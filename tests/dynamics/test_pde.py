@@ -21,7 +21,7 @@ ALL = [
 
 @pytest.mark.parametrize("dynamics", ALL, ids=lambda d: f"{type(d).__name__}-{d.control}-{d.n}")
 def test_adjoint(dynamics, rng):
-    assert oc.check_adjoint(dynamics, rng.normal(size=dynamics.nx), rng.normal(size=(6, dynamics.nu))).passed
+    assert oc.check_adjoint(dynamics, rng.normal(size=dynamics.nx), rng.normal(size=(6, dynamics.nu)))
 
 
 @pytest.mark.parametrize(

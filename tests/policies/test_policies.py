@@ -50,7 +50,7 @@ def test_closed_loop_gradient_equals_jax_grad():
     want = jax.grad(lambda p: scanned_cost(loop, us, x0, p))(params)
     for got, exact in zip(jax.tree.leaves(g.params), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(got, exact, rtol=1e-11, atol=1e-13)
-    assert oc.check_gradient(loop, None, params=params).passed
+    assert oc.check_gradient(loop, None, params=params)
 
 
 def test_a_linear_policy_finds_the_riccati_gain():
@@ -125,7 +125,12 @@ def test_sampled_states_and_progress_bar(capsys):
         (PLANT, lambda x: x, np.ones((4, 2)), r"`policy` returns shape \(2,\); expected \(1,\)"),
         (PLANT, lambda x: x[:1], np.ones((4, 3)), r"`x0s` has shape \(4, 3\); expected \(any, 2\)"),
         (PLANT, lambda x: x[:1], np.ones((4, 2), int), "`x0s` has dtype int64"),
-        (PLANT.replace(u_min=-1.0), lambda x: x[:1], np.ones((4, 2)), r"cannot keep the constraints \['u_min'\]"),
+        (
+            PLANT.replace(u_min=-1.0),
+            lambda x: x[:1],
+            np.ones((4, 2)),
+            r"training by gradients cannot keep the constraints \['u_min'\]",
+        ),
     ],
 )
 def test_train_policy_bad_input(problem, policy, x0s, message):

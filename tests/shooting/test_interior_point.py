@@ -264,7 +264,7 @@ def test_bad_arguments_are_named():
     simulator = oc.SimulatorDynamics(lambda x, u: x + u, 1, 1, jacobian=lambda x, u: (np.eye(1), np.eye(1)))
     with pytest.raises(ValueError, match="'interior_point' needs a step in JAX; SimulatorDynamics has none"):
         oc.solve(problem.replace(dynamics=simulator, u_min=None, x_max=2.0))
-    with pytest.raises(ValueError, match=r"`l1` is -1.0; expected a number > 0"):
+    with pytest.raises(ValueError, match=r"`l1` is -1.0; expected a number >= 0"):
         oc.Soft(lambda x: x, l1=-1.0)
     with pytest.raises(ValueError, match="`params_min` exceeds `params_max`"):
         problem.replace(params=1.0, params_min=2.0, params_max=1.0)
