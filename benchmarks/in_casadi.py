@@ -1,7 +1,7 @@
 """Any trajectory problem as a nonlinear program of CasADi: its functions' jaxprs, evaluated with SX expressions.
 
-Nothing of optctl but the problem's own functions is used, so that IPOPT's answers, and the optimality conditions checked
-here, share neither tapes nor kernels nor derivatives with what they judge.
+Nothing of optctl but the problem's own functions is used, so that IPOPT's answers, and the optimality conditions
+checked here, share neither tapes nor kernels nor derivatives with what they judge.
 """
 
 from collections.abc import Callable, Sequence
@@ -200,9 +200,8 @@ ROWS = ("path_inequality", "path_equality", "terminal_inequality", "terminal_equ
 
 def _prices(problem: oc.Problem, name: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the prices of the rows of a function, infinite for hard ones."""
-    call = getattr(getattr(problem, name), "call", None)
-    l1, l2 = getattr(call, "l1", np.inf), getattr(call, "l2", 0.0)
-    return np.broadcast_to(np.asarray(l1, float), count), np.broadcast_to(np.asarray(l2, float), count)
+    l1, l2 = getattr(problem, name).prices((count,), float)
+    return np.asarray(l1), np.asarray(l2)
 
 
 def _sizes(problem: oc.Problem, us: Any, xs: Any) -> dict[str, int]:

@@ -563,9 +563,9 @@ def burnt(x: Any) -> Any:
 def goddard(rng: Any, name: str) -> Case:
     """Goddard's rocket: greatest height with 0.4 of its mass as fuel, drag and a free final time."""
     problem = oc.Problem(
-        ROCKET, terminal_cost=altitude, horizon=40, x0=np.array([1.0, 0.0, 1.0]), params=np.array([0.1 + 0.1 * rng.random()]),
-        params_min=np.array([0.01]), params_max=np.array([1.0]), u_min=0.0, u_max=3.5, x_min=np.array([1.0, 0.0, 0.6]),
-        x_max=np.array([1.1, 0.3, 1.0]), terminal_equality=burnt,
+        ROCKET, terminal_cost=altitude, horizon=40, x0=np.array([1.0, 0.0, 1.0]),
+        params=np.array([0.1 + 0.1 * rng.random()]), params_min=np.array([0.01]), params_max=np.array([1.0]), u_min=0.0, u_max=3.5, terminal_equality=burnt,
+        x_min=np.array([1.0, 0.0, 0.6]), x_max=np.array([1.1, 0.3, 1.0]),
     )  # fmt: skip
     xs = np.linspace([1, 0.05, 1], [1.01, 0.05, 0.6], 41)
     return plain(name, problem, xs=xs, us=np.full((40, 1), 0.3 + 1.5 * rng.random()), free=("us", "params"))
@@ -592,8 +592,10 @@ def on_orbit(x: Any) -> Any:
 def low_thrust(rng: Any, name: str) -> Case:
     """Between circular orbits with a constant thrust, in the least time."""
     problem = oc.Problem(
-        ORBIT, terminal_cost=flight, horizon=30, x0=np.array([1.0, 0.0, 1.0, 0.0]), params=np.array([rng.uniform(1, 4)]),
-        params_min=np.array([0.1]), params_max=np.array([10.0]), terminal_equality=on_orbit, u_min=-np.pi, u_max=2 * np.pi,
+        ORBIT, terminal_cost=flight, horizon=30, x0=np.array([1.0, 0.0, 1.0, 0.0]),
+        params=np.array([rng.uniform(1, 4)]),
+        params_min=np.array([0.1]), params_max=np.array([10.0]), terminal_equality=on_orbit, u_min=-np.pi,
+        u_max=2 * np.pi,
     )  # fmt: skip
     xs = np.linspace([1, 0.05, 1, 0], [1.2, 0.0, 1.2**-0.5, 1], 31)
     return plain(name, problem, xs=xs, us=0.3 + 0.5 * rng.normal(size=(30, 1)), free=("us", "params"))
@@ -618,8 +620,8 @@ def arm_home(x: Any) -> Any:
 def robot_arm(rng: Any, name: str) -> Case:
     """The robot arm of the COPS collection, in the least time; 9.1409 for many stages."""
     problem = oc.Problem(
-        ARM, terminal_cost=flight, horizon=30, x0=ARM_START, params=np.array([rng.uniform(0.5, 12)]), params_min=np.array([0.1]),
-        params_max=np.array([100.0]), u_min=-1.0, u_max=1.0, terminal_equality=arm_home,
+        ARM, terminal_cost=flight, horizon=30, x0=ARM_START, params=np.array([rng.uniform(0.5, 12)]),
+        params_min=np.array([0.1]), params_max=np.array([100.0]), u_min=-1.0, u_max=1.0, terminal_equality=arm_home,
         x_min=np.array([0.0, -inf, -np.pi, -inf, 0.0, -inf]), x_max=np.array([5.0, inf, np.pi, inf, np.pi, inf]),
     )  # fmt: skip
     us = 0.1 * rng.normal(size=(30, 3))
@@ -692,8 +694,8 @@ def small_units(rng: Any, name: str) -> Case:
     unit = 10 ** rng.uniform(-3, 6)
     bound = {"T": 0.05, "unit": unit}, {"T": 10.0, "unit": unit}
     problem = oc.Problem(
-        FALL, terminal_cost=time_of_fall, horizon=30, x0=np.zeros(3), params={"T": 1.0, "unit": unit}, params_min=bound[0],
-        params_max=bound[1], u_min=0.0, u_max=np.pi, terminal_equality=fallen,
+        FALL, terminal_cost=time_of_fall, horizon=30, x0=np.zeros(3), params={"T": 1.0, "unit": unit},
+        params_min=bound[0], params_max=bound[1], u_min=0.0, u_max=np.pi, terminal_equality=fallen,
     )  # fmt: skip
     xs = np.linspace(np.zeros(3), unit * np.array([10.0, 5.0, 9.9]), 31)
     return plain(name, problem, us=np.linspace(1.5, 0.3, 30)[:, None], xs=xs, free=("us", "params"))

@@ -2,8 +2,8 @@
 
 Run with `python benchmarks/robustness.py` [--quick] [--only KIND ...] [--keep PATH] [--json PATH]. Both start from the
 same guess, with a tolerance of 1e-8. IPOPT gets the problem through `in_casadi.py`, with derivatives of CasADi's own.
-What optctl claims is judged by those: SOLVED must satisfy the first-order conditions, "infeasible" must not be said where
-IPOPT finds a feasible point. --keep reads what IPOPT found from a file, or writes it there.
+What optctl claims is judged by those: SOLVED must satisfy the first-order conditions, "infeasible" must not be said
+where IPOPT finds a feasible point. --keep reads what IPOPT found from a file, or writes it there.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def judge(case: Case, mine: dict[str, Any], peer: dict[str, Any], check: Any) ->
 
 
 def run(each: int, guesses: int, only: list[str] | None, kept: dict[str, Any]) -> list[dict[str, Any]]:
-    import in_casadi  # noqa: PLC0415 - the peer is an extra
+    import in_casadi
 
     programs: dict[Any, Any] = {}
     rows = []
@@ -96,9 +96,8 @@ def run(each: int, guesses: int, only: list[str] | None, kept: dict[str, Any]) -
 
 def report(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Print a line for each kind, then what differs, then the sums."""
-    print(
-        f"{'kind':24} {'n':>3} {'both':>4} {'we':>3} {'they':>4} {'none':>4} {'iterations':>15} {'ratio':>6}  not solved"
-    )
+    heads = f"{'kind':24} {'n':>3} {'both':>4} {'we':>3} {'they':>4} {'none':>4} {'iterations':>15} {'ratio':>6}"
+    print(f"{heads}  not solved")
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     for kind in kinds:
         mine = [row for row in rows if row["kind"] == kind]

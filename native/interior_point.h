@@ -83,7 +83,7 @@ struct Settings {
 constexpr int filter_size = 32;
 constexpr double kappa_eps = 10, kappa_mu = 0.2, theta_mu = 1.5, s_theta = 1.1, s_phi = 2.3, eta = 1e-4;
 constexpr double gamma_theta = 1e-5, gamma_phi = 1e-8, first_shift = 1e-4, largest_shift = 1e12;
-constexpr double shortest_step = 1e-10, short_step = 0.05, enough = 0.1, least_damping = 1e-6;
+constexpr double shortest_step = 1e-10, short_step = 0.05, enough = 0.1, least_damping = 1e-6, still_price = 1e8;
 constexpr double polish_slack = 1e-2;
 constexpr int halvings = 40, patience = 3, predictions = 60, polish_rounds = 4;
 
@@ -633,6 +633,19 @@ class InteriorPoint {
     n_.step = alpha;
   }
 
+  // True of a state that keeps its value whatever one does: x+ = x.
+  bool stands_still(int i) const {
+    const int nx = p_.nx, nu = p_.nu;
+    for (int64_t t = 0; t < p_.N; ++t) {
+      const double *A = e_.A + (t * nx + i) * nx, *B = e_.B + (t * nx + i) * nu;
+      for (int j = 0; j < nx; ++j)
+        if (A[j] != (i == j)) return false;
+      for (int j = 0; j < nu; ++j)
+        if (B[j] != 0) return false;
+    }
+    return true;
+  }
+
   // The step of the feasibility phase, in `d_`: each stage's dynamics may be missed by inputs of their own.
   void violation_step(const double* y, double mu) {
     const int nx = p_.nx, nu = p_.nu, wide = nu + nx;
@@ -661,10 +674,12 @@ class InteriorPoint {
     std::copy_n(narrow.weights.Q0, nx * nx, m.weights.Q0);
     std::fill_n(m.weights.R, p_.N * wide * wide, 0.0);
     std::fill_n(m.weights.M, p_.N * nx * wide, 0.0);
+    std::vector<double> price(nx);
+    for (int i = 0; i < nx; ++i) price[i] = stands_still(i) ? still_price : 1;
     for (int64_t t = 0; t < p_.N; ++t) {
       double *R = m.weights.R + t * wide * wide, *M = m.weights.M + t * nx * wide, *B = wide_B_.data() + t * nx * wide;
       for (int i = 0; i < nu; ++i) std::copy_n(narrow.weights.R + (t * nu + i) * nu, nu, R + i * wide);
-      for (int i = nu; i < wide; ++i) R[i * wide + i] = 1;
+      for (int i = 0; i < nx; ++i) R[(nu + i) * wide + nu + i] = price[i];
       for (int i = 0; i < nx; ++i) {
         std::copy_n(narrow.weights.M + (t * nx + i) * nu, nu, M + i * wide);
         std::copy_n(e_.B + (t * nx + i) * nu, nu, B + i * wide);

@@ -49,7 +49,7 @@ from optctl.shooting.barrier import (
 )
 from optctl.shooting.certificate import certify_point
 from optctl.shooting.expansion import Expansion, Values, expand, function_shapes, function_values
-from optctl.shooting.feasibility import restore
+from optctl.shooting.feasibility import restore, still
 from optctl.shooting.polish import polish
 from optctl.shooting.primal_dual import Program, Unknowns, factor, infeasibility, newton_rows
 from optctl.shooting.rows import PATH, TERMINAL, Rows, bound_arrays, flatten, make_rows, residuals_by_name
@@ -164,6 +164,7 @@ def start(
     program = Program(problem, params, x0_free, rows, quadratic)
     e = expansion_at(program, blank(program, xs, us, settings).z, settings)
     scales = choose(rows, xs, us, e, settings.scale)
+    xs = _closed(program, xs, us, e, settings)
     margin = 1e-2 if warm is None else jnp.minimum(1e-2, jnp.asarray(settings.barrier, xs.dtype))
     xs, us = _push_inside(rows, xs, us, jnp.asarray(x0_free), margin, scales)
     guess = replace(blank(program, xs, us, settings), scales=scales)
@@ -196,6 +197,18 @@ def start(
         mark=theta, mu_restore=mu, phase=jnp.asarray(PREDICT if quadratic else OPTIMIZE),
     )  # fmt: skip
     return program, state
+
+
+def _closed(program: Program, xs: Any, us: Any, e: Expansion, settings: Settings) -> Any:
+    """Return the guess with constant states and clocks, x+ = x + c, as their dynamics have them from x_0 on.
+
+    No step of the iterations opens a gap of linear dynamics again.
+    """
+    linear = native.linear_states(program.problem, xs, us, program.params, settings.exact)
+    if not any(linear):
+        return xs
+    moves = still(e) & jnp.asarray(linear)
+    return xs.at[1:].add(jnp.where(moves[None] & jnp.isfinite(e.at.gaps), jnp.cumsum(e.at.gaps, axis=0), 0.0))
 
 
 def blank(program: Program, xs: Any, us: Any, settings: Settings) -> State:

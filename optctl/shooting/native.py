@@ -78,6 +78,18 @@ def is_quadratic(problem: Problem, xs: Any, us: Any, params: Any, exact: bool) -
     return all(tape.once[behind:].all() for tape, behind in slopes)
 
 
+def linear_states(problem: Problem, xs: Any, us: Any, params: Any, exact: bool) -> tuple[bool, ...]:
+    """Return which states have dynamics that are linear in states and inputs, as far as the tapes tell."""
+    nx, nz = xs.shape[1], xs.shape[1] + us.shape[1]
+    try:
+        stage = tapes(problem, xs, us, params, exact)[1]
+    except Unsupported:
+        return (False,) * nx
+    begin = len(stage.inputs)  # behind the values and the slope of the cost
+    A, B = np.split(stage.once[begin : begin + nx * nz], [nx * nx])
+    return tuple((A.reshape(nx, nx).all(1) & B.reshape(nx, -1).all(1)).tolist())
+
+
 def _parts(problem: Problem, params: Any) -> dict[str, Any]:
     """Return what the functions need: all but bounds, prices and x_0."""
     held = {name: getattr(problem, name) for name in (*STAGE_FUNCTIONS, *STATE_FUNCTIONS)}
