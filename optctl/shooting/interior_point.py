@@ -51,7 +51,7 @@ from optctl.shooting.certificate import certify_point
 from optctl.shooting.expansion import Expansion, Values, expand, function_shapes, function_values
 from optctl.shooting.feasibility import restore, still
 from optctl.shooting.polish import polish
-from optctl.shooting.primal_dual import Program, Unknowns, factor, infeasibility, newton_rows
+from optctl.shooting.primal_dual import Program, Unknowns, factor, first_multipliers, infeasibility, newton_rows
 from optctl.shooting.rows import PATH, TERMINAL, Rows, bound_arrays, flatten, make_rows, residuals_by_name
 from optctl.shooting.scaling import (
     Scales,
@@ -183,6 +183,8 @@ def start(
         miss = jnp.where(rows.soft, jnp.maximum(at.c, 0.0) + margin, 1.0)  # the violation, and some distance from zero
         s = jnp.where(rows.soft, miss - at.c, s)
         y, v = jnp.where(rows.soft, mu / s, y), jnp.where(rows.soft, mu / miss, 1.0)
+    if False and warm is None and not quadratic:
+        costates, y = first_multipliers(program, scale_expansion(scales, rows, e), y)
     if warm is not None:
         given = warm["y"] if "y" in warm else _of_rows(rows, warm["multipliers"])
         given = given / (scales.rows * scales.cost)

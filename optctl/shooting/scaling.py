@@ -57,12 +57,15 @@ def rounded(size: Any) -> Any:
 
 
 def guess_sizes(rows: Rows, stem: str, z: Any) -> Any:
-    """Return how large states or inputs are: as the guess says, else as their bounds say, else 0."""
+    """Return how large states or inputs are, 0 where it is not known.
+
+    A guess that is large says so, and bounds that are small; a small guess, or a large bound, says nothing.
+    """
     said = jnp.max(jnp.abs(z), axis=0, initial=0.0)
     bounds = [jnp.abs(b) for name, b in rows.bounds.items() if name[:-4] in (stem, f"{stem}0")]
     finite = [jnp.max(jnp.where(jnp.isfinite(b), b, 0.0).reshape(-1, z.shape[1]), axis=0, initial=0.0) for b in bounds]
     limit = jnp.max(jnp.stack([jnp.zeros_like(said), *finite]), axis=0)
-    return jnp.where(said > 0, said, limit)
+    return jnp.where(said >= 1, said, jnp.where((limit < 1) & (limit > said), limit, 0.0))
 
 
 def choose(rows: Rows, xs: Any, us: Any, e: Expansion, given: Any) -> Scales:
@@ -75,9 +78,10 @@ def choose(rows: Rows, xs: Any, us: Any, e: Expansion, given: Any) -> Scales:
         # What nothing tells follows from what moves it; what is small beside that is rounding.
         others = jnp.max(jnp.abs(e.A), axis=0) * (1 - jnp.eye(nx, dtype=xs.dtype))
         by_u = jnp.max(jnp.max(jnp.abs(e.B), axis=0) * u[None], axis=1, initial=0.0)
+        known = size_x
         for _ in range(2):
             moved = jnp.maximum(by_u, jnp.max(others * size_x[None], axis=1, initial=0.0))
-            size_x = jnp.where(size_x > 0, jnp.maximum(size_x, RELATIVE * moved), N**0.5 * moved)
+            size_x = jnp.where(known > 0, jnp.maximum(known, RELATIVE * moved), jnp.maximum(1.0, N**0.5 * moved))
         x = rounded(size_x)
     else:
         x = jnp.broadcast_to(jnp.asarray(of_x, xs.dtype), size_x.shape)
