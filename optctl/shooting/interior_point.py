@@ -177,13 +177,13 @@ def start(
     # A warm start that is far from feasible is not that warm.
     mu = jnp.maximum(jnp.asarray(mu, xs.dtype), FIRST_BARRIER * jnp.minimum(1.0, largest(at.gaps)))
     s = jnp.where(rows.inequality, jnp.maximum(-at.c, margin), 1.0)
-    y, costates = jnp.where(rows.inequality, mu / s, 0.0), jnp.zeros_like(xs)
+    y, costates = jnp.where(rows.inequality, mu / s if quadratic else 1.0, 0.0), jnp.zeros_like(xs)
     miss = v = None
     if rows.soft is not None:
         miss = jnp.where(rows.soft, jnp.maximum(at.c, 0.0) + margin, 1.0)  # the violation, and some distance from zero
         s = jnp.where(rows.soft, miss - at.c, s)
         y, v = jnp.where(rows.soft, mu / s, y), jnp.where(rows.soft, mu / miss, 1.0)
-    if False and warm is None and not quadratic:
+    if warm is None and not quadratic:
         costates, y = first_multipliers(program, scale_expansion(scales, rows, e), y)
     if warm is not None:
         given = warm["y"] if "y" in warm else _of_rows(rows, warm["multipliers"])
