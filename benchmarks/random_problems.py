@@ -564,8 +564,9 @@ def goddard(rng: Any, name: str) -> Case:
     """Goddard's rocket: greatest height with 0.4 of its mass as fuel, drag and a free final time."""
     problem = oc.Problem(
         ROCKET, terminal_cost=altitude, horizon=40, x0=np.array([1.0, 0.0, 1.0]),
-        params=np.array([0.1 + 0.1 * rng.random()]), params_min=np.array([0.01]), params_max=np.array([1.0]), u_min=0.0, u_max=3.5, terminal_equality=burnt,
-        x_min=np.array([1.0, 0.0, 0.6]), x_max=np.array([1.1, 0.3, 1.0]),
+        params=np.array([0.1 + 0.1 * rng.random()]), params_min=np.array([0.01]), params_max=np.array([1.0]),
+        u_min=0.0, u_max=3.5, x_min=np.array([1.0, 0.0, 0.6]), x_max=np.array([1.1, 0.3, 1.0]),
+        terminal_equality=burnt,
     )  # fmt: skip
     xs = np.linspace([1, 0.05, 1], [1.01, 0.05, 0.6], 41)
     return plain(name, problem, xs=xs, us=np.full((40, 1), 0.3 + 1.5 * rng.random()), free=("us", "params"))

@@ -13,6 +13,10 @@ NAMED = 3
 """How many violated rows a message names."""
 
 
+FLOOR = 1e-5
+"""Least size of the cost, over what the cost would be if variables changed by as much as they are."""
+
+
 def cost_size(cost: Any, first_cost: Any) -> Any:
     """Return the size of the cost that tolerances refer to.
 

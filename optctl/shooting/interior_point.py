@@ -65,12 +65,9 @@ from optctl.shooting.scaling import (
     scale_values,
 )
 from optctl.shooting.sensitivity import settle, unknown
-from optctl.solution import History, Solution
+from optctl.solution import FLOOR, History, Solution
 
 FIRST_BARRIER = 0.1
-FLOOR = 1e-5
-"""Least size of the cost, over what the cost would be where every variable is as large as it is: so a start at the
-optimum is solved, whose cost is all rounding."""
 BACKENDS = ("auto", "native", "jax")
 FIRST_SECONDS, TURN, TURN_SECONDS = 0.5, 64, 0.2
 """Seconds that the first call from the host should take; iterations of the next one, seconds of later ones."""

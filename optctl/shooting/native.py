@@ -87,7 +87,7 @@ def linear_states(problem: Problem, xs: Any, us: Any, params: Any, exact: bool) 
         return (False,) * nx
     begin = len(stage.inputs)  # behind the values and the slope of the cost
     A, B = np.split(stage.once[begin : begin + nx * nz], [nx * nx])
-    return tuple((A.reshape(nx, nx).all(1) & B.reshape(nx, -1).all(1)).tolist())
+    return tuple([bool(np.all(a) and np.all(b)) for a, b in zip(A.reshape(nx, nx), B.reshape(nx, -1), strict=True)])
 
 
 def _parts(problem: Problem, params: Any) -> dict[str, Any]:
