@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import is_concrete, runs_now
+from optctl._validate import as_float, is_concrete, runs_now
 from optctl.lq.kkt import times
 from optctl.problem import Problem
 from optctl.result import Status
@@ -90,13 +90,15 @@ class InteriorPoint:
         barrier: first barrier parameter; None chooses: 0.1 on the scale of the cost's slope, or from a warm start.
         failed_derivative: what the derivative of a solution that did not converge is multiplied by: NaN, or 0 for a
             derivative that vanishes there (`converged` tells).
+        scale: None, or a dictionary of how large states "x" and inputs "u" are, numbers or one for each: what a change
+            of them is compared with. What it leaves out is chosen from guess, bounds and first derivatives.
         backend: "native" iterates in compiled code; it takes functions made of scalar operations that XLA need not
             compile (no linear solves, not too large), in float64 on a CPU. "jax" takes all. "auto" takes the former
             where it can. Both give the same numbers to rounding.
 
     Raises:
-        ValueError: for another `hessian` or `backend`, or a barrier that is not positive; from `solve` for "native"
-            where it cannot be, with the reason.
+        ValueError: for another `hessian` or `backend`, a barrier or a scale that is not positive; from `solve` for
+            "native" where it cannot be, with the reason.
 
     Example:
         >>> import optctl as oc
@@ -107,6 +109,7 @@ class InteriorPoint:
 
     hessian: str = "exact"
     barrier: Any = None
+    scale: Any = None
     failed_derivative: Any = jnp.nan
     backend: str = "auto"
 
@@ -117,8 +120,18 @@ class InteriorPoint:
             raise ValueError(f"`hessian` is {self.hessian!r}; expected 'exact' or 'gauss_newton'.")
         if isinstance(self.failed_derivative, str):
             raise ValueError(f"`failed_derivative` is {self.failed_derivative!r}; expected NaN, or 0.")
+        if self.scale is not None:
+            self._check_scale()
         if self.barrier is not None and is_concrete(self.barrier) and not 0 < self.barrier < np.inf:
             raise ValueError(f"`barrier` is {self.barrier!r}; expected a positive number, or None.")
+
+    def _check_scale(self) -> None:
+        if not isinstance(self.scale, dict) or not set(self.scale) <= {"x", "u"}:
+            raise ValueError(f'`scale` is {self.scale!r}; expected a dictionary with "x", "u" or both.')
+        for name, value in self.scale.items():
+            made = as_float(value, f'scale["{name}"]')
+            if np.ndim(made) > 1 or (is_concrete(made) and not (np.asarray(made) > 0).all()):
+                raise ValueError(f'`scale["{name}"]` is {value!r}; expected positive numbers, one or one for each.')
 
 
 @record(static=("exact", "max_iterations", "backend", "gains"))

@@ -14,6 +14,7 @@ from optctl.problem import once
 from optctl.shooting.interior_point import InteriorPoint, Settings, interior_point
 from optctl.shooting.lift import BEHIND, lift, split
 from optctl.shooting.rows import PATH, TERMINAL
+from optctl.shooting.scaling import rounded
 from optctl.solution import Solution
 from optctl.solvers.objective import Objective
 
@@ -55,11 +56,15 @@ def constrained(
             xs = _with_first(xs, x0)
     x0_free = (problem.x0 is None,) * nx
     lifted = "params" in objective.free
+    settings = replace(settings, scale=_check_scale(settings.scale, nx, us.shape[1]))
     if lifted:
         flat = ravel_pytree(params)[0].astype(dtype)
         problem = lift(problem, params, nx, us.shape[1])
         xs = jnp.concatenate([xs, jnp.broadcast_to(flat, (N + 1, flat.size))], axis=1)
         x0_free += (True,) * flat.size
+        if settings.scale is not None and "x" in settings.scale:
+            behind = rounded(jnp.maximum(1.0, jnp.abs(flat)))
+            settings = replace(settings, scale=settings.scale | {"x": jnp.concatenate([settings.scale["x"], behind])})
         if warm is not None:
             zeros = jnp.zeros((N + 1, flat.size), dtype)
             warm = warm | {"costates": jnp.concatenate([warm["costates"], zeros], axis=1)}
@@ -75,6 +80,20 @@ def constrained(
         callback=None if callback is None else lambda solution: callback(lower(solution)),
     )  # fmt: skip
     return lower(solution)
+
+
+def _check_scale(scale: Any, nx: int, nu: int) -> Any:
+    """Return the user's scales, one for each state and input."""
+    if scale is None:
+        return None
+    made = {}
+    for name, width in (("x", nx), ("u", nu)):
+        if name in scale:
+            value = jnp.asarray(as_float(scale[name], f'scale["{name}"]'))
+            if value.shape not in ((), (width,)):
+                raise ValueError(f'`scale["{name}"]` has shape {value.shape}; expected a number or ({width},).')
+            made[name] = jnp.broadcast_to(value, (width,))
+    return made
 
 
 def _with_first(xs: Any, x0: Any) -> Any:

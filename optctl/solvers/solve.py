@@ -149,7 +149,7 @@ def solve(
     if method == "interior_point":
         options = asked if isinstance(asked, InteriorPoint) else InteriorPoint()
         exact = options.hessian == "exact"
-        settings = Settings(tolerance, options.barrier, exact, int(limit), backend=options.backend)
+        settings = Settings(tolerance, options.barrier, exact, int(limit), scale=options.scale, backend=options.backend)
         solution = constrained(
             objective, settings, options, xs=xs, us=us, warm_start=warm_start, callback=callback, every=callback_every,
             time_limit=time_limit,
