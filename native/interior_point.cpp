@@ -56,18 +56,24 @@ extern const SolverKernel interior_point = [](const void* const* in, double* con
                             out[Out::B], {out[Out::path_inequality], out[Out::path_equality]},
                             {out[Out::terminal_inequality], out[Out::terminal_equality]}, out[Out::W0], out[Out::W],
                             out[Out::Wf]};
+  const Scaling scaling(p, numbers(In::x_scale), numbers(In::u_scale), numbers(In::row_scale), *numbers(In::cost_scale));
+  if (!scaling.trivial()) scaling.inward(z, z);
   Numbers current;
   Settings settings;
   std::memcpy(&current, out[Out::numbers], sizeof current);
   std::memcpy(&settings, in[In::settings], sizeof settings);
   const int32_t* tapes = static_cast<const int32_t*>(in[In::info]) + sizeof(Header) / sizeof(int32_t);
-  InteriorPoint method(p, tapes, numbers(In::memory), z, current, out[Out::filter], out[Out::history], expansion);
+  InteriorPoint method(p, tapes, numbers(In::memory), z, current, out[Out::filter], out[Out::history], expansion,
+                       scaling);
   if (header.warm) method.settle_warm(settings);
   else method.iterate(settings);
   if (header.gains) method.gains(out[Out::K]);
   else std::fill_n(out[Out::K], N * p.nu * p.nx, 0.0);
   std::memcpy(out[Out::numbers], &current, sizeof current);
-  *out[Out::cost] = method.cost();
+  *out[Out::cost] = method.cost() * scaling.cost();
+  if (scaling.trivial()) return;
+  scaling.outward(z, z);
+  if (header.gains) scaling.outward_gains(out[Out::K]);
 };
 
 }  // namespace optctl::OPTCTL_ISA

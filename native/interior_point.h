@@ -10,6 +10,7 @@
 #include "lq.h"
 #include "operands.h"
 #include "rows.h"
+#include "scaling.h"
 
 namespace optctl::OPTCTL_ISA {
 
@@ -82,17 +83,18 @@ struct Settings {
 constexpr int filter_size = 32;
 constexpr double kappa_eps = 10, kappa_mu = 0.2, theta_mu = 1.5, s_theta = 1.1, s_phi = 2.3, eta = 1e-4;
 constexpr double gamma_theta = 1e-5, gamma_phi = 1e-8, first_shift = 1e-4, largest_shift = 1e12;
-constexpr double shortest_step = 1e-10, short_step = 0.05, enough = 0.1, least_damping = 1e-6;
+constexpr double shortest_step = 1e-10, short_step = 0.05, enough = 0.1, least_damping = 1e-6, still_price = 1e8;
 constexpr double polish_slack = 1e-2;
 constexpr int halvings = 40, patience = 3, predictions = 60, polish_rounds = 4, warm_rounds = 6;
 
 class InteriorPoint {
  public:
-  // z, numbers, filter (2, filter_size) and history (6, columns) are worked on in place; e is filled.
+  // z, numbers, filter (2, filter_size) and history (6, columns) are worked on in place, in the units of the iterations
+  // but for the costs in the history; e is filled, in the user's.
   InteriorPoint(const Layout& layout, const int32_t* program, const double* memory, const Unknowns& z, Numbers& numbers,
-                double* filter, double* history, const Expansion& e)
-      : p_(layout), z_(z), n_(numbers), filter_(filter), history_(history), e_(e),
-        functions_(layout, program, memory, e), model_(layout, layout.nu), space_(room(layout)) {
+                double* filter, double* history, const Expansion& e, const Scaling& scaling)
+      : p_(layout), z_(z), n_(numbers), filter_(filter), history_(history), cost_scale_(scaling.cost()),
+        functions_(layout, program, memory, e, scaling), e_(functions_.expansion()), model_(layout, layout.nu), space_(room(layout)) {
     for (Unknowns* u : {&d_, &corrected_, &trial_}) *u = unknowns();
     trial_values_ = {space_.take(p_.N * p_.nx), space_.take(p_.rows)};
     r_ = space_.take(p_.rows), push_ = space_.take(p_.rows), weight_ = space_.take(p_.rows), v_ = space_.take(p_.rows);
@@ -119,7 +121,7 @@ class InteriorPoint {
       expand();
       remember();
       const bool done = stationarity_ <= tolerance && infeasibility_ <= tolerance &&
-                        most_product_ <= tolerance * size_ && n_.phase != restoring;
+                        sum_of_products_ <= tolerance * size_ && n_.phase != restoring;
       const bool falls = cost_ < -1e10 * (1 + std::fabs(n_.first_cost)) && infeasibility_ <= 1e-2;
       if (falls) n_.status = unbounded;
       if (done) n_.status = solved;
@@ -128,7 +130,7 @@ class InteriorPoint {
       if (n_.status != iteration_limit || !(n_.iterations < settings.stop)) return;
       if (n_.iterations > first && elapsed + longest_one > settings.seconds) return;
       n_.iterations += 1;
-      const double least = 1e-2 * tolerance * std::min(size_, n_.scale);
+      const double least = 0.1 * tolerance * std::min(size_, 1.0) / std::max<int64_t>(10, inequalities_ + softs_);
       if (n_.phase == optimizing) optimize(least);
       else if (n_.phase == restoring) restore(tolerance);
       else predict(least);
@@ -334,8 +336,9 @@ class InteriorPoint {
       theta_ += gap;
       infeasibility_ = largest(infeasibility_, gap / std::max(1.0, std::fabs(z_.xs[nx + i])));
     }
-    least_product_ = INFINITY, most_product_ = 0;
+    least_product_ = INFINITY, most_product_ = sum_of_products_ = 0;
     auto product = [&](double value) {
+      sum_of_products_ += value;
       least_product_ = -largest(-least_product_, -value), most_product_ = largest(most_product_, value);
     };
     for (int64_t i = 0; i < p_.rows; ++i) {
@@ -360,7 +363,7 @@ class InteriorPoint {
   }
 
   void remember() {
-    const double row[] = {cost_, stationarity_, n_.step, infeasibility_, n_.mu, n_.shift};
+    const double row[] = {cost_ * cost_scale_, stationarity_, n_.step, infeasibility_, n_.mu, n_.shift};
     for (int i = 0; i < 6; ++i) history_[i * p_.history + static_cast<int64_t>(n_.iterations)] = row[i];
   }
 
@@ -369,10 +372,9 @@ class InteriorPoint {
     while (mu > least) {
       const double below = least_product_ < INFINITY ? mu - least_product_ : 0;
       const double spread = std::max(most_product_ - mu, below);
-      const double off = std::max(std::max(stationarity_ * size_, infeasibility_ * n_.scale), spread);
+      const double off = std::max(std::max(stationarity_ * size_, infeasibility_), spread);
       if (!(off <= kappa_eps * mu)) break;
-      const double relative = mu / n_.scale;
-      mu = std::max(least, n_.scale * std::min(kappa_mu * relative, std::pow(relative, theta_mu)));
+      mu = std::max(least, std::min(kappa_mu * mu, std::pow(mu, theta_mu)));
     }
     return mu;
   }
@@ -516,7 +518,7 @@ class InteriorPoint {
         if (p_.has_soft) nu_[i] = mu - d_.e[i] * d_.v[i];
       }
       direction(e_.at.gaps, e_.at.c, d_);
-      const double share = std::max(0.99, 1 - mu / n_.scale);
+      const double share = std::max(0.99, 1 - mu);
       alpha = std::min(longest_primal(p_, z_, d_, share), longest_dual(p_, z_, d_, share));
       found = alpha > short_step && std::isfinite(mu) && std::isfinite(largest_of(p_.N * p_.nu, d_.us));
     }
@@ -547,7 +549,7 @@ class InteriorPoint {
 
   // Backtrack until the filter accepts; the point is then in `trial_`.
   bool search(double phi, bool* phi_falls, double* step) {
-    const double mu = n_.mu, share = std::max(0.99, 1 - mu / n_.scale);
+    const double mu = n_.mu, share = std::max(0.99, 1 - mu);
     const double theta_least = 1e-4 * std::max(1.0, n_.theta_first), theta_most = 1e4 * std::max(1.0, n_.theta_first);
     const double slope = barrier_slope(p_, e_, z_, d_, mu);
     const double rounding = 10 * std::numeric_limits<double>::epsilon() * (std::fabs(phi) + mu);
@@ -671,6 +673,19 @@ class InteriorPoint {
     n_.step = alpha;
   }
 
+  // True of a state that keeps its value whatever one does: x+ = x.
+  bool stands_still(int i) const {
+    const int nx = p_.nx, nu = p_.nu;
+    for (int64_t t = 0; t < p_.N; ++t) {
+      const double *A = e_.A + (t * nx + i) * nx, *B = e_.B + (t * nx + i) * nu;
+      for (int j = 0; j < nx; ++j)
+        if (A[j] != (i == j)) return false;
+      for (int j = 0; j < nu; ++j)
+        if (B[j] != 0) return false;
+    }
+    return true;
+  }
+
   // The step of the feasibility phase, in `d_`: each stage's dynamics may be missed by inputs of their own.
   void violation_step(const double* y, double mu) {
     const int nx = p_.nx, nu = p_.nu, wide = nu + nx;
@@ -699,10 +714,12 @@ class InteriorPoint {
     std::copy_n(narrow.weights.Q0, nx * nx, m.weights.Q0);
     std::fill_n(m.weights.R, p_.N * wide * wide, 0.0);
     std::fill_n(m.weights.M, p_.N * nx * wide, 0.0);
+    std::vector<double> price(nx);
+    for (int i = 0; i < nx; ++i) price[i] = stands_still(i) ? still_price : 1;
     for (int64_t t = 0; t < p_.N; ++t) {
       double *R = m.weights.R + t * wide * wide, *M = m.weights.M + t * nx * wide, *B = wide_B_.data() + t * nx * wide;
       for (int i = 0; i < nu; ++i) std::copy_n(narrow.weights.R + (t * nu + i) * nu, nu, R + i * wide);
-      for (int i = nu; i < wide; ++i) R[i * wide + i] = 1;
+      for (int i = 0; i < nx; ++i) R[(nu + i) * wide + nu + i] = price[i];
       for (int i = 0; i < nx; ++i) {
         std::copy_n(narrow.weights.M + (t * nx + i) * nu, nu, M + i * wide);
         std::copy_n(e_.B + (t * nx + i) * nu, nu, B + i * wide);
@@ -736,8 +753,9 @@ class InteriorPoint {
   const Unknowns z_;
   Numbers& n_;
   double *filter_, *history_;
-  const Expansion e_;
-  ProblemFunctions functions_;
+  const double cost_scale_;
+  ScaledFunctions functions_;
+  const Expansion& e_;
   LinearQuadratic model_;
   std::unique_ptr<LinearQuadratic> missing_;
   std::vector<double> wide_B_;
@@ -747,7 +765,7 @@ class InteriorPoint {
   double *r_, *push_, *weight_, *v_, *mu_, *nu_, *c_, *gaps_, *g0_, *gx_, *gu_;
   std::vector<char> held_, kept_, next_held_, next_kept_;
   int64_t inequalities_ = 0, softs_ = 0;
-  double cost_ = 0, size_ = 1, stationarity_ = 0, infeasibility_ = 0, theta_ = 0, least_product_ = 0, most_product_ = 0;
+  double cost_ = 0, size_ = 1, stationarity_ = 0, infeasibility_ = 0, theta_ = 0, least_product_ = 0, most_product_ = 0, sum_of_products_ = 0;
 };
 
 }  // namespace optctl::OPTCTL_ISA

@@ -15,13 +15,15 @@
 
 // What the loop carries besides the unknowns: the scalars of `State` in optctl/shooting/barrier.py.
 #define OPTCTL_NUMBERS(X)                                                                             \
-  X(mu) X(scale) X(floor) X(theta_first) X(first_cost) X(shift) X(phase) X(mark) X(mu_restore)        \
+  X(mu) X(floor) X(theta_first) X(first_cost) X(shift) X(phase) X(mark) X(mu_restore)        \
   X(short_steps) X(iterations) X(status) X(step) X(seconds) X(entries)
 
-// Operands with the rank of one problem's: S number, V vector, M matrix, m matrices. Those that are results, too, are
+// Operands with the rank of one problem's: S number, V vector, M matrix, m matrices. Numbers and prices are in the units
+// of the iterations (scaling.h), everything else in the user's. Those that are results, too, are
 // worked on in place. The first two are whole numbers.
 #define OPTCTL_OPERANDS(X)                                                                            \
   X(info, V) X(kind, V) X(memory, V) X(bounds, V) X(l1, V) X(l2, V) X(x0_free, V) X(settings, V)      \
+  X(x_scale, V) X(u_scale, V) X(row_scale, V) X(cost_scale, S)                                       \
   X(numbers, V) X(filter, M) X(history, M) X(xs, M) X(us, M) X(costates, M) X(s, V) X(y, V) X(e, V) X(v, V)
 
 #define OPTCTL_RESULTS(X)                                                                             \

@@ -13,6 +13,10 @@ NAMED = 3
 """How many violated rows a message names."""
 
 
+FLOOR = 1e-5
+"""Least size of the cost, over what the cost would be if variables changed by as much as they are."""
+
+
 def cost_size(cost: Any, first_cost: Any) -> Any:
     """Return the size of the cost that tolerances refer to.
 
@@ -44,7 +48,7 @@ class Certificate:
         dual_feasibility: largest multiplier of the wrong sign, or above the price of a soft constraint.
         dual_feasibility_scaled: the same over the size of the cost.
         complementarity: largest product of a multiplier and the distance to its bound.
-        complementarity_scaled: the same over the size of the cost.
+        complementarity_scaled: the sum of these products over the size of the cost: it bounds the error of the cost.
         tolerance: what `converged` asks of the scaled figures.
     """
 

@@ -13,7 +13,7 @@ from optctl._record import record
 from optctl.lq import sweeps
 from optctl.result import Status
 from optctl.shooting import filter as filters
-from optctl.shooting.expansion import Expansion, Values, evaluate
+from optctl.shooting.expansion import Expansion, Values
 from optctl.shooting.filter import Filter
 from optctl.shooting.primal_dual import (
     Program,
@@ -33,6 +33,7 @@ from optctl.shooting.primal_dual import (
     quadratic_model,
     solve_step,
 )
+from optctl.shooting.scaling import Scales, values_at
 from optctl.solution import History, cost_size
 
 OPTIMIZE, RESTORE, PREDICT = 0, 1, 2
@@ -53,13 +54,13 @@ class State:
     A number is listed here and in `native/operands.h`, and nowhere else.
 
     Attributes:
-        z: the `Unknowns`.
-        e: the last `Expansion`.
+        z: the `Unknowns`, in the user's units between calls of `iterate`, within it in those of `scales`.
+        e: the last `Expansion`, likewise.
+        scales: the `Scales`; numbers are always in their units.
         filter: the `Filter`.
         history: a `History` with room for all iterations.
         K: (N, nu, nx) feedback gains of Newton's step at the point where the iterations stopped.
         mu: barrier parameter.
-        scale: size of the cost that mu refers to.
         floor: smallest size of the cost that tolerances refer to.
         theta_first: infeasibility of the guess.
         first_cost: its cost.
@@ -77,11 +78,11 @@ class State:
 
     z: Unknowns
     e: Expansion
+    scales: Scales
     filter: Filter
     history: History
     K: Any
     mu: Any = 0.0
-    scale: Any = 0.0
     floor: Any = 0.0
     theta_first: Any = 0.0
     first_cost: Any = 0.0
@@ -102,13 +103,14 @@ NUMBERS = {field.name: field.default for field in fields(State) if field.default
 
 @record()
 class Residuals:
-    """How far a point is from optimality: scaled figures, the products s y, and theta."""
+    """How far a point is from optimality: scaled figures, the products s y and their sum, and theta."""
 
     size: Any
     stationarity: Any
     infeasibility: Any
     least_product: Any
     most_product: Any
+    sum_of_products: Any
     theta: Any
 
 
@@ -127,18 +129,19 @@ def residuals(program: Program, state: State, e: Expansion) -> Residuals:
         worst.append(largest(jnp.where(rows.soft, rows.l1 + rows.l2 * z.e - z.y - z.v, 0.0)))
     size = jnp.maximum(cost_size(e.at.cost + price_of_misses(rows, z), state.first_cost), state.floor)
     row_misses = missed(rows, e.at.c, z)
-    least, most = products(rows, z)
+    least, most, total = products(rows, z)
     return Residuals(
         size=size, stationarity=jnp.max(jnp.stack(worst)) / size,
         infeasibility=jnp.maximum(largest(e.at.gaps / jnp.maximum(1.0, jnp.abs(z.xs[1:]))), largest(row_misses)),
-        least_product=least, most_product=most, theta=jnp.sum(jnp.abs(e.at.gaps)) + jnp.sum(jnp.abs(row_misses)),
+        least_product=least, most_product=most, sum_of_products=total,
+        theta=jnp.sum(jnp.abs(e.at.gaps)) + jnp.sum(jnp.abs(row_misses)),
     )  # fmt: skip
 
 
 def remember(state: State, r: Residuals) -> State:
     """Write a point into the history."""
     i = state.iterations
-    row = (state.e.at.cost, r.stationarity, state.step, r.infeasibility, state.mu, state.shift)
+    row = (state.e.at.cost * state.scales.cost, r.stationarity, state.step, r.infeasibility, state.mu, state.shift)
     columns = vars(state.history).values()
     history = History(*(column.at[i].set(value) for column, value in zip(columns, row, strict=True)))
     return replace(state, history=history)
@@ -149,11 +152,10 @@ def next_barrier(state: State, r: Residuals, least: Any) -> Any:
 
     def off(mu: Any) -> Any:
         spread = jnp.maximum(r.most_product - mu, jnp.where(r.least_product < jnp.inf, mu - r.least_product, 0.0))
-        return jnp.maximum(jnp.maximum(r.stationarity * r.size, r.infeasibility * state.scale), spread)
+        return jnp.maximum(jnp.maximum(r.stationarity * r.size, r.infeasibility), spread)
 
     def lower(mu: Any) -> Any:
-        relative = mu / state.scale
-        return jnp.maximum(least, state.scale * jnp.minimum(KAPPA_MU * relative, relative**THETA_MU))
+        return jnp.maximum(least, jnp.minimum(KAPPA_MU * mu, mu**THETA_MU))
 
     return jax.lax.while_loop(lambda mu: (mu > least) & (off(mu) <= KAPPA_EPS * mu), lower, state.mu)
 
@@ -224,7 +226,7 @@ def predict(program: Program, state: State, r: Residuals, least: Any) -> State:
     mu = jnp.maximum(least, mean * (after / jnp.where(mean > 0, mean, 1.0)) ** 3)
     nu = mu if rows.soft is None else mu - d.e * d.v
     d = direction(mu - jnp.where(rows.inequality, d.s * d.y, 0.0), nu)
-    share = jnp.maximum(0.99, 1 - mu / state.scale)
+    share = jnp.maximum(0.99, 1 - mu)
     alpha = jnp.minimum(longest_primal(rows, z, d, share), longest_dual(rows, z, d, share))
     found = (factors.failed_stage < 0) & (alpha > SHORT_STEP) & (state.iterations <= PREDICTIONS)
     found = found & jnp.all(jnp.isfinite(d.us)) & jnp.isfinite(mu)
@@ -251,7 +253,7 @@ def half_violation(program: Program, e: Expansion, z: Unknowns) -> Any:
 def search(program: Program, state: State, r: Residuals, d: Unknowns, direction: Any) -> tuple[Any, Unknowns, Any, Any]:
     """Backtrack until the filter accepts; return whether it did, the point, whether phi fell, and the step length."""
     rows, z, mu, at = program.rows, state.z, state.mu, state.e.at
-    share = jnp.maximum(0.99, 1 - mu / state.scale)
+    share = jnp.maximum(0.99, 1 - mu)
     theta_least, theta_most = (k * jnp.maximum(1.0, state.theta_first) for k in (1e-4, 1e4))
     phi, slope = barrier_cost(rows, at.cost, z, mu), barrier_slope(rows, state.e, z, d, mu)
     rounding = 10 * jnp.finfo(phi.dtype).eps * (jnp.abs(phi) + mu)
@@ -270,7 +272,7 @@ def search(program: Program, state: State, r: Residuals, d: Unknowns, direction:
     def body(carry: tuple) -> tuple:
         k, alpha, d_now, corrected, *_ = carry
         point = moved(rows, z, d_now, alpha, share, mu)
-        v = evaluate(program.problem, rows, point.xs, point.us, program.params)
+        v = values_at(program.problem, rows, program.params, state.scales, point)
         found, theta, falls = test(alpha, v, point)
 
         def correct(_: Any) -> tuple:

@@ -7,25 +7,30 @@ import jax.numpy as jnp
 from optctl.shooting.barrier import largest
 from optctl.shooting.expansion import Expansion
 from optctl.shooting.primal_dual import Program, Unknowns, lagrangian_slopes, price_of_misses
+from optctl.shooting.scaling import Scales
 from optctl.solution import Certificate, cost_size
 
 
 def certify_point(
-    program: Program, e: Expansion, z: Unknowns, first_cost: Any, floor: Any, tolerance: Any
+    program: Program, e: Expansion, z: Unknowns, scales: Scales, first_cost: Any, floor: Any, tolerance: Any
 ) -> Certificate:
-    """Return the certificate of states, inputs, costates and multipliers of the rows."""
+    """Return the certificate of states, inputs, costates and multipliers of the rows.
+
+    A change of a variable is compared with its scale, or with its own size where that is larger; rows are scaled, too.
+    """
     rows = program.rows
     slopes = lagrangian_slopes(program, e, z.costates, z.y)
     size = jnp.maximum(cost_size(e.at.cost + price_of_misses(rows, z), first_cost), floor)
-    sizes = (z.xs[0], z.xs, z.us)
+    in_x, in_u = jnp.maximum(scales.x[None], jnp.abs(z.xs)), jnp.maximum(scales.u[None], jnp.abs(z.us))
     worst = [largest(g) for g in slopes]
-    scaled = [largest(g * jnp.maximum(1.0, jnp.abs(v))) for g, v in zip(slopes, sizes, strict=True)]
+    scaled = [largest(g * v) for g, v in zip(slopes, (in_x[0], in_x, in_u), strict=True)]
     over = jnp.where(rows.inequality, jnp.maximum(e.at.c, 0.0), jnp.where(rows.equality, jnp.abs(e.at.c), 0.0))
     miss, price = jnp.zeros_like(over), jnp.full_like(over, jnp.inf)
     if rows.soft is not None:
         miss = jnp.where(rows.soft, over, 0.0)
         price = jnp.where(rows.soft, rows.l1 + rows.l2 * miss, jnp.inf)
         over = jnp.where(rows.soft, 0.0, over)
+    over_scaled = jnp.maximum(largest(e.at.gaps / in_x[1:]), largest(over * scales.rows))
     product = jnp.where(rows.inequality, z.y * (miss - e.at.c), 0.0)
     wrong = jnp.where(rows.inequality, jnp.maximum(-z.y, jnp.maximum(z.y - price, 0.0)), 0.0)
     if rows.soft is not None:
@@ -35,10 +40,10 @@ def certify_point(
         stationarity=jnp.max(jnp.stack(worst)),
         stationarity_scaled=jnp.max(jnp.stack(scaled)) / size,
         primal_feasibility=jnp.maximum(largest(gaps), largest(over)),
-        primal_feasibility_scaled=jnp.maximum(largest(gaps / jnp.maximum(1.0, jnp.abs(z.xs[1:]))), largest(over)),
+        primal_feasibility_scaled=over_scaled,
         dual_feasibility=largest(wrong),
-        dual_feasibility_scaled=largest(wrong) / size,
+        dual_feasibility_scaled=largest(wrong / scales.rows) / size,
         complementarity=largest(product),
-        complementarity_scaled=largest(product) / size,
+        complementarity_scaled=jnp.sum(jnp.abs(product)) / size,
         tolerance=jnp.asarray(tolerance, z.xs.dtype),
     )

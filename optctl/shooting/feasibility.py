@@ -19,7 +19,7 @@ from optctl.lq import sweeps
 from optctl.lq.kkt import Point, times, transposed_times
 from optctl.result import Status
 from optctl.shooting.barrier import HALVINGS, OPTIMIZE, RESTORE, Residuals, State
-from optctl.shooting.expansion import Values, evaluate
+from optctl.shooting.expansion import Expansion, Values
 from optctl.shooting.primal_dual import (
     Program,
     Unknowns,
@@ -31,9 +31,13 @@ from optctl.shooting.primal_dual import (
     quadratic_model,
 )
 from optctl.shooting.rows import DELTA, along, transposed
+from optctl.shooting.scaling import values_at
 
 ENOUGH = 0.1
 LEAST_DAMPING = 1e-6
+STILL_PRICE = 1e8
+"""Price of missing the dynamics of a state that does not move, such as a parameter: it must not differ from stage to
+stage, and so escape its bounds."""
 
 
 def restore(program: Program, state: State, r: Residuals, tolerance: Any) -> State:
@@ -74,7 +78,7 @@ def restore(program: Program, state: State, r: Residuals, tolerance: Any) -> Sta
     def body(carry: tuple) -> tuple:
         k, alpha, *_ = carry
         point = replace(z, xs=z.xs + alpha * d.xs, us=z.us + alpha * d.us, s=z.s + alpha * d.s)
-        at = evaluate(program.problem, rows, point.xs, point.us, program.params)
+        at = values_at(program.problem, rows, program.params, state.scales, point)
         value = merit(at, point)
         fine = jnp.isfinite(value) & (value <= now + 1e-4 * alpha * fall)
         return k + 1, jnp.where(fine, alpha, alpha / 2), point, at, fine
@@ -99,6 +103,12 @@ def restore(program: Program, state: State, r: Residuals, tolerance: Any) -> Sta
     )
 
 
+def still(e: Expansion) -> Any:
+    """Return which states keep their value whatever one does: x+ = x."""
+    eye = jnp.eye(e.A.shape[1], dtype=e.A.dtype)[None]
+    return jnp.all(eye == e.A, axis=(0, 2)) & jnp.all(e.B == 0, axis=(0, 2))
+
+
 def _step(program: Program, state: State, y: Any, mu: Any) -> tuple[Unknowns, Any]:
     """Return the direction in states, inputs and slacks, and that of the multipliers y."""
     rows, z, e = program.rows, state.z, state.e
@@ -115,8 +125,9 @@ def _step(program: Program, state: State, y: Any, mu: Any) -> tuple[Unknowns, An
     flat = replace(e, W0=jnp.zeros_like(e.W0), W=jnp.zeros_like(e.W), Wf=jnp.zeros_like(e.Wf))
     model = quadratic_model(program, flat, weight, jnp.maximum(state.shift, LEAST_DAMPING))
     own = jnp.broadcast_to(jnp.eye(nx, dtype=c.dtype), (N, nx, nx))
+    price = jnp.diag(jnp.where(still(e), STILL_PRICE, 1.0).astype(c.dtype))[None]
     wide = ((0, 0), (0, 0), (0, nx))
-    R = jnp.concatenate([jnp.pad(model.R, wide), jnp.pad(own, ((0, 0), (0, 0), (nu, 0)))], axis=1)
+    R = jnp.concatenate([jnp.pad(model.R, wide), jnp.pad(own * price, ((0, 0), (0, 0), (nu, 0)))], axis=1)
     model = replace(model, B=jnp.concatenate([e.B, own], axis=2), R=R, M=jnp.pad(model.M, wide), r=None)
     g0, gx, gu = transposed(rows, e.J, y + r * weight, N, nx, nu)
     start = jnp.where(jnp.asarray(program.x0_free), -g0, 0.0)

@@ -49,13 +49,24 @@ from optctl.shooting.barrier import (
     residuals,
 )
 from optctl.shooting.certificate import certify_point
-from optctl.shooting.expansion import Expansion, Values, evaluate, expand, function_shapes, function_values
-from optctl.shooting.feasibility import restore
+from optctl.shooting.expansion import Expansion, Values, expand, function_shapes, function_values
+from optctl.shooting.feasibility import restore, still
 from optctl.shooting.polish import polish, settle_warm
-from optctl.shooting.primal_dual import Program, Unknowns, factor, infeasibility, newton_rows
+from optctl.shooting.primal_dual import Program, Unknowns, factor, first_multipliers, infeasibility, newton_rows
 from optctl.shooting.rows import PATH, TERMINAL, Rows, bound_arrays, flatten, make_rows, residuals_by_name
+from optctl.shooting.scaling import (
+    Scales,
+    choose,
+    curvature_of,
+    expansion_in,
+    no_scales,
+    scale_expansion,
+    scale_point,
+    scale_prices,
+    scale_values,
+)
 from optctl.shooting.sensitivity import settle, unknown
-from optctl.solution import History, Solution, cost_size
+from optctl.solution import FLOOR, History, Solution, cost_size
 
 FIRST_BARRIER = 0.1
 ACTIVE = 1e-9
@@ -81,7 +92,9 @@ class Settings:
         barrier: first barrier parameter, None chooses.
         exact: Hessians with the curvature of dynamics and constraints; else Gauss-Newton.
         max_iterations: limit.
-        floor: smallest size of the cost that the tolerance refers to; a controller at rest has nothing else.
+        floor: smallest size of the cost that the tolerance refers to, on the scale of the iterations; a controller at
+            rest has nothing else.
+        scale: None, or a dictionary with the user's scales of the states "x" and of the inputs "u".
         backend: one of BACKENDS.
         seconds: what one call of the compiled kernel may take, infinity for no limit.
         gains: compute the feedback gains where the iterations stop; else they are zero.
@@ -93,6 +106,7 @@ class Settings:
     exact: bool
     max_iterations: int
     floor: Any = 0.0
+    scale: Any = None
     backend: str = "auto"
     seconds: Any = np.inf
     gains: bool = True
@@ -111,35 +125,35 @@ def start(
     rows = make_rows(problem, xs, us, function_shapes(problem, xs, us, params), x0_free)
     quadratic = native.is_quadratic(problem, xs, us, params, settings.exact)
     program = Program(problem, params, x0_free, rows, quadratic)
-    mu = settings.barrier
+    e = expansion_at(program, blank(program, xs, us, settings).z, settings)
+    scales = choose(rows, xs, us, e, settings.scale)
+    xs = _closed(program, xs, us, e, settings)
     margin = 1e-2
-    xs, us = _push_inside(rows, xs, us, jnp.asarray(x0_free), margin)
-    empty = blank(program, xs, us, settings)
-    if runs_natively(problem, xs, us, params, settings):
-        found = expansion_at(program, empty.z, settings)
-        at, slopes = found.at, (found.qs, found.rs)
-    else:
-        at = evaluate(problem, rows, xs, us, params)
-        slopes = jax.grad(lambda xs, us: problem.trajectory_cost(xs, us, params), (0, 1))(xs, us)
-    scale = jnp.maximum(1.0, jnp.maximum(largest(slopes[0]), largest(slopes[1])) / 100)
-    scale = jnp.where(jnp.isfinite(scale), scale, 1.0)
+    xs, us = _push_inside(rows, xs, us, jnp.asarray(x0_free), margin, scales)
+    empty = replace(blank(program, xs, us, settings), scales=scales)
+    e = expansion_at(program, empty.z, settings)
+    at = scale_values(scales, e.at)
+    mu = settings.barrier
     if mu is None:
         per_row = jnp.abs(at.cost) / jnp.maximum(1, jnp.sum(rows.inequality))
-        mu = FIRST_BARRIER * jnp.maximum(scale, jnp.where(jnp.isfinite(per_row), per_row, 0.0))
+        mu = FIRST_BARRIER * jnp.maximum(1.0, jnp.where(jnp.isfinite(per_row), per_row, 0.0))
     mu = jnp.asarray(mu, xs.dtype)
     s = jnp.where(rows.inequality, jnp.maximum(-at.c, margin), 1.0)
-    y, costates = jnp.where(rows.inequality, mu / s, 0.0), jnp.zeros_like(xs)
-    e = v = None
+    y, costates = jnp.where(rows.inequality, mu / s if quadratic else 1.0, 0.0), jnp.zeros_like(xs)
+    miss = v = None
     if rows.soft is not None:
-        e = jnp.where(rows.soft, jnp.maximum(at.c, 0.0) + margin, 1.0)  # the violation, and some distance from zero
-        s = jnp.where(rows.soft, e - at.c, s)
-        y, v = jnp.where(rows.soft, mu / s, y), jnp.where(rows.soft, mu / e, 1.0)
-    z = Unknowns(xs, us, costates, s, y, e, v)
+        miss = jnp.where(rows.soft, jnp.maximum(at.c, 0.0) + margin, 1.0)  # the violation, and some distance from zero
+        s = jnp.where(rows.soft, miss - at.c, s)
+        y, v = jnp.where(rows.soft, mu / s, y), jnp.where(rows.soft, mu / miss, 1.0)
+    if not quadratic:
+        costates, y = first_multipliers(program, scale_expansion(scales, rows, e), y)
+    z = Unknowns(xs / scales.x[None], us / scales.u[None], costates, s, y, miss, v)
     theta = infeasibility(rows, at, z)
+    size_x, size_u = [jnp.maximum(s, jnp.max(jnp.abs(v), axis=0)) for s, v in ((scales.x, xs), (scales.u, us))]
+    floor = jnp.maximum(settings.floor, FLOOR * curvature_of(e, size_x, size_u) / scales.cost)
     state = replace(
-        empty, z=z, mu=mu, scale=scale, floor=jnp.asarray(settings.floor, xs.dtype) * scale, theta_first=theta,
-        first_cost=at.cost, mark=theta, mu_restore=mu,
-        phase=jnp.asarray(PREDICT if quadratic else OPTIMIZE),
+        empty, z=scale_point(scales.inverse(), z), mu=mu, floor=floor, theta_first=theta, first_cost=at.cost,
+        mark=theta, mu_restore=mu, phase=jnp.asarray(PREDICT if quadratic else OPTIMIZE),
     )  # fmt: skip
     if warm is None:
         return program, state
@@ -152,18 +166,34 @@ def start(
 def settle_first(program: Program, cold: State, xs: Any, us: Any, warm: dict, settings: Settings) -> State:
     """Return where a few steps from the active rows of a similar solution lead: SOLVED, if they are nearly right."""
     given = warm["y"] if "y" in warm else _of_rows(program.rows, warm["multipliers"])
-    z = _holding(program.rows, xs, us, given, replace(cold.z, costates=warm["costates"]))
+    z = _holding(program.rows, xs, us, given, replace(cold.z, costates=warm["costates"]), cold.scales.rows)
     return iterate(program, replace(cold, z=z), replace(settings, warm=True), settings.max_iterations // 2)
 
 
-def _holding(rows: Rows, xs: Any, us: Any, y: Any, z: Unknowns) -> Unknowns:
-    """Return a trajectory with slacks that are zero where multipliers y say that a row is active, and nowhere else."""
-    held = rows.inequality & (y > ACTIVE * largest(jnp.where(rows.inequality, y, 0.0)))
+def _holding(rows: Rows, xs: Any, us: Any, y: Any, z: Unknowns, scale: Any) -> Unknowns:
+    """Return a trajectory with slacks that are zero where multipliers y say that a row is active, and nowhere else.
+
+    Multipliers are compared in the units of the iterations: `scale` is what they multiply rows by.
+    """
+    size = y / scale
+    held = rows.inequality & (size > ACTIVE * largest(jnp.where(rows.inequality, size, 0.0)))
     y = jnp.where(rows.inequality & ~held, 0.0, jnp.where(rows.inequality | rows.equality, y, 0.0))
     s, e = jnp.where(held, 0.0, 1.0), None
     if rows.soft is not None:
         e = jnp.where(rows.soft & ~(held & (y >= (1 - ACTIVE) * rows.l1)), 0.0, 1.0)
     return replace(z, xs=xs, us=us, s=s, y=y, e=e)
+
+
+def _closed(program: Program, xs: Any, us: Any, e: Expansion, settings: Settings) -> Any:
+    """Return the guess with constant states and clocks, x+ = x + c, as their dynamics have them from x_0 on.
+
+    No step of the iterations opens a gap of linear dynamics again.
+    """
+    linear = native.linear_states(program.problem, xs, us, program.params, settings.exact)
+    if not any(linear):
+        return xs
+    moves = still(e) & jnp.asarray(linear)
+    return xs.at[1:].add(jnp.where(moves[None] & jnp.isfinite(e.at.gaps), jnp.cumsum(e.at.gaps, axis=0), 0.0))
 
 
 def blank(program: Program, xs: Any, us: Any, settings: Settings) -> State:
@@ -185,7 +215,8 @@ def blank(program: Program, xs: Any, us: Any, settings: Settings) -> State:
     column = jnp.full(settings.max_iterations + 1, jnp.nan, dtype)
     one, soft = flat + 1, rows.soft is not None
     return State(
-        z=Unknowns(xs, us, jnp.zeros_like(xs), one, flat, one if soft else None, one if soft else None), e=e,
+        z=Unknowns(xs, us, jnp.zeros_like(xs), one, flat, *(one if soft else None for _ in "ev")), e=e,
+        scales=no_scales(nx, nu, m, dtype),
         filter=filters.empty(dtype), history=History(*(column,) * 6), K=jnp.zeros((N, nu, nx), dtype),
         **{name: jnp.asarray(value, dtype if isinstance(value, float) else int) for name, value in NUMBERS.items()},
     )  # fmt: skip
@@ -230,14 +261,15 @@ def expansion_at(program: Program, z: Unknowns, settings: Settings) -> Expansion
     return expand(problem, program.rows, z.xs, z.us, params, z.costates if settings.exact else None, z.y)
 
 
-def _push_inside(rows: Rows, xs: Any, us: Any, x0_free: Any, margin: Any) -> tuple[Any, Any]:
+def _push_inside(rows: Rows, xs: Any, us: Any, x0_free: Any, margin: Any, scales: Scales) -> tuple[Any, Any]:
     """Move a guess into its bounds, a little away from them; onto bounds that are equal."""
 
     def push(z: Any, stem: str) -> Any:
+        size = jnp.broadcast_to(scales.u if stem == "u" else scales.x, z.shape)
         lower, upper = bound_arrays(rows, stem, z)
         width = upper - lower
-        low = lower + margin * jnp.minimum(jnp.maximum(1.0, jnp.abs(lower)), width)
-        high = upper - margin * jnp.minimum(jnp.maximum(1.0, jnp.abs(upper)), width)
+        low = lower + margin * jnp.minimum(jnp.maximum(size, jnp.abs(lower)), width)
+        high = upper - margin * jnp.minimum(jnp.maximum(size, jnp.abs(upper)), width)
         low, high = jnp.where(jnp.isfinite(lower), low, lower), jnp.where(jnp.isfinite(upper), high, upper)
         return jnp.where(lower == upper, lower, jnp.clip(z, low, high))
 
@@ -264,21 +296,24 @@ def iterate(program: Program, state: State, settings: Settings, stop: Any) -> St
     problem, rows, params = program.problem, program.rows, program.params
     if runs_natively(problem, state.z.xs, state.z.us, params, settings):
         return native.iterate(program, state, settings, stop)
-    tolerance = settings.tolerance
+    tolerance, scales = settings.tolerance, state.scales
+    program = replace(program, rows=scale_prices(scales, rows))
+    count = jnp.maximum(10, jnp.sum(rows.inequality) + (0 if rows.soft is None else jnp.sum(rows.soft)))
+    state = replace(state, z=scale_point(scales, state.z))
 
     def body(carry: tuple[State, Any]) -> tuple[State, Any]:
-        state, z = carry[0], carry[0].z
-        e = expand(problem, rows, z.xs, z.us, params, z.costates if settings.exact else None, z.y)
+        state = carry[0]
+        e = expansion_in(problem, rows, params, scales, state.z, settings.exact)
         r = residuals(program, state, e)
         state = remember(replace(state, e=e), r)
         done = (r.stationarity <= tolerance) & (r.infeasibility <= tolerance)
-        done = done & (r.most_product <= tolerance * r.size) & (state.phase != RESTORE)
+        done = done & (r.sum_of_products <= tolerance * r.size) & (state.phase != RESTORE)
         finite = jnp.isfinite(r.theta) & jnp.isfinite(e.at.cost) & jnp.isfinite(r.stationarity)
         falls = (e.at.cost < -1e10 * (1 + jnp.abs(state.first_cost))) & (r.infeasibility <= 1e-2)
         status = jnp.where(falls, int(Status.UNBOUNDED), state.status)
         status = jnp.where(done, int(Status.SOLVED), status)
         state = replace(state, status=jnp.where(finite, status, int(Status.NON_FINITE)))
-        least = 1e-2 * tolerance * jnp.minimum(r.size, state.scale)
+        least = 0.1 * tolerance * jnp.minimum(r.size, 1.0) / count
 
         def step(state: State) -> State:
             state = replace(state, iterations=state.iterations + 1)
@@ -296,10 +331,12 @@ def iterate(program: Program, state: State, settings: Settings, stop: Any) -> St
         state, _ = jax.lax.while_loop(lambda carry: carry[1], body, (state, jnp.asarray(True)))
         solved = state.status == int(Status.SOLVED)
         state = jax.lax.cond(solved, lambda s: polish(program, s, tolerance, settings.exact), lambda s: s, state)
-    if not settings.gains:
-        return state
-    _, weight = newton_rows(rows, state.e.at.c, state.z, state.mu)
-    return replace(state, K=factor(program, state.e, weight, state.shift)[1].K)
+    K = state.K
+    if settings.gains:
+        _, weight = newton_rows(program.rows, state.e.at.c, state.z, state.mu)
+        K = factor(program, state.e, weight, state.shift)[1].K * jnp.outer(scales.u, 1 / scales.x)[None]
+    back = scales.inverse()
+    return replace(state, z=scale_point(back, state.z), e=scale_expansion(back, rows, state.e), K=K)
 
 
 def run(
@@ -344,22 +381,27 @@ def finish(program: Program, x0: Any, state: State, settings: Settings, failed: 
     still, state = jax.lax.stop_gradient((program, state))
     rows, e = still.rows, state.e
     z = replace(state.z, y=jnp.where(rows.inequality | rows.equality, state.z.y, 0.0))
-    certificate = certify_point(still, e, z, state.first_cost, state.floor, settings.tolerance)
+    first_cost = state.first_cost * state.scales.cost
+    certificate = certify_point(
+        still, e, z, state.scales, first_cost, state.floor * state.scales.cost, settings.tolerance
+    )
     converged = certificate.holds & (state.status == int(Status.SOLVED))
     status = jnp.where(~converged & (state.status == int(Status.SOLVED)), int(Status.STALLED), state.status)
     stuck = (status == int(Status.STALLED)) | (status == int(Status.ITERATION_LIMIT))
-    fallen = (e.at.cost < -1e6 * (1 + jnp.abs(state.first_cost))) & (certificate.primal_feasibility_scaled <= 1e-2)
+    fallen = (e.at.cost < -1e6 * (state.scales.cost + jnp.abs(first_cost))) & (
+        certificate.primal_feasibility_scaled <= 1e-2
+    )
     status = jnp.where(stuck & fallen, int(Status.UNBOUNDED), status)
     K = unknown(state.K, (program, x0))
     k = unknown(z.us - times(state.K, z.xs[:-1]), (program, x0))
-    best = settle(program, x0, z, e, state.mu, jnp.where(converged, 1.0, failed))
+    best = settle(program, x0, z, e, state.mu * state.scales.cost, jnp.where(converged, 1.0, failed))
     return Solution(
         xs=best.xs, us=best.us, x0=best.xs[0], params=program.params, costates=best.costates,
         multipliers=_by_name(still, best.y), K=K, k=k, cost=best.cost,
         status=status, converged=converged, iterations=state.iterations, certificate=certificate,
         history=state.history, method="interior_point",
         residuals=residuals_by_name(still.problem, rows, e.at.c, e.at.gaps),
-        strict_complementarity=strict_complementarity(rows, z, cost_size(e.at.cost, state.first_cost)),
+        strict_complementarity=strict_complementarity(rows, z, cost_size(e.at.cost, first_cost)),
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from optctl.shooting.expansion import Expansion, Values, differentiate
 from optctl.shooting.filter import Filter
 from optctl.shooting.primal_dual import Program, Unknowns
 from optctl.shooting.rows import BLOCKS, PATH, TERMINAL, flatten
+from optctl.shooting.scaling import scale_prices
 from optctl.shooting.tape_check import check_tapes
 from optctl.solution import History
 from optctl.tape import Tape, Unsupported, compile_tape, memory
@@ -81,6 +82,18 @@ def is_quadratic(problem: Problem, xs: Any, us: Any, params: Any, exact: bool) -
     values, values_end = len(stage.inputs) - nz, len(end.inputs) - nx + 1  # then come slopes, then Jacobians, curvature
     slopes = ((stage, values + nz), (end, values_end + nx), (start, 1 + nx))
     return all(tape.once[behind:].all() for tape, behind in slopes)
+
+
+def linear_states(problem: Problem, xs: Any, us: Any, params: Any, exact: bool) -> tuple[bool, ...]:
+    """Return which states have dynamics that are linear in states and inputs, as far as the tapes tell."""
+    nx, nz = xs.shape[1], xs.shape[1] + us.shape[1]
+    try:
+        stage = tapes(problem, xs, us, params, exact)[1]
+    except Unsupported:
+        return (False,) * nx
+    begin = len(stage.inputs)  # behind the values and the slope of the cost
+    A, B = np.split(stage.once[begin : begin + nx * nz], [nx * nx])
+    return tuple([bool(np.all(a) and np.all(b)) for a, b in zip(A.reshape(nx, nx), B.reshape(nx, -1), strict=True)])
 
 
 def _parts(problem: Problem, params: Any) -> dict[str, Any]:
@@ -179,6 +192,8 @@ def iterate(program: Program, state: Any, settings: Any, stop: Any) -> Any:
     kinds = (rows.inequality, rows.equality, rows.elastic, rows.soft)
     kind = sum(jnp.where(on, 2**k, 0) for k, on in enumerate(kinds) if on is not None)
 
+    scales, priced = state.scales, scale_prices(state.scales, rows)
+
     def stack(values: dict[str, Any], which: str) -> Any:
         return jnp.stack([jnp.asarray(values[name], xs.dtype) for name in names[which]])
 
@@ -187,7 +202,8 @@ def iterate(program: Program, state: Any, settings: Any, stop: Any) -> Any:
 
     operands = {
         "info": jnp.asarray(info), "kind": jnp.asarray(kind, jnp.int32), "memory": jnp.concatenate(memories),
-        "bounds": flatten(rows.bounds, xs.dtype), "l1": given(rows.l1), "l2": given(rows.l2),
+        "bounds": flatten(rows.bounds, xs.dtype), "l1": given(priced.l1), "l2": given(priced.l2),
+        "x_scale": scales.x, "u_scale": scales.u, "row_scale": scales.rows, "cost_scale": scales.cost,
         "x0_free": jnp.asarray(program.x0_free, xs.dtype),
         "settings": stack(vars(settings) | {"stop": stop}, "settings"),
         "numbers": stack(vars(state), "numbers"), "filter": jnp.stack([state.filter.theta, state.filter.phi]),
@@ -206,7 +222,7 @@ def iterate(program: Program, state: Any, settings: Any, stop: Any) -> Any:
             at=Values(out["cost"], out["gaps"], out["c"]), J={name: out[name] for name in e.J},
             **{name: out[name] for name in ("q0", "qs", "rs", "A", "B", "W0", "W", "Wf")},
         ),
-        filter=Filter(*out["filter"]), history=History(*out["history"]), K=out["K"],
+        scales=scales, filter=Filter(*out["filter"]), history=History(*out["history"]), K=out["K"],
         **{name: numbers[name].astype(getattr(state, name).dtype) for name in numbers},
     )  # fmt: skip
 

@@ -28,8 +28,9 @@ import jax.numpy as jnp
 from optctl.lq import sweeps
 from optctl.result import Status
 from optctl.shooting.barrier import Residuals, State, remember, residuals
-from optctl.shooting.expansion import Expansion, expand
+from optctl.shooting.expansion import Expansion
 from optctl.shooting.primal_dual import Program, Unknowns, newton_rows, quadratic_model, solve_step
+from optctl.shooting.scaling import expansion_in
 
 ROUNDS, WARM_ROUNDS = 4, 6
 """Most steps, each with other active rows: of the polish, and of a warm start."""
@@ -54,7 +55,7 @@ def settle_warm(program: Program, state: State, tolerance: Any, exact: bool, sto
     rows, z = program.rows, state.z
     held = rows.inequality & (z.s == 0)
     kept = held if rows.soft is None else rows.soft & (z.e == 0)
-    e = expand(program.problem, rows, z.xs, z.us, program.params, z.costates if exact else None, z.y)
+    e = expansion_in(program.problem, rows, program.params, state.scales, z, exact)
     state = replace(state, z=_pinned(program, z, z.y, e.at.c, held, kept), e=e, mu=jnp.zeros_like(state.mu))
     state = remember(state, residuals(program, state, e))
     most = jnp.minimum(WARM_ROUNDS, stop - state.iterations)
@@ -77,10 +78,11 @@ def _rounds(
         k, held, kept, _, _, state = carry
         on = _pinned(program, state.z, state.z.y, state.e.at.c, held, kept)
         d, found = _direction(program, state.e, on)
-        xs, us, costates, y = on.xs + d.xs, on.us + d.us, on.costates + d.costates, on.y + d.y
-        e = expand(program.problem, rows, xs, us, program.params, costates if exact else None, y)
+        y = on.y + d.y
+        on = replace(on, xs=on.xs + d.xs, us=on.us + d.us, costates=on.costates + d.costates)
+        e = expansion_in(program.problem, rows, program.params, state.scales, replace(on, y=y), exact)
         c = e.at.c
-        z = _pinned(program, replace(on, xs=xs, us=us, costates=costates), y, c, held, kept)
+        z = _pinned(program, on, y, c, held, kept)
         missed = held & ~kept if rows.soft is not None else jnp.zeros_like(held)
         missed = missed & (False if rows.soft is None else rows.soft)
         bent = (missed & (c < -wrong_c)) | (kept & (y > (jnp.inf if rows.soft is None else rows.l1) + wrong_y))

@@ -1,6 +1,7 @@
 """The interior point method behind the front door: its options, guesses, free parameters, warm starts."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -36,6 +37,8 @@ class InteriorPoint(Method):
         callback: called on the host with a `Solution`, as it stands, every `callback_every` iterations.
         callback_every: iterations between calls.
         time_limit: seconds, after which the solve returns what it has, with status TIME_LIMIT.
+        scale: None, or a dictionary of how large states "x" and inputs "u" are, numbers or one for each: what a change
+            of them is compared with. What it leaves out is chosen from guess, bounds and first derivatives.
         failed_derivative: what the derivative of a solution that did not converge is multiplied by: NaN, or 0 for a
             derivative that vanishes there (`converged` tells).
         backend: "native" iterates in compiled code; it takes functions made of scalar operations that XLA need not
@@ -43,7 +46,7 @@ class InteriorPoint(Method):
             where it can. Both give the same numbers to rounding.
 
     Raises:
-        ValueError: for another `hessian` or `backend`, a barrier, limit or interval that is not positive, a warm start
+        ValueError: for another `hessian` or `backend`, a barrier, scale, limit or interval that is not positive, a warm start
             that is no solution; from `solve` for "native" where it cannot be, with the reason.
 
     Example:
@@ -62,6 +65,7 @@ class InteriorPoint(Method):
     hessian: str = "exact"
     max_iterations: int | None = None
     barrier: Any = None
+    scale: Any = None
     warm_start: Any = None
     callback: Callable | None = None
     callback_every: int = 1
@@ -79,6 +83,8 @@ class InteriorPoint(Method):
         known = self.barrier is not None and is_concrete(self.barrier)
         if known and not (is_number(self.barrier) and 0 < self.barrier < np.inf):
             raise ValueError(f"`barrier` is {self.barrier!r}; expected a positive number, or None.")
+        if self.scale is not None:
+            _check_scale(self.scale)
         if self.callback is not None and not callable(self.callback):
             raise ValueError(f"`callback` is a {type(self.callback).__name__}; expected a function of a `Solution`.")
         as_whole(self.callback_every, "callback_every", least=1)
@@ -97,7 +103,8 @@ class InteriorPoint(Method):
     def run(self, objective: Objective, tolerance: Any, us: Any, xs: Any) -> Solution:
         """Minimize from the guess."""
         limit = MAX_ITERATIONS if self.max_iterations is None else int(self.max_iterations)
-        settings = Settings(tolerance, self.barrier, self.hessian == "exact", limit, backend=self.backend)
+        exact = self.hessian == "exact"
+        settings = Settings(tolerance, self.barrier, exact, limit, scale=self.scale, backend=self.backend)
         return constrained(objective, settings, self, xs=xs, us=us)
 
 
@@ -122,6 +129,7 @@ def constrained(objective: Objective, settings: Settings, options: InteriorPoint
             xs = _with_first(xs, x0)
     form = Form(objective, us, params)
     program, us, xs, x0_free = form.unknowns(us, xs)
+    settings = replace(settings, scale=form.scale(settings.scale))
     # What is not free is no guess: derivatives go through it.
     solution = interior_point(
         program, us, xs, None if form.lifted else params, x0_free, settings,
@@ -130,6 +138,15 @@ def constrained(objective: Objective, settings: Settings, options: InteriorPoint
         callback=None if callback is None else lambda solution: callback(form.back(solution)),
     )  # fmt: skip
     return form.back(solution)
+
+
+def _check_scale(scale: Any) -> None:
+    if not isinstance(scale, dict) or not set(scale) <= {"x", "u"}:
+        raise ValueError(f'`scale` is {scale!r}; expected a dictionary with "x", "u" or both.')
+    for name, value in scale.items():
+        made = as_float(value, f'scale["{name}"]')
+        if np.ndim(made) > 1 or (is_concrete(made) and not (np.asarray(made) > 0).all()):
+            raise ValueError(f'`scale["{name}"]` is {value!r}; expected positive numbers, one or one for each.')
 
 
 def _with_first(xs: Any, x0: Any) -> Any:

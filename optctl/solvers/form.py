@@ -6,10 +6,12 @@ from typing import Any
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from optctl._validate import as_float
 from optctl.dynamics.view import KnownInputs, ViewedDynamics
 from optctl.problem import Problem
 from optctl.shooting.expansion import function_shapes
 from optctl.shooting.lift import BEHIND, lift, split
+from optctl.shooting.scaling import rounded
 from optctl.shooting.two_sided import apart, joined, soft_equalities, two_sided
 from optctl.solution import Solution
 from optctl.solvers.objective import Objective
@@ -26,7 +28,7 @@ class Form:
         self.free, self.nx, self.params, self.bounds = objective.free, nx, params, vars(problem)
         self.us = None if "us" in objective.free else us
         self.lifted, self.start_free = "params" in objective.free, "x0" in objective.free
-        nu = us.shape[1]
+        self.nu = nu = us.shape[1]
         if self.us is not None and nu:
             view, nu = KnownInputs(us), 0
             problem = problem.map(view, ViewedDynamics(problem.dynamics, view, nx, 0))
@@ -45,6 +47,28 @@ class Form:
             shapes = function_shapes(problem, xs, us, None if self.lifted else self.params)
             problem = two_sided(problem, {name: value.shape[-1] for name, value in shapes.items()})
         return problem, us, xs, x0_free
+
+    def scale(self, scale: Any) -> Any:
+        """Return the user's scales of states and inputs, one for each of this form.
+
+        Raises:
+            ValueError: for another number of them than there are states or inputs.
+        """
+        if scale is None:
+            return None
+        made = {}
+        for name, width in (("x", self.nx), ("u", self.nu)):
+            if name in scale:
+                value = jnp.asarray(as_float(scale[name], f'scale["{name}"]'))
+                if value.shape not in ((), (width,)):
+                    raise ValueError(f'`scale["{name}"]` has shape {value.shape}; expected a number or ({width},).')
+                made[name] = jnp.broadcast_to(value, (width,))
+        if self.us is not None:
+            made.pop("u", None)
+        if self.lifted and "x" in made:
+            behind = rounded(jnp.maximum(1.0, jnp.abs(ravel_pytree(self.params)[0])))
+            made["x"] = jnp.concatenate([made["x"], behind])
+        return made
 
     def warm(self, warm: dict[str, Any]) -> dict[str, Any]:
         """Return the multipliers of a similar solution in this form."""

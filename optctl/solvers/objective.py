@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from optctl._record import record
 from optctl.adjoint.gradient import Gradient, costate_gradient, total_cost
 from optctl.problem import Problem
-from optctl.solution import Certificate, cost_size
+from optctl.solution import FLOOR, Certificate, cost_size
 
 VARIABLE_BOUNDS = {
     "u_min": "us",
@@ -98,6 +98,25 @@ class Objective:
             sides.append(self.pack(full))
         return sides[0], sides[1]
 
+    def least_size(self, xs: Any, values: dict[str, Any]) -> Any:
+        """Return the least size of the cost that tolerances refer to.
+
+        It is a part of what the cost would be, by its curvature, if the states and inputs of a stage changed by as much
+        as they are. So a solution at rest, whose cost is all rounding, is judged by what its data make of rounding.
+        """
+        if not hasattr(xs, "ndim") or values["us"] is None:
+            return 0.0
+        point = xs, values["us"]
+        along = jax.tree.map(lambda v: jnp.maximum(1.0, jnp.abs(v)), point)
+
+        def cost(xs: Any, us: Any) -> Any:
+            p = values["params"]
+            return self.problem.trajectory_cost(xs, us, p) + self.problem.start_cost(xs[0], p)
+
+        change = jax.jvp(jax.grad(cost, (0, 1)), point, along)[1]
+        curvature = sum(jnp.sum(a * b) for a, b in zip(along, change, strict=True))
+        return FLOOR * jnp.abs(jnp.where(jnp.isfinite(curvature), curvature, 0.0)) / len(xs)
+
     def lagrangian(self, xs: Any, us: Any, costates: Any) -> tuple[Gradient, Any, Any]:
         """Return the slopes with states as unknowns of their own: in us, in states 1..N, and the gaps f(x, u) - x+.
 
@@ -124,10 +143,12 @@ def scaled_stationarity(z: Any, residual: Any, size: Any) -> Any:
     return jnp.max(jnp.abs(residual) * jnp.maximum(1.0, jnp.abs(z)), initial=0.0) / size
 
 
-def certify(objective: Objective, z: Any, slope: Any, cost: Any, first_cost: Any, tolerance: Any) -> tuple[Any, Any]:
+def certify(
+    objective: Objective, z: Any, slope: Any, cost: Any, first_cost: Any, tolerance: Any, floor: Any = 0.0
+) -> tuple[Any, Any]:
     """Return the certificate at z and the multipliers of the bounds (lower, upper), flat like z."""
     lower, upper = objective.bounds()
-    size = cost_size(cost, first_cost)
+    size = jnp.maximum(cost_size(cost, first_cost), floor)
     residual = projected_gradient(z, slope, lower, upper)
     # A gradient whose rounding exceeds the tolerance certifies nothing, not even the sign of a multiplier.
     rounding = scaled_stationarity(z, jnp.finfo(z.dtype).eps * slope, size)
@@ -157,8 +178,9 @@ def certify_stages(objective: Objective, iterate: Any, first_cost: Any, toleranc
     """Certify the states and costates of a solver, stage by stage: an unstable plant has no other certificate."""
     us, xs, costates = objective.unpack(iterate.z)["us"], iterate.xs, iterate.costates
     g, in_xs, gaps = objective.lagrangian(xs, us, costates)
-    certificate, multipliers = certify(objective, iterate.z, objective.pack(g), g.cost, first_cost, tolerance)
-    size = cost_size(g.cost, first_cost)
+    floor = objective.least_size(xs, objective.unpack(iterate.z))
+    certificate, multipliers = certify(objective, iterate.z, objective.pack(g), g.cost, first_cost, tolerance, floor)
+    size = jnp.maximum(cost_size(g.cost, first_cost), floor)
     rounding = jnp.finfo(xs.dtype).eps * costates[1:]
     in_states = jnp.maximum(scaled_stationarity(xs[1:], in_xs, size), scaled_stationarity(xs[1:], rounding, size))
     gap, scaled_gap = jnp.max(jnp.abs(gaps)), jnp.max(jnp.abs(gaps) / jnp.maximum(1.0, jnp.abs(xs[1:])))

@@ -226,8 +226,9 @@ def _certified(objective: Objective, iterate: Iterate, first: Any, tolerance: An
     z = iterate.z
     g = objective.gradient(z)
     start = jnp.where(jnp.isnan(first), g.cost, first)
-    certificate, multipliers = certify(objective, z, objective.pack(g), g.cost, start, tolerance)
     values = objective.unpack(z)
+    floor = objective.least_size(g.xs, values)
+    certificate, multipliers = certify(objective, z, objective.pack(g), g.cost, start, tolerance, floor)
     finite = jnp.isfinite(g.cost) & jnp.isfinite(certificate.stationarity)
     converged = certificate.holds & finite & (iterate.status != int(Status.NOT_CONVEX))
     status = jnp.where(

@@ -376,3 +376,143 @@ def test_a_transfer_without_enough_time_is_locally_infeasible():
     assert "violation" in repr(sol)
     enough = oc.solve(problem.replace(x0_max=[0.0, 0.0, 9.0]), x0=[0.0, 0.0, 1.0])
     np.testing.assert_allclose(enough.cost, 2 * np.sqrt(3.0), rtol=1e-3)
+
+
+def test_a_start_next_to_the_optimum_is_solved_and_has_its_derivative():
+    A, B = np.array([[1, 0.1], [0, 1.0]]), np.array([[0.005], [0.1]])
+    for speed in (0.0, 1e-9, 1e-5):
+        x0 = jnp.array([5.0, speed])
+        problem = oc.Problem(
+            oc.LinearDynamics(A, B),
+            lambda x, u: (x[0] - 5) ** 2 + 0.1 * x[1] ** 2 + 0.01 * u @ u,
+            lambda x: 10 * (x[0] - 5) ** 2,
+            horizon=30,
+            x0=x0,
+            u_min=-5.0,
+            u_max=5.0,
+        )
+        sol = oc.solve(problem)
+        assert sol.converged, (speed, sol)
+        assert sol.iterations <= 4
+        free = problem.replace(u_min=None, u_max=None)
+        assert oc.solve(free, method="lq").converged, speed
+    exact = oc.lqr(A, B, np.diag([2, 0.2]), [[0.02]], Qf=np.diag([20.0, 0]), x0=x0, x_ref=[5.0, 0.0], horizon=30)
+    slope = jax.jacobian(lambda x0: oc.solve(problem.replace(x0=x0)).us[0])(x0)
+    np.testing.assert_allclose(slope, exact.K[0], atol=1e-5)
+
+
+def fall_in(unit):
+    """The brachistochrone with lengths in some unit, and its guess."""
+    N = 40
+
+    def f(z, u, t, p):
+        return [p["T"] * z[2] * jnp.cos(u[0]), p["T"] * z[2] * jnp.sin(u[0]), p["T"] * unit * 9.80665 * jnp.sin(u[0])]
+
+    problem = oc.Problem(
+        oc.discretize(f, 1 / N, nx=3, nu=1),
+        terminal_cost=lambda x, p: p["T"],
+        horizon=N,
+        x0=np.zeros(3),
+        params={"T": 1.0},
+        params_min=0.05,
+        params_max=10.0,
+        u_min=0.0,
+        u_max=np.pi,
+        terminal_equality=lambda x: x[:2] - unit * jnp.array([10.0, 5.0]),
+    )
+    guess = {
+        "us": np.linspace(1.5, 0.3, N)[:, None],
+        "xs": np.linspace(np.zeros(3), unit * np.array([10, 5, 9.9]), N + 1),
+    }
+    return problem, guess
+
+
+@pytest.mark.parametrize("backend", ["native", "jax"])
+def test_units_change_nothing(backend):
+    counts = []
+    for unit in (1.0, 1e6) if backend == "native" else (1e6,):
+        problem, guess = fall_in(unit)
+        sol = oc.solve(problem, guess["us"], oc.InteriorPoint(backend=backend), xs=guess["xs"], free=("us", "params"))
+        assert sol.converged, sol
+        assert abs(float(sol.cost) - 1.803044) < 1e-6
+        counts.append(int(sol.iterations))
+    assert max(counts) <= 20
+
+
+def test_scales_of_the_user():
+    problem, guess = fall_in(1.0)
+    scale = {"x": np.array([10.0, 5.0, 10.0]), "u": 2.0}
+    given = oc.InteriorPoint(scale=scale)
+    sol = oc.solve(problem, guess["us"], given, xs=guess["xs"], free=("us", "params"))
+    assert abs(float(sol.cost) - 1.803044) < 1e-6
+    with pytest.raises(ValueError, match="expected positive numbers"):
+        oc.InteriorPoint(scale={"x": [1.0, 0.0]})
+    with pytest.raises(ValueError, match='a dictionary with "x", "u"'):
+        oc.InteriorPoint(scale=[1.0, 2.0])
+    with pytest.raises(ValueError, match=r"has shape \(2,\); expected a number or \(3,\)"):
+        oc.solve(problem, guess["us"], oc.InteriorPoint(scale={"x": [1.0, 2.0]}), xs=guess["xs"])
+
+
+def test_the_sum_of_the_products_bounds_the_error_of_the_cost():
+    A, B = np.array([[1, 0.01], [0, 1.0]]), np.array([[0.00005], [0.01]])
+    speed = np.array([np.inf, 1.5])
+    problem = oc.Problem(
+        oc.LinearDynamics(A, B),
+        lambda x, u: 0.01 * (x[0] ** 2 + 0.1 * u @ u),
+        lambda x: x @ x,
+        horizon=5000,
+        x0=[10.0, 0.0],
+        u_min=-1.0,
+        u_max=1.0,
+        x_min=-speed,
+        x_max=speed,
+    )
+    coarse = oc.solve(problem, method="interior_point")
+    fine = oc.solve(problem, method="interior_point", tolerance=1e-12)
+    assert coarse.converged
+    assert abs(float(coarse.cost / fine.cost) - 1) < 1e-8
+
+
+@pytest.mark.parametrize("angle", [2.3, 2.9])
+def test_a_final_time_never_leaves_its_bounds(angle):
+    """Zermelo's crossing, whose feasibility phase once sent the final time below zero; IPOPT: 5.457943."""
+    N = 10
+
+    def f(x, u, t, T):
+        return T * jnp.stack([jnp.cos(u[0]) - x[1], jnp.sin(u[0])])
+
+    problem = oc.Problem(
+        oc.discretize(f, 1 / N, nx=2, nu=1, hold="linear"),
+        terminal_cost=lambda x, T: T,
+        horizon=N,
+        x0=[3.66, -1.86],
+        params=5.0,
+        params_min=0.1,
+        params_max=50.0,
+        terminal_equality=lambda x: x,
+    )
+    xs = np.linspace([3.66, -1.86], [0, 0], N + 1)
+    sol = oc.solve(problem, np.full((N, 2), angle), xs=xs, free=("us", "params"))
+    assert sol.converged, sol
+    assert abs(float(sol.cost) - 5.457943) < 1e-5
+    assert np.nanmin(sol.history.cost) >= 0.1 - 1e-9
+
+
+@pytest.mark.parametrize("size", [1e-8, 1e8])
+def test_the_unit_of_the_cost_changes_nothing(size):
+    A = jnp.array([[1.0, 0.1], [0.0, 1.0]])
+    problem = oc.Problem(
+        oc.LinearDynamics(A, [[0.0], [0.1]]),
+        oc.costs.Quadratic(size * jnp.eye(2), 0.1 * size * jnp.eye(1)),
+        oc.costs.TerminalQuadratic(5.0 * size * jnp.eye(2)),
+        horizon=20,
+        x0=[2.0, 0.0],
+        u_min=-1.0,
+        u_max=1.0,
+    )
+    costs = {"stage_cost": oc.costs.Quadratic(jnp.eye(2), 0.1 * jnp.eye(1))}
+    costs["terminal_cost"] = oc.costs.TerminalQuadratic(5.0 * jnp.eye(2))
+    sol, plain = oc.solve(problem), oc.solve(problem.replace(**costs))
+    assert sol.converged
+    np.testing.assert_allclose(sol.us, plain.us, atol=1e-8)
+    assert abs(int(sol.iterations) - int(plain.iterations)) <= 2

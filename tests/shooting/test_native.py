@@ -90,7 +90,7 @@ def test_iterates_are_those_of_the_definition(make):
 
 def test_a_batch_is_its_problems_one_by_one():
     problem = oc.problems.ZOO["cartpole_push"]()
-    x0s = 0.3 * np.random.default_rng(1).normal(size=(5, 4))
+    x0s = np.array([[0.01], [0.3], [1.0], [1.5], [2.0]]) * np.random.default_rng(1).normal(size=(5, 4))
 
     def solve(x0):
         return oc.solve(problem.problem.replace(x0=x0), problem.us, NATIVE, xs=problem.xs)
