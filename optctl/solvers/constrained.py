@@ -46,8 +46,8 @@ class InteriorPoint(Method):
             where it can. Both give the same numbers to rounding.
 
     Raises:
-        ValueError: for another `hessian` or `backend`, a barrier, scale, limit or interval that is not positive, a warm start
-            that is no solution; from `solve` for "native" where it cannot be, with the reason.
+        ValueError: for another `hessian` or `backend`, a barrier, scale, limit or interval that is not positive, a warm
+            start that is no solution; from `solve` for "native" where it cannot be, with the reason.
 
     Example:
         >>> import optctl as oc
