@@ -72,7 +72,7 @@ def quadratic():
 
 @pytest.mark.parametrize("make", [everything, detour, quadratic])
 def test_iterates_are_those_of_the_definition(make):
-    x0 = np.array([0.0, 0.2]) if make is everything else None
+    x0 = np.zeros(2) if make is everything else None
     ours, definition = (oc.solve(make(), x0=x0, method=method) for method in (NATIVE, DEFINITION))
     assert ours.converged
     assert make is not quadratic or ours.iterations < 12
