@@ -43,8 +43,9 @@ class InputBound:
     def __call__(self, x: Any, u: Any, t: Any) -> Any:
         """Return the rows; -1 where there is no bound."""
         bound = self.bound[t] if jnp.ndim(self.bound) == 2 else self.bound
-        gap = bound - u if self.side == "min" else u - bound
-        return jnp.where(jnp.isfinite(gap), gap, -1.0)
+        there = jnp.isfinite(bound)
+        gap = jnp.where(there, bound, 0.0) - u
+        return jnp.where(there, gap if self.side == "min" else -gap, -1.0)
 
 
 def closed_loop(problem: Problem, policy: Callable) -> Problem:

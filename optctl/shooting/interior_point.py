@@ -228,25 +228,34 @@ def without_held_rows(
     """Return the problem with those path rows off that nothing free can change at their stage, and that hold there.
 
     Such are rows that t switches on, and rows of a given x_0. They have no interior where they hold with equality, and
-    no multiplier. A row depends on what is free if it is NaN where that is NaN. What does not hold stays on.
+    no multiplier. A row depends on what is free if it is NaN where that is NaN, or (comparisons hide NaN) another
+    number at other points. What does not hold stays on.
     """
     names = [name for name in PATH if getattr(problem, name) is not None]
     if not any(getattr(problem, name).takes("t") or not all(x0_free) for name in names):
         return problem
     still, us, xs, params = jax.lax.stop_gradient((problem, us, xs, params))
-    first = jnp.where(jnp.asarray(x0_free), jnp.nan, xs[0])
-    xs, us = jnp.full_like(xs, jnp.nan).at[0].set(first), jnp.full_like(us, jnp.nan)
-    if runs_natively(still, xs, us, params, settings):
+    free = jnp.asarray(x0_free)
+
+    def at(xs_free: Any, us_free: Any) -> dict[str, Any]:
+        xs_free = xs_free.at[0].set(jnp.where(free, xs_free[0], xs[0]))
+        if not runs_natively(still, xs, us, params, settings):
+            return function_values(still, xs_free, us_free, params)
         rows = make_rows(still, xs, us, function_shapes(still, xs, us, params), x0_free)
         program = Program(still, params, x0_free, rows)
-        values = rows.split(expansion_at(program, blank(program, xs, us, settings).z, settings).at.c)
-    else:
-        values = function_values(still, xs, us, params)
+        return rows.split(expansion_at(program, blank(program, xs_free, us_free, settings).z, settings).at.c)
+
+    values = at(jnp.full_like(xs, jnp.nan), jnp.full_like(us, jnp.nan))
+    rng = np.random.default_rng(0)
+    noise = [jnp.asarray(rng.normal(size=z.shape), z.dtype) for z in (xs, us)]
+    others = [at(xs + scale * noise[0], us + scale * noise[1]) for scale in (0.1, 10.0)]
     changes = {}
     for name in names:
         constraint = getattr(problem, name)
         held = values[name] if name.endswith("inequality") else jnp.abs(values[name])
         on = jnp.isnan(values[name]) | (held > settings.tolerance)
+        for other in others:
+            on = on | (other[name] != values[name])
         counted = True if constraint.on is None else constraint.on
         changes[name] = replace(constraint, on=on & jnp.broadcast_to(counted, on.shape))
     return problem.replace(**changes)

@@ -100,7 +100,7 @@ def joined(problem: Problem, solution: Solution) -> Solution:
     for where in soft:
         equality, inequality = f"{where}_equality", f"{where}_inequality"
         m = values[equality].shape[-1]
-        l1, l2 = getattr(problem, equality).prices((m,), values[equality].dtype)
+        l1, l2 = getattr(problem, equality).prices(values[equality].shape, values[equality].dtype)
         y = made[inequality]
         own, up, down = y[..., : -2 * m], y[..., -2 * m : -m], y[..., -m:]
         squares = jnp.where(jnp.isfinite(l1), l2 * values[equality], 0.0)
