@@ -49,6 +49,7 @@ from optctl.shooting.primal_dual import (
     solve_step,
 )
 from optctl.shooting.rows import PATH, Rows, bound_arrays, flatten, make_rows
+from optctl.shooting.scaling import given_scales
 from optctl.solvers.constrained import InteriorPoint
 
 TIME_SHARE, MAX_ITERATIONS, REAL_TIME_BARRIER = 0.8, 100, 1e-3
@@ -245,6 +246,7 @@ class MPC:
             exact,
             limit,
             FLOOR,
+            self._scales(options.scale),
             options.backend,
             gains=False,
         )
@@ -252,6 +254,13 @@ class MPC:
         self._around: deque[float] = deque(maxlen=15)  # seconds, for the time limit
         self._is_warm = False
         self.model = problem.dynamics
+
+    def _scales(self, scale: Any) -> Any:
+        """Return the user's scales; last inputs that are kept behind the states have those of the inputs."""
+        made = given_scales(scale, self.nx, self.nu)
+        if made is not None and "x" in made and self.du_max is not None:
+            made["x"] = jnp.concatenate([made["x"], made.get("u", jnp.ones(self.nu, self.dtype))])
+        return made
 
     def init(self, x: Any, params: Any = None, *, us: Any = None, xs: Any = None, u: Any = None) -> MPCPlan:
         """Solve from a first state, to convergence.

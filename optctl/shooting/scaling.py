@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from optctl._record import record
+from optctl._validate import as_float
 from optctl.problem import Problem
 from optctl.shooting.expansion import Expansion, Values, evaluate, expand
 from optctl.shooting.rows import BOUNDS, PATH, Rows, flatten
@@ -48,6 +49,24 @@ class Scales:
 def no_scales(nx: int, nu: int, rows: int, dtype: Any) -> Scales:
     """Return scales of one."""
     return Scales(jnp.ones(nx, dtype), jnp.ones(nu, dtype), jnp.ones(rows, dtype), jnp.ones((), dtype))
+
+
+def given_scales(scale: dict[str, Any] | None, nx: int, nu: int) -> dict[str, Any] | None:
+    """Return the user's scales of states and inputs, one for each, or None.
+
+    Raises:
+        ValueError: for another number of them than there are states or inputs.
+    """
+    if scale is None:
+        return None
+    made = {}
+    for name, width in (("x", nx), ("u", nu)):
+        if name in scale:
+            value = jnp.asarray(as_float(scale[name], f'scale["{name}"]'))
+            if value.shape not in ((), (width,)):
+                raise ValueError(f'`scale["{name}"]` has shape {value.shape}; expected a number or ({width},).')
+            made[name] = jnp.broadcast_to(value, (width,))
+    return made
 
 
 def rounded(size: Any) -> Any:

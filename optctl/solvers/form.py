@@ -6,12 +6,11 @@ from typing import Any
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from optctl._validate import as_float
 from optctl.dynamics.view import KnownInputs, ViewedDynamics
 from optctl.problem import Problem
 from optctl.shooting.expansion import function_shapes
 from optctl.shooting.lift import BEHIND, lift, split
-from optctl.shooting.scaling import rounded
+from optctl.shooting.scaling import given_scales, rounded
 from optctl.shooting.two_sided import apart, joined, soft_equalities, two_sided
 from optctl.solution import Solution
 from optctl.solvers.objective import Objective
@@ -54,15 +53,9 @@ class Form:
         Raises:
             ValueError: for another number of them than there are states or inputs.
         """
-        if scale is None:
+        made = given_scales(scale, self.nx, self.nu)
+        if made is None:
             return None
-        made = {}
-        for name, width in (("x", self.nx), ("u", self.nu)):
-            if name in scale:
-                value = jnp.asarray(as_float(scale[name], f'scale["{name}"]'))
-                if value.shape not in ((), (width,)):
-                    raise ValueError(f'`scale["{name}"]` has shape {value.shape}; expected a number or ({width},).')
-                made[name] = jnp.broadcast_to(value, (width,))
         if self.us is not None:
             made.pop("u", None)
         if self.lifted and "x" in made:
