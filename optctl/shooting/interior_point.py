@@ -187,7 +187,7 @@ def start(
     # A warm start that is far from feasible is not that warm.
     mu = jnp.maximum(jnp.asarray(mu, xs.dtype), FIRST_BARRIER * jnp.minimum(1.0, largest(at.gaps)))
     s = jnp.where(rows.inequality, jnp.maximum(-at.c, margin), 1.0)
-    y, costates = jnp.where(rows.inequality, mu / s if quadratic else 1.0, 0.0), jnp.zeros_like(xs)
+    y, costates = jnp.where(rows.inequality, mu / s if quadratic else jnp.ones_like(s), 0.0), jnp.zeros_like(xs)
     miss = v = None
     if rows.soft is not None:
         miss = jnp.where(rows.soft, jnp.maximum(at.c, 0.0) + margin, 1.0)  # the violation, and some distance from zero

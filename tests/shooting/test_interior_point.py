@@ -199,7 +199,8 @@ def test_a_soft_terminal_constraint_pays_where_a_hard_one_has_no_solution():
 def test_callback_time_limit_and_table(swing, capsys):
     seen = []
     sol = oc.solve(SWING.problem, SWING.us, xs=SWING.xs, callback=seen.append, callback_every=3, verbose=True)
-    assert [int(s.iterations) for s in seen] == [3, 6, 9, int(sol.iterations)]
+    last = int(sol.iterations)
+    assert [int(s.iterations) for s in seen] == [*range(3, last, 3), last]
     np.testing.assert_allclose(sol.us, swing.us, atol=1e-8)
     out = capsys.readouterr().out
     assert "infeasible" in out.splitlines()[0]
