@@ -171,7 +171,7 @@ def test_a_derivative_that_is_not_that_of_the_values_is_named():
     assert "derivative along a direction of `stage_cost` at stage" in solution.message
     assert np.isfinite(solution.cost)
     with pytest.warns(RuntimeWarning, match="derivative of `stage_cost` at stage 0"):
-        assert not oc.solve(given, method="interior_point", max_iterations=30).converged
+        assert not oc.solve(given, method=oc.InteriorPoint(max_iterations=30)).converged
 
 
 def test_remarks_are_no_structure(solved):

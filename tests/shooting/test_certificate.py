@@ -24,13 +24,13 @@ def problem(**changes):
 
 def test_an_unfinished_solve_is_not_certified():
     """Whoever says that each certificate holds fails here, on the host, under jit and under vmap."""
-    few = lambda x0: oc.solve(problem(x0=x0), method="interior_point", max_iterations=2)
+    few = lambda x0: oc.solve(problem(x0=x0), method=oc.InteriorPoint(max_iterations=2))
     x0 = jnp.array([1.0, 0.0])
     for solution in (few(x0), jax.jit(few)(x0), jax.tree.map(lambda leaf: leaf[0], jax.vmap(few)(x0[None]))):
         assert not solution.converged
         assert not solution.certificate.holds
-    for method in ("lbfgs", "gradient_descent", "ilqr"):
-        solution = oc.solve(problem(), method=method, max_iterations=1)
+    for method in (oc.LBFGS, oc.GradientDescent, oc.ILQR):
+        solution = oc.solve(problem(), method=method(max_iterations=1))
         assert not solution.converged
         assert not solution.certificate.holds
 
