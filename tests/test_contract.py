@@ -212,7 +212,7 @@ def test_a_saddle_of_a_quadratic_is_not_called_solved(name, method):
 
 def test_a_free_x0_that_is_partly_unseen_is_solved():
     problem = oc.Problem(oc.LinearDynamics(np.eye(2), np.eye(2)), lambda x, u: u @ u + (x[0] - 1) ** 2, horizon=3)
-    sol = oc.solve(problem)
+    sol = oc.solve(problem, free=("us", "x0"))
     assert sol.converged
     np.testing.assert_allclose(sol.xs[0, 0], 1.0, atol=1e-6)
 

@@ -32,6 +32,8 @@ STEPS = (1e-4, 1e-3, 1e-5)
 STENCIL = np.array([0.0, 1.0, -1.0, 2.0, -2.0])
 VALUE, SLOPE = 1e-8, 1e-6
 """Relative differences of values and of slopes that may be rounding."""
+ROUNDING = 1e-12
+"""States and inputs that are nowhere larger are rounding, and say nothing about the size of a direction."""
 PATH = ("path_inequality", "path_equality")
 COSTS = ("stage_cost", "terminal_cost", "initial_cost")
 
@@ -92,7 +94,7 @@ def directions(xs: np.ndarray, us: np.ndarray, seed: int = 0) -> tuple[np.ndarra
 
     def draw(z: np.ndarray) -> np.ndarray:
         size = np.abs(z).max(axis=0, initial=0.0)
-        size = np.where((size > 0) & np.isfinite(size), size, 1.0)
+        size = np.where((size > ROUNDING) & np.isfinite(size), size, 1.0)
         scale = np.clip(np.abs(z), 0.1 * size, size)
         return np.nan_to_num(scale) * rng.uniform(0.5, 1.0, z.shape) * rng.choice([-1.0, 1.0], z.shape)
 

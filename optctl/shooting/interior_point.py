@@ -52,7 +52,7 @@ from optctl.shooting.certificate import certify_point
 from optctl.shooting.expansion import Expansion, Values, expand, function_shapes, function_values
 from optctl.shooting.feasibility import restore, still
 from optctl.shooting.polish import polish, settle_warm
-from optctl.shooting.primal_dual import Program, Unknowns, factor, first_multipliers, infeasibility, newton_rows
+from optctl.shooting.primal_dual import Program, Unknowns, factor, infeasibility, newton_rows
 from optctl.shooting.rows import PATH, TERMINAL, Rows, bound_arrays, flatten, make_rows, residuals_by_name
 from optctl.shooting.scaling import (
     Scales,
@@ -139,14 +139,12 @@ def start(
         mu = FIRST_BARRIER * jnp.maximum(1.0, jnp.where(jnp.isfinite(per_row), per_row, 0.0))
     mu = jnp.asarray(mu, xs.dtype)
     s = jnp.where(rows.inequality, jnp.maximum(-at.c, margin), 1.0)
-    y, costates = jnp.where(rows.inequality, mu / s if quadratic else jnp.ones_like(s), 0.0), jnp.zeros_like(xs)
+    y, costates = jnp.where(rows.inequality, mu / s, 0.0), jnp.zeros_like(xs)
     miss = v = None
     if rows.soft is not None:
         miss = jnp.where(rows.soft, jnp.maximum(at.c, 0.0) + margin, 1.0)  # the violation, and some distance from zero
         s = jnp.where(rows.soft, miss - at.c, s)
         y, v = jnp.where(rows.soft, mu / s, y), jnp.where(rows.soft, mu / miss, 1.0)
-    if not quadratic:
-        costates, y = first_multipliers(program, scale_expansion(scales, rows, e), y)
     z = Unknowns(xs / scales.x[None], us / scales.u[None], costates, s, y, miss, v)
     theta = infeasibility(rows, at, z)
     size_x, size_u = [jnp.maximum(s, jnp.max(jnp.abs(v), axis=0)) for s, v in ((scales.x, xs), (scales.u, us))]

@@ -367,7 +367,7 @@ GOOD = dict(A=np.eye(2), B=np.ones((2, 1)), Q=np.eye(2), R=np.eye(1), Qf=np.eye(
         ({"R": np.stack([np.eye(1)] * 4)}, "numbers of stages differ"),
         ({"horizon": None}, "`horizon` is missing"),
         ({"horizon": 0}, "not positive"),
-        ({"horizon": 2.0}, "`horizon` is 2.0; expected a positive whole number"),
+        ({"horizon": 2.5}, "`horizon` is 2.5; expected a positive whole number"),
         ({"x0_free": True}, "expected 2 booleans"),
         ({"A": np.eye(2, dtype=np.float16)}, "`A` has dtype float16; expected float32 or float64"),
         ({"x0": None, "x0_free": (True, False)}, "`x0_free` is"),
