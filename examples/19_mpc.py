@@ -42,7 +42,7 @@ start = goal + np.array([0.8, 0.4, 0.0, 1.0])
 runs = {}
 for name, options in {
     "converged": {},
-    "real-time iteration": {"real_time": True, "barrier": 1e-2},
+    "real-time iteration": {"real_time": True, "method": oc.InteriorPoint(barrier=1e-2)},
     "with an observer": {"offset_gain": 0.3},
 }.items():
     mpc = oc.MPC(problem, **options)

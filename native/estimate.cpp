@@ -49,7 +49,8 @@ int32_t root_smoother(const Sizes& s, const Stages<T>* in, T* const* out) {
   find_kernel<T>(Name::square_root_smoother, s)(s, back, out + 1);
   if (failed >= 0) return failed;
   // Going back through a model that contracts and has no noise multiplies rounding at every stage; m + P A'r does not,
-  // but it carries the rounding of a vague P. Where the two differ by more than that, the first is the wrong one.
+  // but it carries the rounding of a vague P. Where the two differ by more than that and the rounding of the means
+  // themselves, the first is the wrong one.
   T *P = scratch.room(n * nx * nx), *predicted = scratch.room(n * nx), *predicted_covs = scratch.room(n * nx * nx),
     *filtered = scratch.room(n * nx), likelihood;
   T* const moments[] = {&likelihood, filtered, P, predicted, predicted_covs};
@@ -78,7 +79,8 @@ int32_t root_smoother(const Sizes& s, const Stages<T>* in, T* const* out) {
         rounding += std::abs(P[(t * nx + i) * nx + j]) * reach[j];
       }
       const T spread = std::sqrt(std::abs(covs[(t * nx + i) * nx + i]));
-      lost |= std::abs(means[t * nx + i] - other[i]) > 50 * eps * rounding + std::pow(eps, T(0.25)) * spread;
+      const T most = 50 * eps * (rounding + std::abs(other[i])) + std::pow(eps, T(0.25)) * spread;
+      lost |= std::abs(means[t * nx + i] - other[i]) > most;
     }
     if (!lost) continue;
     code = lost_at(t);

@@ -139,13 +139,15 @@ def check_means(series: Series, means: Any, covs: Any, smoothed: Any, smoothed_c
     """Compare the smoothed means with the filtered m + P A'r; return the good ones and where digits were lost.
 
     Going back through a model that contracts and has no noise multiplies rounding at every stage; m + P A'r does not,
-    but it carries the rounding of a vague P. Where the two differ by more than that, the first is the wrong one.
+    but it carries the rounding of a vague P. Where the two differ by more than that and the rounding of the means
+    themselves, the first is the wrong one.
     """
     A, _, _ = series.at_stages()
     eps = jnp.finfo(means.dtype).eps
     size = jnp.max(jnp.abs(r), axis=0, initial=0.0)
     other = means[:-1] + times(covs[:-1], times(transpose(A), r[1:]))
-    rounding = 50 * eps * times(jnp.abs(covs[:-1]), times(jnp.abs(transpose(A)), jnp.broadcast_to(size, r[1:].shape)))
+    reach = times(jnp.abs(covs[:-1]), times(jnp.abs(transpose(A)), jnp.broadcast_to(size, r[1:].shape)))
+    rounding = 50 * eps * (reach + jnp.abs(other))
     spread = jnp.sqrt(jnp.abs(jnp.diagonal(smoothed_covs[:-1], axis1=1, axis2=2)))
     lost = jnp.any(jnp.abs(smoothed[:-1] - other) > rounding + eps**0.25 * spread, axis=1)
     good = jnp.where(lost[:, None], other, smoothed[:-1])
