@@ -75,7 +75,9 @@ def test_iterates_are_those_of_the_definition(make):
     x0 = np.zeros(2) if make is everything else None
     ours, definition = (oc.solve(make(), x0=x0, method=method) for method in (NATIVE, DEFINITION))
     assert ours.converged
-    assert make is not quadratic or ours.iterations < 12
+    assert (
+        make is not quadratic or ours.iterations < 16
+    )  # the sum of all products is to be small, not only the greatest
     assert ours.iterations == definition.iterations
     for column in ("cost", "infeasibility", "barrier", "regularization", "step"):
         a, b = getattr(ours.history, column), getattr(definition.history, column)
