@@ -130,11 +130,6 @@ def smoothed(series: Series, filtered: Filtered) -> tuple[Any, Any, Any, Any]:
     return f.means.at[:-1].add(corrections), covs, lag_one, jnp.concatenate([rs, r[None]])
 
 
-def filtered_covariances(series: Series, filtered: Filtered) -> Any:
-    """Return (N+1, nx, nx)."""
-    return covariances(filtered.roots)
-
-
 def check_means(series: Series, means: Any, covs: Any, smoothed: Any, smoothed_covs: Any, r: Any) -> tuple[Any, Any]:
     """Compare the smoothed means with the filtered m + P A'r; return the good ones and where digits were lost.
 
