@@ -202,11 +202,7 @@ def as_weight(
     Raises:
         ValueError: if not symmetric, or with an eigenvalue below zero (`definite`: not above zero), with its size.
     """
-    value = as_float(value, name)
-    size = next((n for n in (*shape, *value.shape) if n is not None), None)
-    if value.ndim < 2 and size is not None:
-        eye = np.eye(size, dtype=value.dtype) if value.ndim == 0 else np.eye(len(value), dtype=value.dtype)
-        value = value[..., None] * eye
+    value = _spread(as_float(value, name), shape)
     if value.ndim == 0:
         if is_concrete(value) and not (value > 0 if definite else value >= 0):
             raise ValueError(f"`{name}` is {value}; expected a number {'> 0' if definite else '>= 0'}, or a matrix.")
@@ -237,13 +233,22 @@ def as_weight(
     return value
 
 
+def _spread(value: Any, shape: tuple[int | None, ...]) -> Any:
+    """Return the matrix that a number or a vector stands for: a multiple of the identity, a diagonal."""
+    size = next((n for n in (*shape, *value.shape) if n is not None), None)
+    if value.ndim >= 2 or size is None:
+        return value
+    return value[..., None] * np.eye(size if value.ndim == 0 else len(value), dtype=value.dtype)
+
+
 def as_symmetric(value: Any, name: str, shape: tuple[int, int]) -> Any:
-    """Return a symmetric matrix of the given shape, which need not be definite.
+    """Return a symmetric matrix of the given shape, which need not be definite; a number or a vector as in `as_weight`.
 
     Raises:
         ValueError: for another shape, NaN, or a matrix that is not symmetric.
     """
-    value = as_float(value, name, shape)
+    value = _spread(as_float(value, name), shape)
+    check_shape(value, name, shape)
     if is_concrete(value) and 0 not in value.shape:
         _check_symmetric(np.asarray(value, dtype=float), name, value.dtype)
     return value

@@ -105,7 +105,7 @@ def test_training_that_diverges_loses_nothing():
     assert "inf or NaN" in result.message
     assert np.isfinite(result.cost)
     assert np.isfinite(result.params).all()
-    assert "non-finite" in repr(result)
+    assert "met inf or NaN by step 20" in repr(result)
 
 
 def test_sampled_states_and_progress_bar(capsys):
