@@ -137,7 +137,7 @@ def in_casadi(name: str, known: oc.problems.KnownProblem, solver: str) -> Callab
             opti.subject_to(opti.bounded(float(problem.x_min[0]), X[t][0], float(problem.x_max[0])))
         J += quadratic(stage.Q, X[t] - np.asarray(stage.x_ref)) + quadratic(stage.R, U[t] - np.asarray(stage.u_ref))
     if problem.terminal_equality is not None:
-        opti.subject_to(X[N] == np.asarray(problem.terminal_equality.call.goal))
+        opti.subject_to(X[N] == np.asarray(problem.terminal_equality.function.call.goal))
     if end is not None:
         J += quadratic(end.call.Q, X[N] - np.asarray(end.call.x_ref))
     opti.minimize(J)
