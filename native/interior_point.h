@@ -83,7 +83,8 @@ struct Settings {
 constexpr int filter_size = 32;
 constexpr double kappa_eps = 10, kappa_mu = 0.2, theta_mu = 1.5, s_theta = 1.1, s_phi = 2.3, eta = 1e-4;
 constexpr double gamma_theta = 1e-5, gamma_phi = 1e-8, first_shift = 1e-4, largest_shift = 1e12;
-constexpr double shortest_step = 1e-10, short_step = 0.05, enough = 0.1, least_damping = 1e-6, still_price = 1e8;
+constexpr double shortest_step = 1e-10, short_step = 0.05, enough = 0.9, least_damping = 1e-9, still_price = 1e8;
+constexpr double restore_barrier = 200, largest_multiplier = 1e3;
 constexpr double polish_slack = 1e-2;
 constexpr int halvings = 40, patience = 3, predictions = 60, polish_rounds = 4, warm_rounds = 6;
 
@@ -482,7 +483,7 @@ class InteriorPoint {
     const bool leave = !found || (n_.short_steps >= patience && infeasibility_ > 1e-3);
     if (leave) {
       n_.mark = theta_;
-      n_.mu_restore = 0.1 * half_violation(p_, e_.at, z_) / std::max<int64_t>(1, inequalities_);
+      n_.mu_restore = restore_barrier * half_violation(p_, e_.at, z_) / std::max<int64_t>(1, inequalities_);
       n_.short_steps = 0;
     }
     if (found) copy(trial_, z_);
@@ -638,8 +639,10 @@ class InteriorPoint {
     }
     // Where the step promises nothing, damped or not, the violation is at its least for this mu.
     const double damping = std::max(n_.shift, least_damping);
-    const bool least = slope <= 1e-6 * worst || -fall * std::max(1.0, damping) <= 1e-10 * half;
-    const bool stationary = least && product <= 1e-5 * half && worst > tolerance;
+    const bool still_falls = -fall * std::max(1.0, damping) > 1e-10 * half;
+    const bool least = slope <= 1e-6 * worst || !still_falls;
+    const bool sure = !still_falls && damping <= least_damping;
+    const bool stationary = sure && product <= 1e-5 * half && worst > tolerance;
     const double now = half - mu * sum_of_logarithms(p_, z_.s);
     double alpha = longest(p_, z_.s, d_.s, 0.99, inequality);
     copy(z_, trial_);
@@ -660,17 +663,64 @@ class InteriorPoint {
     const bool back = fine && theta <= enough * n_.mark && filter_accepts(theta, phi);
     const double alpha_y = longest(p_, y, d_.y, 0.99, inequality);
     if (stationary || !(fine || least)) {
-      n_.status = stationary ? infeasible : stalled;
+      n_.status = stationary && can_be_infeasible() ? infeasible : stalled;
     } else if (fine) {
       for (int64_t i = 0; i < p_.rows; ++i)
-        trial_.y[i] = !(p_.kind[i] & inequality) ? 0 : back ? n_.mu / trial_.s[i] : y[i] + alpha_y * d_.y[i];
+        trial_.y[i] = !(p_.kind[i] & inequality) ? 0 : back ? first_multiplier(trial_.s[i]) : y[i] + alpha_y * d_.y[i];
       std::fill_n(trial_.costates, (p_.N + 1) * nx, 0.0);
       copy(trial_, z_);
+      if (back) estimate_multipliers();
     }
     n_.phase = back ? optimizing : restoring;
     n_.shift = back || least ? 0 : trials == 1 ? damping / 4 : damping * (trials == 2 ? 2 : 8);
     if (slope <= 10 * mu || least) n_.mu_restore = 0.2 * mu;
     n_.step = alpha;
+  }
+
+  // The multiplier of an inequality behind the feasibility phase.
+  double first_multiplier(double s) const { return n_.mu / s > largest_multiplier ? 1 : n_.mu / s; }
+
+  // Costates and multipliers of equalities for which the slopes of the Lagrangian are least.
+  void estimate_multipliers() {
+    const int nx = p_.nx, nu = p_.nu;
+    functions_.expand(z_);
+    for (int64_t i = 0; i < p_.rows; ++i) {
+      weight_[i] = p_.kind[i] & equality ? 1 / proximal : 0;
+      v_[i] = p_.kind[i] & inequality ? z_.y[i] : 0;
+    }
+    clear_slopes();
+    add_transposed_rows(p_, e_, v_, g0_, gx_, gu_);
+    quadratic_weights(p_, e_, false, weight_, model_.weights);
+    add_shift(p_, 1, model_.weights);
+    LinearQuadratic& m = model_;
+    for (int i = 0; i < nx; ++i) m.start_row[i] = p_.x0_free[i] != 0 ? -(e_.q0[i] + g0_[i]) : 0, m.costates_row[i] = 0;
+    for (int64_t i = 0; i < (p_.N + 1) * nx; ++i) m.xs_row[i] = -(e_.qs[i] + gx_[i]);
+    for (int64_t i = 0; i < p_.N * nu; ++i) m.us_row[i] = -(e_.rs[i] + gu_[i]);
+    std::fill_n(m.costates_row + nx, p_.N * nx, 0.0);
+    if (!m.factor(p_, e_.A, e_.B)) return;
+    m.solve(p_, e_.A, e_.B);
+    std::copy_n(m.xs, (p_.N + 1) * nx, d_.xs);
+    std::copy_n(m.us, p_.N * nu, d_.us);
+    along(p_, e_, d_, v_);
+    double most = largest_of((p_.N + 1) * nx, m.costates);
+    for (int64_t i = 0; i < p_.rows; ++i) most = largest(most, std::fabs(weight_[i] * v_[i]));
+    if (!(most <= largest_multiplier)) return;
+    std::copy_n(m.costates, (p_.N + 1) * nx, z_.costates);
+    for (int64_t i = 0; i < p_.rows; ++i)
+      if (p_.kind[i] & equality) z_.y[i] = weight_[i] * v_[i];
+  }
+
+  // False where a rollout meets every hard row: there are but bounds of inputs and of x_0.
+  bool can_be_infeasible() const {
+    auto hard = [&](int64_t from, int64_t count) {
+      int64_t found = 0;
+      for (int64_t i = from; i < from + count; ++i) found += p_.kind[i] & (inequality | equality) && !(p_.kind[i] & soft);
+      return found;
+    };
+    int64_t rows = hard(0, p_.rows);
+    for (int b : {x0_min, x0_max, u_min, u_max})
+      if (p_.block[b] >= 0) rows -= hard(p_.block[b], b < x_min ? p_.nx : p_.N * p_.nu);
+    return rows > 0;
   }
 
   // True of a state that keeps its value whatever one does: x+ = x.

@@ -45,6 +45,9 @@ PREDICTIONS = 60
 SHORT_STEP, PATIENCE = 0.05, 3
 """After PATIENCE steps shorter than SHORT_STEP the feasibility phase takes over from a point that is far from
 feasible: bounds hem the iterates in, and Newton's method crawls along them."""
+RESTORE_BARRIER = 200.0
+"""The feasibility phase begins with this times half the squared violation a row as its barrier: with less, it keeps to
+the bounds that hemmed the iterates in, and ends where the violation is at a minimum beside them."""
 
 
 @record()
@@ -191,7 +194,7 @@ def optimize(program: Program, state: State, r: Residuals, least: Any) -> State:
         step=jnp.where(found, alpha, 0.0),
         phase=jnp.where(leave, RESTORE, OPTIMIZE),
         mark=jnp.where(leave, r.theta, state.mark),
-        mu_restore=jnp.where(leave, 0.1 * half_violation(program, e, z), state.mu_restore),
+        mu_restore=jnp.where(leave, RESTORE_BARRIER * half_violation(program, e, z), state.mu_restore),
         short_steps=jnp.where(leave, 0, short),
     )
 

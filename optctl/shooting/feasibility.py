@@ -4,7 +4,8 @@ r"""The feasibility phase: where the line search of the interior point method is
 
 by damped Gauss-Newton steps. Each is one linear-quadratic problem again: a row may be missed by its multiplier, and the
 dynamics of a stage by inputs of their own, x_{t+1} = f(x_t, u_t) + w_t, at the price |w_t|^2/2. The phase ends at a
-point with a tenth of the violation that the filter accepts, or where the violation is stationary: locally infeasible.
+point with nine tenths of the violation that the filter accepts, or where the violation is stationary: locally
+infeasible.
 
 Reference: Waechter and Biegler (2006), section 3.3, with the squared violation in place of its sum.
 """
@@ -21,20 +22,23 @@ from optctl.result import Status
 from optctl.shooting.barrier import HALVINGS, OPTIMIZE, RESTORE, Residuals, State
 from optctl.shooting.expansion import Expansion, Values
 from optctl.shooting.primal_dual import (
+    LARGEST_MULTIPLIER,
     Program,
     Unknowns,
     barrier_cost,
+    first_multipliers,
     infeasibility,
     longest,
     missed,
     near,
     quadratic_model,
 )
-from optctl.shooting.rows import DELTA, along, transposed
-from optctl.shooting.scaling import values_at
+from optctl.shooting.rows import DELTA, Rows, along, transposed
+from optctl.shooting.scaling import Scales, expansion_in, values_at
 
-ENOUGH = 0.1
-LEAST_DAMPING = 1e-6
+ENOUGH = 0.9
+LEAST_DAMPING = 1e-9
+"""It is added at every stage: what is large beside the curvature of the violation makes a final time creep."""
 STILL_PRICE = 1e8
 """Price of missing the dynamics of a state that does not move, such as a parameter: it must not differ from stage to
 stage, and so escape its bounds."""
@@ -66,8 +70,10 @@ def restore(program: Program, state: State, r: Residuals, tolerance: Any) -> Sta
 
     # Where the step promises nothing, damped or not, the violation is at its least for this mu.
     damping = jnp.maximum(state.shift, LEAST_DAMPING)
-    least = (slope <= 1e-6 * worst) | (-fall * jnp.maximum(1.0, damping) <= 1e-10 * half)
-    stationary = least & (product <= 1e-5 * half) & (worst > tolerance)
+    still_falls = -fall * jnp.maximum(1.0, damping) > 1e-10 * half
+    least = (slope <= 1e-6 * worst) | ~still_falls
+    sure = ~still_falls & (damping <= LEAST_DAMPING)  # small rows have small slopes, and damped steps promise little
+    stationary = sure & (product <= 1e-5 * half) & (worst > tolerance)
 
     def merit(at: Values, z: Unknowns) -> Any:
         violation = 0.5 * (jnp.sum(at.gaps**2) + jnp.sum(missed(rows, at.c, z) ** 2))
@@ -87,10 +93,14 @@ def restore(program: Program, state: State, r: Residuals, tolerance: Any) -> Sta
     trials, alpha, point, at, fine = jax.lax.while_loop(lambda c: ~c[-1] & (c[0] < HALVINGS), body, first)
     theta, phi = infeasibility(rows, at, point), barrier_cost(rows, at.cost, point, state.mu)
     back = fine & (theta <= ENOUGH * state.mark) & state.filter.accepts(theta, phi)
-    y = jnp.where(back, state.mu / jnp.where(inequality, point.s, 1.0), y + longest(y, dy, 0.99, inequality) * dy)
+    new = state.mu / jnp.where(inequality, point.s, 1.0)
+    new = jnp.where(new > LARGEST_MULTIPLIER, 1.0, new)
+    y = jnp.where(back, new, y + longest(y, dy, 0.99, inequality) * dy)
     point = replace(point, y=jnp.where(inequality, y, 0.0), costates=jnp.zeros_like(z.costates))
+    point = jax.lax.cond(back, lambda z: with_multipliers(program, state.scales, z), lambda z: z, point)
     stuck = stationary | ~(fine | least)
-    failed = jnp.where(stationary, int(Status.INFEASIBLE), int(Status.STALLED))
+    infeasible = stationary & can_be_infeasible(rows)
+    failed = jnp.where(infeasible, int(Status.INFEASIBLE), int(Status.STALLED))
     damping = jnp.where(trials == 1, damping / 4, damping * jnp.where(trials == 2, 2.0, 8.0))
     return replace(
         state,
@@ -101,6 +111,21 @@ def restore(program: Program, state: State, r: Residuals, tolerance: Any) -> Sta
         mu_restore=jnp.where((slope <= 10 * mu) | least, 0.2 * mu, mu),
         step=alpha,
     )
+
+
+def with_multipliers(program: Program, scales: Scales, z: Unknowns) -> Unknowns:
+    """Return a point with first multipliers of dynamics and equalities, as `interior_point.start` gives them."""
+    e = expansion_in(program.problem, program.rows, program.params, scales, z, exact=False)
+    costates, y = first_multipliers(program, e, z.y)
+    return replace(z, costates=costates, y=y)
+
+
+def can_be_infeasible(rows: Rows) -> Any:
+    """Return False where a rollout meets every hard row: there are but bounds of inputs and of x_0."""
+    hard = rows.inequality | rows.equality
+    blocks = rows.split(hard if rows.soft is None else hard & ~rows.soft)
+    some = [jnp.any(block) for name, block in blocks.items() if name[:-4] not in ("x0", "u")]
+    return jnp.any(jnp.stack(some)) if some else jnp.asarray(False)
 
 
 def still(e: Expansion) -> Any:
