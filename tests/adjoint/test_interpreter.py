@@ -90,7 +90,7 @@ def test_long_horizons_are_evaluated_in_blocks(rng):
         dynamics, lambda x, u, t, p: p * t * x[0], lambda x, p: p + x[0], horizon=N, x0=[0.0], params=2.0
     )
     xs, us = rng.normal(size=(5, N + 1, 1)), rng.normal(size=(5, N, 1))
-    v = evaluation.Evaluator(problem, 2.0, (N, 1, 1), 5)(xs, us)
+    v = evaluation.Evaluator(problem, 2.0, (N, 1, 1))(xs, us)
     t = np.arange(N)[None, :, None]
     np.testing.assert_allclose(v["f"], xs[:, :-1] + t * us, rtol=1e-14)
     np.testing.assert_allclose(v["stage_cost"], 2.0 * t * xs[:, :-1], rtol=1e-14)
