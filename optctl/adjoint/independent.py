@@ -81,6 +81,11 @@ class Slope:
     error: Any
     noise: Any
 
+    def part(self, columns: slice) -> "Slope":
+        """Return some of the columns."""
+        some = [v[..., columns] if np.ndim(v) else v for v in (self.error, self.noise)]
+        return Slope(self.values[..., columns], self.slope[..., columns], *some)
+
 
 def differences(v: np.ndarray, h: float) -> Slope:
     """Return the slope from values at the points of STENCIL, (5, ...), or at the first three, which tell no error."""
@@ -200,8 +205,8 @@ class Rows:
         """Return hard rows of one kind as one."""
         if len(several) == 1:
             return several[0]
-        columns = [np.concatenate([getattr(rows, name) for rows in several]) for name in ("c", "room", "y")]
-        return cls(sum((rows.parts for rows in several), ()), *columns, several[0].equal)
+        c, room, y = (np.concatenate([getattr(rows, name) for rows in several]) for name in ("c", "room", "y"))
+        return cls(sum((rows.parts for rows in several), ()), c, room, y, several[0].equal)
 
     def miss(self) -> np.ndarray:
         """Return how much is missed."""
@@ -289,15 +294,7 @@ class Judge:
         """Note what so many points of the stencil refute."""
         v = self.values(STEPS[0], points)
         together = [differences(part, STEPS[0]) for part in v]
-        parts = [
-            self.evaluate.by_name([getattr(s, field) for s in together])
-            if np.ndim(getattr(together[0], field))
-            else None
-            for field in ("values", "slope", "error", "noise")
-        ]
-        first = {}
-        for name in parts[0]:
-            first[name] = Slope(*[0.0 if part is None else part[name] for part in parts])
+        first = {name: together[k].part(columns) for name, (k, columns) in self.evaluate.functions.columns.items()}
         rows = [self._rows(name, first[name]) for name in (*PATH, *END[1:]) if name in first]
         self._judge_cost(first, rows)
         self._judge_rows(first["f"], rows)
