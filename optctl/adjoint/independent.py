@@ -38,6 +38,8 @@ VALUE, SLOPE = 1e-8, 1e-6
 """Relative differences of values and of slopes that may be rounding."""
 ROUNDING = 1e-12
 """States and inputs that are nowhere larger are rounding, and say nothing about the size of a direction."""
+FARTHEST = 1e300
+"""Stands for the distance from a bound that is not there."""
 PATH = ("path_inequality", "path_equality")
 COSTS = ("stage_cost", "terminal_cost", "initial_cost")
 
@@ -202,10 +204,11 @@ class Rows:
 
     @classmethod
     def together(cls, several: "list[Rows]") -> "Rows":
-        """Return hard rows of one kind as one."""
-        if len(several) == 1:
-            return several[0]
+        """Return hard rows of one kind as one; where there is no bound, there is no multiplier."""
         c, room, y = (np.concatenate([getattr(rows, name) for rows in several]) for name in ("c", "room", "y"))
+        none = c == -np.inf
+        if none.any():
+            c[none], y[none] = -FARTHEST, 0.0
         return cls(sum((rows.parts for rows in several), ()), c, room, y, several[0].equal)
 
     def miss(self) -> np.ndarray:
@@ -235,10 +238,6 @@ class Rows:
         """Return what the misses cost."""
         miss = self.miss()
         return np.where(np.isfinite(self.l1), self.l1, 0.0) * miss + self.l2 * miss**2 / 2
-
-
-FARTHEST = 1e300
-"""Stands for the distance from a bound that is not there."""
 
 
 class Judge:
@@ -380,25 +379,29 @@ class Judge:
         """Return the bounds of states and inputs as rows."""
         rows = []
         start = "x0" in self.free or self.problem.x0 is None
-        free = {"x": (self.xs if start else self.xs[1:], self.xs.shape, 0 if start else 1)}
+        free = {"x": (self.xs if start else self.xs[1:], 0 if start else 1)}
         if "us" in self.free:
-            free["u"] = self.us, self.us.shape, 0
+            free["u"] = self.us, 0
         if start:
-            free["x0"] = self.xs[0], self.xs[0].shape, None  # type: ignore[assignment]
-        for stem, (z, whole, stage) in free.items():
+            free["x0"] = self.xs[0], None  # type: ignore[assignment]
+        for stem, (z, stage) in free.items():
             bounds = {}
             for side in ("min", "max"):
                 bound = getattr(self.problem, f"{stem}_{side}")
                 if bound is not None:
-                    bounds[side] = np.broadcast_to(np.asarray(bound), whole)[whole[0] - len(z) :]
-            fixed = bounds["min"] == bounds["max"] if len(bounds) == 2 else np.asarray(False)
+                    bound = np.asarray(bound)
+                    bounds[side] = bound[len(bound) - len(z) :] if bound.ndim == 2 else bound
             room = VALUE * np.abs(z).ravel() if bounds else z
             for side, bound in bounds.items():
-                c = np.maximum(z - bound if side == "max" else bound - z, -FARTHEST)
-                y = self.y.get(f"{stem}_{side}", np.zeros(z.shape))
-                y = np.broadcast_to(y[-len(z) :] if y.ndim > 1 else y, z.shape)
-                # Bounds that are equal have a multiplier of either sign, and no slack.
-                y = np.where((c == -FARTHEST) | fixed, 0.0, y)
+                c = z - bound if side == "max" else bound - z
+                y = self.y.get(f"{stem}_{side}")
+                if y is None:
+                    y = np.zeros(z.shape)
+                elif y.shape != z.shape:
+                    y = np.broadcast_to(y[-len(z) :] if y.ndim > 1 else y, z.shape)
+                if len(bounds) == 2 and np.any(bounds["min"] == bounds["max"]):
+                    # Bounds that are equal have a multiplier of either sign, and no slack.
+                    y = np.where(bounds["min"] == bounds["max"], 0.0, y)
                 rows.append(Rows(((f"{stem}_{side}", z.shape, stage),), c.ravel(), room, y.ravel(), False))
         return rows
 
@@ -411,8 +414,8 @@ class Judge:
             y = self.y.get(f"params_{side}")
             for k, (p, b) in enumerate(zip(jax.tree.leaves(self.params), jax.tree.leaves(bound), strict=True)):
                 b = np.broadcast_to(np.asarray(b), p.shape)
-                c = np.maximum(p - b if side == "max" else b - p, -FARTHEST)
-                mine = np.zeros(p.shape) if y is None else np.where(c == -FARTHEST, 0.0, jax.tree.leaves(y)[k])
+                c = p - b if side == "max" else b - p
+                mine = np.zeros(p.shape) if y is None else np.broadcast_to(jax.tree.leaves(y)[k], p.shape)
                 room = VALUE * np.abs(p)
                 rows.append(Rows(((f"params_{side}", p.shape, None),), c.ravel(), room.ravel(), mine.ravel(), False))
         return rows
