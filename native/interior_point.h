@@ -10,7 +10,7 @@
 #include "lq.h"
 #include "operands.h"
 #include "rows.h"
-#include "scaling.h"
+#include "shelf.h"
 
 namespace optctl::OPTCTL_ISA {
 
@@ -61,7 +61,7 @@ class LinearQuadratic {
   }
 
   Sizes sizes_;
-  Workspace<double> space_;
+  Room space_;
   Kernel<double> factor_, sweep_;
   double *P, *S, *S0, *start, *k, *slope;
 };
@@ -91,7 +91,7 @@ constexpr int halvings = 40, patience = 6, predictions = 60, polish_rounds = 4, 
 class InteriorPoint {
  public:
   // z, numbers, filter (2, filter_size) and history (6, columns) are worked on in place, in the units of the iterations
-  // but for the costs in the history; e is filled, in the user's.
+  // but for the costs in the history; so is e, which is filled.
   InteriorPoint(const Layout& layout, const int32_t* program, const double* memory, const Unknowns& z, Numbers& numbers,
                 double* filter, double* history, const Expansion& e, const Scaling& scaling)
       : p_(layout), z_(z), n_(numbers), filter_(filter), history_(history), cost_scale_(scaling.cost()),
@@ -827,12 +827,12 @@ class InteriorPoint {
   Numbers& n_;
   double *filter_, *history_;
   const double cost_scale_;
-  ScaledFunctions functions_;
+  ProblemFunctions functions_;
   const Expansion& e_;
   LinearQuadratic model_;
   std::unique_ptr<LinearQuadratic> missing_;
   std::vector<double> wide_B_;
-  Workspace<double> space_;
+  Room space_;
   Unknowns d_, corrected_, trial_;
   Values trial_values_;
   double *r_, *push_, *weight_, *v_, *mu_, *nu_, *c_, *gaps_, *g0_, *gx_, *gu_;

@@ -131,7 +131,8 @@ def start(
     margin = 1e-2
     xs, us = _push_inside(rows, xs, us, jnp.asarray(x0_free), margin, scales)
     empty = replace(blank(program, xs, us, settings), scales=scales)
-    e = expansion_at(program, empty.z, settings)
+    moved = jnp.any(xs != guess[0]) | jnp.any(us != guess[1])
+    e = jax.lax.cond(moved, lambda z: expansion_at(program, z, settings), lambda z: e, empty.z)
     at = scale_values(scales, e.at)
     mu = settings.barrier
     if mu is None:

@@ -106,7 +106,7 @@ def check_tapes(
         isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((problem, params))
     )
     try:
-        evaluate = Evaluator(problem, params, (N, nx, nu), len(STENCIL), numbers if traced else None)
+        evaluate = Evaluator(problem, params, (N, nx, nu), numbers if traced else None)
     except Uninterpreted:
         return None
     shared = jax.tree.leaves(uniform)
