@@ -84,7 +84,7 @@ constexpr int filter_size = 32;
 constexpr double kappa_eps = 10, kappa_mu = 0.2, theta_mu = 1.5, s_theta = 1.1, s_phi = 2.3, eta = 1e-4;
 constexpr double gamma_theta = 1e-5, gamma_phi = 1e-8, first_shift = 1e-4, largest_shift = 1e12;
 constexpr double shortest_step = 1e-10, short_step = 0.05, enough = 0.9, least_damping = 1e-11, still_price = 1e8;
-constexpr double violation_price = 1e6, largest_multiplier = 1e3;
+constexpr double violation_price = 1e6, largest_multiplier = 1e3, wide_barrier = 200;
 constexpr double polish_slack = 1e-2;
 constexpr int halvings = 40, patience = 6, predictions = 60, polish_rounds = 4, warm_rounds = 6;
 
@@ -667,7 +667,10 @@ class InteriorPoint {
     const double phi = barrier_cost(p_, functions_.cost(), trial_, n_.mu);
     const bool back = fine && theta <= enough * n_.mark && filter_accepts(theta, phi);
     const double alpha_y = longest(p_, y, d_.y, 0.99, inequality);
-    if (stationary || !(fine || least)) {
+    const bool again = stationary && n_.retried == 0 && inequalities_ > 0;
+    if (again) {
+      n_.retried = 1;
+    } else if (stationary || !(fine || least)) {
       n_.status = stationary && can_be_infeasible() ? infeasible : stalled;
     } else if (fine) {
       for (int64_t i = 0; i < p_.rows; ++i)
@@ -677,9 +680,10 @@ class InteriorPoint {
       if (!back) multipliers_of_violation(trial_values_, z_.y);
       if (back) estimate_multipliers();
     }
-    n_.phase = back ? optimizing : restoring;
+    n_.phase = back && !again ? optimizing : restoring;
     n_.shift = back || least ? 0 : trials == 1 ? damping / 4 : damping * (trials == 2 ? 2 : 8);
-    if (slope <= 10 * mu || least) n_.mu_restore = 0.2 * mu;
+    if (again) n_.mu_restore = wide_barrier * half / inequalities_;
+    else if (slope <= 10 * mu || least) n_.mu_restore = 0.2 * mu;
     n_.step = alpha;
   }
 

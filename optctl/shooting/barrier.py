@@ -76,6 +76,7 @@ class State:
         step: length of the last step.
         seconds: what the compiled kernel took; zero without it.
         entries: number of entries that the filter ever got.
+        retried: 1 after the feasibility phase has begun again with a wider barrier.
     """
 
     z: Unknowns
@@ -98,6 +99,7 @@ class State:
     step: Any = 0.0
     seconds: Any = 0.0
     entries: Any = 0
+    retried: Any = 0
 
 
 NUMBERS = {field.name: field.default for field in fields(State) if field.default is not MISSING}

@@ -46,6 +46,9 @@ from optctl.shooting.scaling import Scales, expansion_in, values_at
 ENOUGH = 0.9
 LEAST_DAMPING = 1e-11
 """It is added at every stage: what is large beside the curvature of the violation makes a final time creep."""
+WIDE_BARRIER = 200.0
+"""Before a problem is called infeasible, the phase begins once more with a barrier so many times larger: it leads away
+from the bounds that may have hemmed it in."""
 STILL_PRICE = 1e8
 """Price of missing the dynamics of a state that does not move, such as a parameter: it must not differ from stage to
 stage, and so escape its bounds."""
@@ -108,17 +111,21 @@ def restore(program: Program, state: State, r: Residuals, tolerance: Any) -> Sta
         lambda z: with_violations(rows, at, replace(z, y=y)),
         point,
     )
-    stuck = stationary | ~(fine | least)
+    several = jnp.sum(inequality)
+    again = stationary & (state.retried == 0) & (several > 0)
+    back = back & ~again
+    stuck = (stationary | ~(fine | least)) & ~again
     infeasible = stationary & can_be_infeasible(rows)
     failed = jnp.where(infeasible, int(Status.INFEASIBLE), int(Status.STALLED))
     damping = jnp.where(trials == 1, damping / 4, damping * jnp.where(trials == 2, 2.0, 8.0))
     return replace(
         state,
-        z=jax.tree.map(lambda new, old: jnp.where(stuck | ~fine, old, new), point, z),
+        z=jax.tree.map(lambda new, old: jnp.where(stuck | again | ~fine, old, new), point, z),
         status=jnp.where(stuck, failed, state.status),
         phase=jnp.where(back, OPTIMIZE, RESTORE),
         shift=jnp.where(back | least, 0.0, damping),
-        mu_restore=jnp.where((slope <= 10 * mu) | least, 0.2 * mu, mu),
+        mu_restore=jnp.where(again, WIDE_BARRIER * half / several, jnp.where((slope <= 10 * mu) | least, 0.2 * mu, mu)),
+        retried=state.retried + again,
         step=alpha,
     )
 

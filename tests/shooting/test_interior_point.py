@@ -52,7 +52,7 @@ def test_random_guesses_reach_the_optimum():
     us = SWING.us + 4.0 * rng.uniform(-1, 1, size=(100, 100, 1))
     sols = jax.vmap(lambda us, xs: oc.solve(SWING.problem, us, "interior_point", xs=xs))(us, xs)
     assert np.sum(sols.converged) >= 95
-    assert np.median(np.asarray(sols.cost)) < 58.8884
+    assert np.nanmedian(np.asarray(sols.cost)) < 58.8884  # of a failed one it is NaN
     assert sols.message.count("solved")
 
 
