@@ -12,10 +12,17 @@ import optctl  # noqa: F401  (turns 64-bit mode on)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Tracing makes millions of small objects, few of them garbage: look for it less often, and not among what was imported.
-gc.freeze()
-gc.set_threshold(20_000, 20, 20)
 COUNT = itertools.count(1)
+
+# Tracing makes millions of small objects, few of them garbage: look for it less often, and at each of them once.
+gc.set_threshold(20_000, 20, 20)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def look_for_garbage_once():
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -30,4 +37,5 @@ def few_memory_maps():
     maps = Path("/proc/self/maps")
     if next(COUNT) % 20 == 0 and maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
         jax.clear_caches()
+        gc.unfreeze()
         gc.collect()

@@ -87,7 +87,7 @@ def tracker(R):
     """Acceleration noise of rank one, the position measured with variance R."""
     dt = 0.1
     g = np.array([dt * dt / 2, dt])
-    ys = np.arange(10) * dt + 1e-3 * np.sin(3.0 * np.arange(10))
+    ys = np.arange(9) * dt + 1e-3 * np.sin(3.0 * np.arange(9))  # as many as of `trend`: compiled once
     return oc.LinearGaussian(
         [[1, dt], [0, 1]], [[1.0, 0]], 0.02 * np.outer(g, g) + 1e-9 * np.eye(2), [[R]], [0.0, 0], np.eye(2)
     ), ys
@@ -190,8 +190,8 @@ def test_the_gradient_of_the_likelihood_keeps_its_digits(name, method):
 
 def test_least_squares_with_a_prior_that_says_nothing():
     """A regression as a state-space model, prior 1e12: standard deviations are those of least squares."""
-    t = np.arange(30.0)
-    X = np.c_[np.ones(30), t, np.cos(3 * t)]
+    t = np.arange(8.0)
+    X = np.c_[np.ones(8), t, np.cos(3 * t)]
     y = X @ [2.0, 0.5, -1] + 0.1 * np.sin(17 * t)
     model = oc.LinearGaussian(np.eye(3), X[:, None], np.zeros((3, 3)), [[0.01]], np.zeros(3), 1e12 * np.eye(3))
     want = np.sqrt(np.diag(0.01 * np.linalg.inv(X.T @ X)))
@@ -254,7 +254,7 @@ def test_what_is_known_exactly_has_no_variance(method):
         [[0.7, 1.0], [0.2, 0.0]], [[1.0, 0.0]], [[1.0, 0.3], [0.3, 0.1]], [[0.0]], np.zeros(2), np.eye(2)
     )
     for f in (oc.kalman_filter, oc.kalman_smoother):
-        post = f(model, np.sin(np.arange(30.0)), method=method).raise_if_failed()
+        post = f(model, np.sin(np.arange(9.0)), method=method).raise_if_failed()
         assert np.all(np.isfinite(post.stds))
         np.testing.assert_allclose(post.covs[:, 0, 0], 0, atol=1e-15)
 
