@@ -243,7 +243,12 @@ def test_a_unit_root_with_singular_noise_over_many_steps(rng):
     native, parallel = (oc.kalman_smoother(model, ys, method=method) for method in ("native", "parallel"))
     assert_trees_close(native, parallel, 1e-10)
     score, h = value_and_score(model, ys, "native")[1], 1e-4
-    for name, direction in (("W", G @ G.T), ("V", np.eye(1)), ("cov0", np.eye(2)), ("A", np.array([[0, 0], [0, 1e-3]]))):
+    for name, direction in (
+        ("W", G @ G.T),
+        ("V", np.eye(1)),
+        ("cov0", np.eye(2)),
+        ("A", np.array([[0, 0], [0, 1e-3]])),
+    ):
         up, down = (textbook_likelihood(shifted(model, name, s * h * direction), ys[:, None]) for s in (1, -1))
         np.testing.assert_allclose(np.sum(getattr(score, name) * direction), (up - down) / (2 * h), rtol=1e-5)
 
