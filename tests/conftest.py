@@ -35,7 +35,7 @@ def few_memory_maps():
     """Drop compiled programs before a worker has more memory maps than Linux allows a process (65 530)."""
     yield
     maps = Path("/proc/self/maps")
-    if next(COUNT) % 20 == 0 and maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
+    if next(COUNT) % 10 == 0 and maps.exists() and maps.read_bytes().count(b"\n") > 45_000:
         jax.clear_caches()
         gc.unfreeze()
         gc.collect()
