@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import zoo
 
 import optctl as oc
 from optctl.adjoint.independent import STENCIL, STEPS, differ, differences, judge
-from tests import zoo
 
 
 def constrained(**changes):
