@@ -46,7 +46,7 @@ FIGURES = {
 def judged():
     """The solution as the interior point method knows it, and the certificate as a function of such a point."""
     solved = oc.solve(PROBLEM, method="interior_point").raise_if_failed()
-    settings = Settings(1e-8, None, True, 50, backend="jax", barrier=1e-9)
+    settings = replace(Settings(1e-8, None, True, 50, backend="jax"), barrier=1e-9)
     warm = {"costates": solved.costates, "multipliers": solved.multipliers}
     begin = jax.jit(lambda xs, us, warm: start(PROBLEM, xs, us, None, (False, False), warm, settings))
     program, state = begin(solved.xs, solved.us, warm)
