@@ -128,13 +128,15 @@ def test_derivatives_equal_differences_of_solved_problems():
 
 
 def test_derivatives_in_parameters_and_of_what_did_not_converge():
+    problem = oc.Problem(
+        oc.discretize(lambda x, u, t, p: [x[1], p * u[0] - jnp.sin(x[0])], 0.1, nx=2, nu=1),
+        lambda x, u, t, p: 0.1 * (x @ x + p * u @ u), horizon=15, x0=[1.0, 0.0], u_min=-0.5,
+        path_inequality=lambda x, u, t, p: jnp.array([-x[1] - 0.8 * p]), params=1.0,
+    )  # fmt: skip
+
     def cost(params, **options):
-        problem = oc.Problem(
-            oc.discretize(lambda x, u, t, p: [x[1], p * u[0] - jnp.sin(x[0])], 0.1, nx=2, nu=1),
-            lambda x, u, t, p: 0.1 * (x @ x + p * u @ u), horizon=15, x0=[1.0, 0.0], params=params, u_min=-0.5,
-            path_inequality=lambda x, u, t, p: jnp.array([-x[1] - 0.8 * p]),
-        )  # fmt: skip
-        return oc.solve(problem, method=oc.InteriorPoint(**options.pop("method", {})), **options).cost
+        method = oc.InteriorPoint(**options.pop("method", {}))
+        return oc.solve(problem.replace(params=params), method=method, **options).cost
 
     slope = jax.grad(lambda p: cost(p, tolerance=1e-10))(1.1)
     difference = (cost(1.1 + 1e-5, tolerance=1e-10) - cost(1.1 - 1e-5, tolerance=1e-10)) / 2e-5
@@ -447,17 +449,18 @@ def test_a_transfer_without_enough_time_is_locally_infeasible():
 
 def test_a_start_next_to_the_optimum_is_solved_and_has_its_derivative():
     A, B = np.array([[1, 0.1], [0, 1.0]]), np.array([[0.005], [0.1]])
+    problem = oc.Problem(
+        oc.LinearDynamics(A, B),
+        lambda x, u: (x[0] - 5) ** 2 + 0.1 * x[1] ** 2 + 0.01 * u @ u,
+        lambda x: 10 * (x[0] - 5) ** 2,
+        horizon=30,
+        x0=[5.0, 0.0],
+        u_min=-5.0,
+        u_max=5.0,
+    )
     for speed in (0.0, 1e-9, 1e-5):
         x0 = jnp.array([5.0, speed])
-        problem = oc.Problem(
-            oc.LinearDynamics(A, B),
-            lambda x, u: (x[0] - 5) ** 2 + 0.1 * x[1] ** 2 + 0.01 * u @ u,
-            lambda x: 10 * (x[0] - 5) ** 2,
-            horizon=30,
-            x0=x0,
-            u_min=-5.0,
-            u_max=5.0,
-        )
+        problem = problem.replace(x0=x0)
         sol = oc.solve(problem)
         assert sol.converged, (speed, sol)
         assert sol.iterations <= 4
