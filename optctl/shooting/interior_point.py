@@ -31,6 +31,7 @@ import numpy as np
 
 from optctl._record import record
 from optctl._validate import runs_now
+from optctl.lq import sweeps
 from optctl.lq.kkt import times
 from optctl.problem import Problem
 from optctl.result import Status
@@ -52,9 +53,18 @@ from optctl.shooting.certificate import certify_point
 from optctl.shooting.expansion import Expansion, Values, expand, function_shapes, function_values
 from optctl.shooting.feasibility import restore, still
 from optctl.shooting.polish import polish, settle_warm
-from optctl.shooting.primal_dual import Program, Unknowns, factor, infeasibility, newton_rows
+from optctl.shooting.primal_dual import (
+    Program,
+    Unknowns,
+    factor,
+    infeasibility,
+    newton_rows,
+    quadratic_model,
+    solve_step,
+)
 from optctl.shooting.rows import PATH, TERMINAL, Rows, bound_arrays, flatten, make_rows, residuals_by_name
 from optctl.shooting.scaling import (
+    SMALL,
     Scales,
     choose,
     curvature_of,
@@ -64,6 +74,7 @@ from optctl.shooting.scaling import (
     scale_point,
     scale_prices,
     scale_values,
+    sizes_within_reach,
 )
 from optctl.shooting.sensitivity import settle, unknown
 from optctl.solution import FLOOR, History, Solution, cost_size
@@ -126,7 +137,7 @@ def start(
     quadratic = native.is_quadratic(problem, xs, us, params, settings.exact)
     program = Program(problem, params, x0_free, rows, quadratic)
     e = expansion_at(program, blank(program, xs, us, settings).z, settings)
-    scales = choose(rows, xs, us, e, settings.scale)
+    scales = _scales(program, e, blank(program, xs, us, settings).z, settings)
     xs = _closed(program, xs, us, e, settings)
     margin = 1e-2
     xs, us = _push_inside(rows, xs, us, jnp.asarray(x0_free), margin, scales)
@@ -160,6 +171,42 @@ def start(
     again = replace(state, iterations=settled.iterations, history=settled.history)
     good = settled.status == int(Status.SOLVED)
     return program, jax.tree.map(lambda new, old: jnp.where(good, new, old), settled, again)
+
+
+def _scales(program: Program, e: Expansion, z: Unknowns, settings: Settings) -> Scales:
+    """Return scales from an expansion at the guess z, and from a step where the guess says nothing.
+
+    It is Newton's step on the cost and the equalities alone: it tells where all is small, in metres instead of
+    micrometres, and how steep a cost gets that is flat at the guess.
+    """
+    rows = program.rows
+    scales = choose(rows, z.xs, z.us, e, settings.scale)
+
+    def step(_: Any) -> tuple[dict[str, Any], Any]:
+        # With states as large as the inputs make them: else the equalities would hardly be felt.
+        felt = choose(rows, z.xs, z.us, e, settings.scale, least=0.0)
+        here, near = scale_point(felt.inverse(), z), scale_expansion(felt, rows, e)
+        _, weight = newton_rows(rows, near.at.c, here, jnp.zeros_like(e.at.cost))
+        model = quadratic_model(program, near, weight, jnp.zeros_like(e.at.cost))
+        factors = sweeps.factor(model)
+        d = solve_step(program, model, factors, near, here, gaps=near.at.gaps, c=near.at.c, weight=weight, mu=0.0)
+        sizes = {"x": scales.x, "u": scales.u}
+        fine = (factors.failed_stage < 0) & jnp.all(jnp.isfinite(d.xs)) & jnp.all(jnp.isfinite(d.us))
+        if settings.scale is None:
+            within = sizes_within_reach(felt, here, d, sizes)
+            sizes = {name: jnp.where(fine, within[name], size) for name, size in sizes.items()}
+        dz = jnp.concatenate([d.xs[:-1], d.us], axis=1)
+        slopes = jnp.concatenate([near.qs[:-1], near.rs], axis=1) + jnp.einsum("tij,tj->ti", near.W, dz)
+        grown = jnp.concatenate([sizes["x"] / felt.x, sizes["u"] / felt.u])
+        return sizes, jnp.where(fine, largest(slopes * grown) * felt.cost, 0.0)
+
+    def known(_: Any) -> tuple[dict[str, Any], Any]:
+        return {"x": scales.x, "u": scales.u}, jnp.zeros_like(e.at.cost)
+
+    said = jnp.maximum(largest(z.xs / scales.x), largest(z.us / scales.u))
+    slope = jnp.maximum(jnp.maximum(largest(e.qs * scales.x), largest(e.rs * scales.u)), largest(e.q0 * scales.x))
+    sizes, later = jax.lax.cond((said < SMALL) | (slope < SMALL), step, known, None)
+    return choose(rows, z.xs, z.us, e, sizes, later)
 
 
 def settle_first(program: Program, cold: State, xs: Any, us: Any, warm: dict, settings: Settings) -> State:

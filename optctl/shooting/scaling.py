@@ -87,8 +87,12 @@ def guess_sizes(rows: Rows, stem: str, z: Any) -> Any:
     return jnp.where(said >= 1, said, jnp.where((limit < 1) & (limit > said), limit, 0.0))
 
 
-def choose(rows: Rows, xs: Any, us: Any, e: Expansion, given: Any) -> Scales:
-    """Return scales from the guess, the bounds, and the first derivatives; `given` holds the user's for x and u."""
+def choose(rows: Rows, xs: Any, us: Any, e: Expansion, given: Any, later: Any = 0.0, least: float = 1.0) -> Scales:
+    """Return scales from the guess, the bounds, and the first derivatives.
+
+    `given` holds the user's for x and u; `later` is how steep the cost gets, for guesses where it is flat; `least` the
+    size of states of which nothing is known.
+    """
     size_x, size_u = guess_sizes(rows, "x", xs), guess_sizes(rows, "u", us)
     of_x, of_u = (None, None) if given is None else (given.get("x"), given.get("u"))
     N, nx = e.at.gaps.shape
@@ -100,13 +104,14 @@ def choose(rows: Rows, xs: Any, us: Any, e: Expansion, given: Any) -> Scales:
         known = size_x
         for _ in range(2):
             moved = jnp.maximum(by_u, jnp.max(others * size_x[None], axis=1, initial=0.0))
-            size_x = jnp.where(known > 0, jnp.maximum(known, RELATIVE * moved), jnp.maximum(1.0, N**0.5 * moved))
+            size_x = jnp.where(known > 0, jnp.maximum(known, RELATIVE * moved), jnp.maximum(least, N**0.5 * moved))
         x = rounded(size_x)
     else:
         x = jnp.broadcast_to(jnp.asarray(of_x, xs.dtype), size_x.shape)
     z = jnp.concatenate([x, u])
     slopes = ((e.q0[None], x), (e.qs, x), (e.rs, u))
     slope = jnp.max(jnp.stack([jnp.max(jnp.abs(g) * s[None], initial=0.0) for g, s in slopes]))
+    slope = jnp.where(slope < SMALL, jnp.maximum(slope, later), slope)
     cost = rounded(jnp.maximum(slope, curvature_of(e, x, u)))
     cost = jnp.where(slope > LARGE, rounded(slope) / LARGE, jnp.minimum(cost, 1.0))
     values, made = rows.split(e.at.c), {}
@@ -123,6 +128,20 @@ def choose(rows: Rows, xs: Any, us: Any, e: Expansion, given: Any) -> Scales:
                 1 / rounded(jnp.where(slope < SMALL, jnp.maximum(slope, value), slope)), shape
             )
     return Scales(x, u, flatten(made, xs.dtype), cost)
+
+
+def sizes_within_reach(by: Scales, z: Any, d: Any, others: dict[str, Any]) -> dict[str, Any]:
+    """Return scales of states and inputs where a point z and a step d (in units of `by`) say that all is small.
+
+    Where not all is, they are the `others`.
+    """
+    parts = ((z.xs, d.xs, by.x), (z.us, d.us, by.u))
+    reach = [scale * jnp.max(jnp.maximum(jnp.abs(a), jnp.abs(a + b)), axis=0) for a, b, scale in parts]
+    most = jnp.maximum(jnp.max(reach[0]), jnp.max(reach[1], initial=0.0))
+    small = (most > 0) & (most < SMALL)
+    least = RELATIVE**2 * most  # the rest is rounding
+    x, u = [rounded(jnp.maximum(size, least)) for size in reach]
+    return {"x": jnp.where(small, x, others["x"]), "u": jnp.where(small, u, others["u"])}
 
 
 def curvature_of(e: Expansion, x: Any, u: Any) -> Any:

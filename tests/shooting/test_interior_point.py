@@ -587,3 +587,41 @@ def test_the_unit_of_the_cost_changes_nothing(size):
     assert sol.converged
     np.testing.assert_allclose(sol.us, plain.us, atol=1e-8)
     assert abs(int(sol.iterations) - int(plain.iterations)) <= 2
+
+
+def test_units_that_only_a_step_tells_make_no_difference():
+    """Nothing but the goal, or the cost, says how small all is; the cost is in closed form, or cvxpy's."""
+    model = oc.LinearDynamics([[1, 0.1], [0, 1]], [[0.005], [0.1]])
+    controllability = np.hstack([np.linalg.matrix_power(model.A, 29 - t) @ model.B for t in range(30)])
+    least = np.sum((np.linalg.pinv(controllability) @ [1.0, 0.0]) ** 2)
+    problem = oc.Problem(
+        model, lambda x, u, t, p: u @ u, horizon=30, x0=[0.0, 0.0], terminal_equality=lambda x, p: x - p * jnp.eye(2)[0],
+        params=1.0, u_min=-1.0, u_max=1.0,
+    )  # fmt: skip
+    priced = oc.Problem(
+        model, lambda x, u, t, p: u @ u / p**2, lambda x, p: 100 * (x[0] / p - 1) ** 2, horizon=30, x0=[0.0, 0.0],
+        path_inequality=lambda x, u, t, p: x[1:] - 0.3 * p, params=1.0,
+    )  # fmt: skip
+    for unit in (1.0, 1e-3, 1e-8):
+        sol = oc.solve(problem.replace(params=unit, u_min=-unit, u_max=unit))
+        assert sol.converged and int(sol.iterations) <= 4, sol
+        np.testing.assert_allclose(sol.cost / unit**2, least, rtol=1e-9)
+        np.testing.assert_allclose(sol.xs[-1] / unit, [1.0, 0.0], atol=1e-9)
+        sol = oc.solve(priced.replace(params=unit))
+        assert sol.converged and int(sol.iterations) <= 10, sol
+        np.testing.assert_allclose(sol.cost, 4.565817, rtol=1e-6)
+
+
+def test_the_scale_of_a_cost_that_is_flat_at_the_guess_makes_no_difference():
+    """A swing-up with least effort from rest: the cost has no slope at all at the guess. IPOPT: 5.04036."""
+    pendulum = oc.discretize(oc.models.Pendulum(), 0.05)
+    problem = oc.Problem(
+        pendulum, lambda x, u, t, p: p * 0.01 * u @ u, horizon=80, x0=[0.0, 0.0], u_min=-4.0, u_max=4.0, params=1.0,
+        terminal_equality=lambda x, p: x - jnp.array([np.pi, 0.0]),
+    )  # fmt: skip
+    guess = np.linspace([0, 0], [np.pi, 0], 81)
+    for scale in (1e-12, 1.0, 1e6, 1e12):
+        sol = oc.solve(problem.replace(params=scale), np.zeros((80, 1)), xs=guess)
+        assert sol.converged, sol
+        np.testing.assert_allclose(sol.cost / scale, 5.0403625598, rtol=1e-8)
+        assert int(sol.iterations) <= 100
