@@ -15,6 +15,8 @@ and bounds, the signs of multipliers, their products with the distances and, alo
 
     d'(dl + f'costates_{t+1} + y'(g, h) + bounds) - d_x'costates_t  no larger than the largest slope claimed allows.
 
+Of a point that claims to be no solution it asks all but the last: what it says about itself must be true as well.
+
 References: Nocedal and Wright (2006), Numerical Optimization, section 8.1 (differences), chapter 12 (conditions).
 """
 
@@ -208,7 +210,7 @@ class Judge:
         self.params = jax.tree.map(np.asarray, solution.params)
         self.y = {name: value for name, value in solution.multipliers.items()}
         self.claimed = {k: float(v) for k, v in vars(solution.certificate).items() if np.ndim(v) == 0 and k != "by"}
-        self.cost = float(solution.cost)
+        self.cost, self.residuals = float(solution.cost), solution.residuals or {}
         N, nu = self.us.shape
         self.evaluate = Evaluator(problem, self.params, (N, self.xs.shape[1], nu), len(STENCIL))
         self.dxs, self.dus = directions(self.xs, self.us)
@@ -225,14 +227,15 @@ class Judge:
         value = self.y.get(name)
         return np.zeros_like(like) if value is None else np.broadcast_to(np.asarray(value), like.shape)
 
-    def verdict(self) -> Verdict:
-        """Return what is found."""
+    def verdict(self, slopes: bool) -> Verdict:
+        """Return what is found, slopes included or not."""
         v = self.values(STEPS[0])
         first = {name: differences(value, STEPS[0]) for name, value in v.items()}
         self._judge_cost(first)
         primal, product, dual = self._judge_rows(first)
-        self._judge_slopes(v)
-        if "params" in self.free:
+        if slopes:
+            self._judge_slopes(v)
+        if slopes and "params" in self.free:
             self._judge_params()
         by_jax = frozenset(self.evaluate.functions.by_jax)
         return Verdict(primal, dual, product, tuple(self.found), by_jax)
@@ -251,7 +254,7 @@ class Judge:
                 soft = np.isfinite(row.l1)
                 price = np.where(soft, row.l1, 0.0) * row.miss + row.l2 * row.miss**2 / 2
                 total, size = total + float(price.sum()), size + float(price.sum())
-                room += 10 * self.claimed["complementarity"] * float(soft.sum())
+                room += float((np.where(soft, row.l1 + row.l2 * row.miss, 0.0) * row.room).sum())
         size = size if np.isfinite(size) else abs(total)
         if not abs(total - self.cost) <= VALUE * max(size, abs(self.cost)) + room:
             self._note("cost", None, "value", self.cost, total)
@@ -278,10 +281,12 @@ class Judge:
         self._exceeds(
             "f", "gap", gaps, 2 * claimed["primal_feasibility"] + VALUE * scale + f.noise, "primal_feasibility"
         )
+        self._judge_residual("dynamics", gaps, VALUE * scale + f.noise)
         worst, products, wrong = np.max(gaps, initial=0.0), 0.0, 0.0
         rows = [self._row(name, found[name]) for name in (*PATH, *END[1:]) if name in found]
         for row in rows + self._bounds() + self._params_bounds():
             hard = np.where(np.isfinite(row.l1), 0.0, row.miss)
+            self._judge_residual(row.name, hard, row.room)
             self._exceeds(
                 row.name, "violation", hard, 2 * claimed["primal_feasibility"] + row.room, "primal_feasibility"
             )
@@ -293,6 +298,18 @@ class Judge:
             worst = max(worst, np.max(hard, initial=0.0))
             products, wrong = max(products, np.max(product, initial=0.0)), max(wrong, np.max(bad, initial=0.0))
         return float(worst), float(products), float(wrong)
+
+    def _judge_residual(self, name: str, own: np.ndarray, room: np.ndarray) -> None:
+        """Compare what each row of a block is missed by with what the solution says; not those of x_0 and parameters."""
+        claimed = np.asarray(self.residuals.get(name, own))
+        if name[:2] == "x_":  # has a row for x_0, too, whose bounds may be another block's matter
+            claimed, own, room = claimed[1:], own[-len(self.us) :], room[-len(self.us) :]
+        own, room = np.atleast_2d(own), np.atleast_2d(room)
+        wrong = ~(np.abs(claimed - own) <= room) if own.shape == claimed.shape and name[:2] != "x0" else np.zeros(0)
+        if wrong.any():
+            at = tuple(np.argwhere(wrong)[0])
+            stage = None if name.startswith("terminal") else int(at[0]) + (name[:2] == "x_")
+            self._note(name, stage, "residual", claimed[at], own[at])
 
     def _exceeds(self, name: str, what: str, value: np.ndarray, most: Any, claim: str) -> None:
         over = ~(value <= most)
@@ -479,11 +496,13 @@ class Judge:
             self._note("the Lagrangian", None, "slope in `params`", allowed / 2, float(first.slope[0]) + pull)
 
 
-def judge(problem: Problem, solution: Any, free: tuple[str, ...]) -> Verdict:
+def judge(problem: Problem, solution: Any, free: tuple[str, ...], *, slopes: bool = True) -> Verdict:
     """Judge a solution; `free` names what was free among "us", "x0" and "params".
+
+    Without slopes only what holds at any point is asked: cost, gaps, rows, and the figures made of them.
 
     Raises:
         Uninterpreted: where functions hold values that are being traced.
     """
     with np.errstate(all="ignore"):
-        return Judge(problem, solution, free).verdict()
+        return Judge(problem, solution, free).verdict(slopes)

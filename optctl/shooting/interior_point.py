@@ -51,6 +51,7 @@ from optctl.shooting.barrier import (
 from optctl.shooting.certificate import certify_point
 from optctl.shooting.expansion import Expansion, Values, expand, function_shapes, function_values
 from optctl.shooting.feasibility import restore, still
+from optctl.shooting.lift import level
 from optctl.shooting.polish import polish, settle_warm
 from optctl.shooting.primal_dual import Program, Unknowns, factor, infeasibility, newton_rows
 from optctl.shooting.rows import PATH, TERMINAL, Rows, bound_arrays, flatten, make_rows, residuals_by_name
@@ -386,6 +387,7 @@ def run(
 def finish(program: Program, x0: Any, state: State, settings: Settings, failed: Any) -> Solution:
     """Certify the last point afresh and pack the result, with its derivative in the program (times `failed`, if so)."""
     still, state = jax.lax.stop_gradient((program, state))
+    state = _leveled(still, state, settings)
     rows, e = still.rows, state.e
     z = replace(state.z, y=jnp.where(rows.inequality | rows.equality, state.z.y, 0.0))
     first_cost = state.first_cost * state.scales.cost
@@ -410,6 +412,19 @@ def finish(program: Program, x0: Any, state: State, settings: Settings, failed: 
         residuals=residuals_by_name(still.problem, rows, e.at.c, e.at.gaps),
         strict_complementarity=strict_complementarity(rows, z, cost_size(e.at.cost, first_cost)),
     )  # fmt: skip
+
+
+def _leveled(program: Program, state: State, settings: Settings) -> State:
+    """Return the state with parameters behind the states that are the same everywhere, and its values there."""
+    problem, xs = program.problem, state.z.xs
+    if level(problem, xs) is xs:
+        return state
+
+    def again(state: State) -> State:
+        z = replace(state.z, xs=level(problem, xs))
+        return replace(state, z=z, e=expansion_at(program, z, settings))
+
+    return jax.lax.cond(state.status == int(Status.SOLVED), lambda state: state, again, state)
 
 
 def strict_complementarity(rows: Rows, z: Unknowns, size: Any) -> Any:
