@@ -300,7 +300,7 @@ class Judge:
         return float(worst), float(products), float(wrong)
 
     def _judge_residual(self, name: str, own: np.ndarray, room: np.ndarray) -> None:
-        """Compare what each row of a block is missed by with what the solution says; not those of x_0 and parameters."""
+        """Compare what each row is missed by with what the solution says; not those of x_0 and parameters."""
         claimed = np.asarray(self.residuals.get(name, own))
         if name[:2] == "x_":  # has a row for x_0, too, whose bounds may be another block's matter
             claimed, own, room = claimed[1:], own[-len(self.us) :], room[-len(self.us) :]

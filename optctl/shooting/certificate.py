@@ -13,7 +13,15 @@ from optctl.solution import Certificate, cost_size
 
 
 def certify_point(
-    program: Program, every: Rows, e: Expansion, z: Unknowns, scales: Scales, first_cost: Any, floor: Any, tolerance: Any
+    program: Program,
+    every: Rows,
+    e: Expansion,
+    z: Unknowns,
+    scales: Scales,
+    *,
+    first_cost: Any,
+    floor: Any,
+    tolerance: Any,
 ) -> Certificate:
     """Return the certificate of states, inputs, costates and multipliers of the rows.
 

@@ -236,9 +236,9 @@ def without_held_rows(
     """Return the problem with those path rows off that nothing free can change at their stage, and that hold there.
 
     Such are rows that t switches on, and rows of a given x_0. They have no interior where they hold with equality, and
-    no multiplier; rows with a price have both, and stay. A row depends on what is free if it is NaN where that is NaN, or (comparisons hide NaN) another
-    number at other points. What does not hold stays on. A row that depends on something in a small region alone may be
-    missed: `finish` looks at all rows again.
+    no multiplier; rows with a price have both, and stay. A row depends on what is free if it is NaN where that is NaN,
+    or (comparisons hide NaN) another number at other points. What does not hold stays on. A row that depends on
+    something in a small region alone may be missed: `finish` looks at all rows again.
     """
     names = [name for name in PATH if getattr(problem, name) is not None]
     if not any(getattr(problem, name).takes("t") or not all(x0_free) for name in names):
@@ -405,8 +405,9 @@ def finish(program: Program, asked: Problem, x0: Any, state: State, settings: Se
     rows, every, e = still.rows, all_counted(asked, still.rows), state.e
     z = replace(state.z, y=jnp.where(rows.inequality | rows.equality, state.z.y, 0.0))
     first_cost = state.first_cost * state.scales.cost
+    floor = state.floor * state.scales.cost
     certificate = certify_point(
-        still, every, e, z, state.scales, first_cost, state.floor * state.scales.cost, settings.tolerance
+        still, every, e, z, state.scales, first_cost=first_cost, floor=floor, tolerance=settings.tolerance
     )
     converged = certificate.holds & (state.status == int(Status.SOLVED))
     status = jnp.where(~converged & (state.status == int(Status.SOLVED)), int(Status.STALLED), state.status)

@@ -55,7 +55,7 @@ def test_each_figure_sees_its_own_condition(figure):
 
     def figures(z):
         e = expansion_at(program, z, settings)
-        return certify_point(program, program.rows, e, z, *extra(state), 1.0, 0.0, 1e-8)
+        return certify_point(program, program.rows, e, z, *extra(state), first_cost=1.0, floor=0.0, tolerance=1e-8)
 
     right, wrong = figures(z), figures(changed)
     assert float(getattr(wrong, figure)) > 0.05
