@@ -160,7 +160,9 @@ class MPC:
 
     Args:
         problem: the problem over the horizon; its x0 is replaced by the measured state. Where references change from
-            sample to sample, put them into its params and pass those to `step`.
+            sample to sample, put them into its params and pass those to `step`. Path rows that no input enters are not
+            asked of the measured state, as bounds of states are not: a limit that is exceeded already is met again
+            as soon as it can be.
         du_max: a number or (nu,), largest change of the inputs from sample to sample; None is no limit.
         offset_gain: share of the prediction error that goes into the estimated offset of the model, 0 < gain <= 1, a
             number or (nx,). The plans then know a steady disturbance; the error that it causes vanishes where inputs
