@@ -208,23 +208,8 @@ class MPC:
         tolerance: float | None = None,
         method: InteriorPoint | str = "interior_point",
     ) -> None:
-        if not isinstance(problem, Problem):
-            raise ValueError(f"`problem` is a {type(problem).__name__}; expected optctl.Problem.")
-        nx, nu = problem.dynamics.nx, problem.dynamics.nu
-        nx = len(problem.x0) if nx is None and problem.x0 is not None else nx
-        if nx is None or not nu:
-            raise ValueError("`problem` has dynamics of unknown size, or without inputs; give them nx and nu.")
-        if problem.x0_min is not None or problem.x0_max is not None:
-            raise ValueError("`problem` bounds a free x_0, but a controller measures it; leave x0_min and x0_max out.")
-        sizes = {"du_max": (du_max, nu), "offset_gain": (offset_gain, nx)}
-        for name, (value, size) in sizes.items():
-            if value is None:
-                continue
-            value = np.asarray(as_float(value, name))
-            if not (value > 0).all() or value.shape not in ((), (size,)):
-                raise ValueError(f"`{name}` is {value}; expected a positive number, or ({size},) of them.")
-            if name == "offset_gain" and (value > 1).any():
-                raise ValueError(f"`offset_gain` is {value}; expected at most 1, a share of the prediction error.")
+        nx, nu = _sizes(problem)
+        _check_shares(du_max, offset_gain, nx, nu)
         options = _options(method)
         if real_time and offset_gain is not None:
             raise ValueError(
@@ -458,6 +443,31 @@ class MPC:
             np.stack(xs), np.stack(us), np.array(latencies), np.array([int(p.iterations) for p in plans]),
             np.array([int(p.status) for p in plans]), np.array([float(p.violation) for p in plans]),
         )  # fmt: skip
+
+
+def _sizes(problem: Any) -> tuple[int, int]:
+    """Return the numbers of states and inputs, or raise for a problem that a controller cannot have."""
+    if not isinstance(problem, Problem):
+        raise ValueError(f"`problem` is a {type(problem).__name__}; expected optctl.Problem.")
+    nx, nu = problem.dynamics.nx, problem.dynamics.nu
+    nx = len(problem.x0) if nx is None and problem.x0 is not None else nx
+    if nx is None or not nu:
+        raise ValueError("`problem` has dynamics of unknown size, or without inputs; give them nx and nu.")
+    if problem.x0_min is not None or problem.x0_max is not None:
+        raise ValueError("`problem` bounds a free x_0, but a controller measures it; leave x0_min and x0_max out.")
+    return nx, nu
+
+
+def _check_shares(du_max: Any, offset_gain: Any, nx: int, nu: int) -> None:
+    """Raise unless they are positive where they are given, one for all or one for each, and the gain at most 1."""
+    for name, value, size in (("du_max", du_max, nu), ("offset_gain", offset_gain, nx)):
+        if value is None:
+            continue
+        value = np.asarray(as_float(value, name))
+        if not (value > 0).all() or value.shape not in ((), (size,)):
+            raise ValueError(f"`{name}` is {value}; expected a positive number, or ({size},) of them.")
+        if name == "offset_gain" and (value > 1).any():
+            raise ValueError(f"`offset_gain` is {value}; expected at most 1, a share of the prediction error.")
 
 
 def _options(method: Any) -> InteriorPoint:

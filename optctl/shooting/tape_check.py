@@ -54,10 +54,8 @@ class _Numbers:
                 drawn: Any = self.rng.uniform(0.5, 1.5, value.shape)
             else:
                 drawn = self.rng.integers(0, 2, value.shape)
-            self.drawn[id(value)] = (
-                value,
-                np.asarray(drawn, value.dtype),
-            )  # holds the value, so that its id stays its own
+            # with the value itself, so that its id stays its own
+            self.drawn[id(value)] = value, np.asarray(drawn, value.dtype)
         return self.drawn[id(value)][1]
 
 
@@ -226,9 +224,7 @@ def _curvature(k: int, W: np.ndarray, d: np.ndarray, at: _Point, values: Any) ->
             v = _lagrangian(k, at, values(h))
             near, far = (v[1] + v[2] - 2 * v[0]) / h**2, (v[3] + v[4] - 2 * v[0]) / (4 * h**2)
             bend = (4 * near - far) / 3
-            kink = (
-                np.abs((v[1] - v[2]) / (2 * h) - (v[3] - v[4]) / (4 * h)) / h
-            )  # of the first derivative, in the odd part
+            kink = np.abs((v[1] - v[2]) / (2 * h) - (v[3] - v[4]) / (4 * h)) / h  # of the slope, in the odd part
             noise = 3 * (np.abs(near - far) + kink) + 1e-13 * (np.abs(v[0]) + np.abs(v[1])) / h**2
             wrong &= np.abs(claimed - bend) > CURVATURE * (scale + np.abs(bend)) + noise
             bends.append(bend)

@@ -172,4 +172,4 @@ def _cond(walker: Walker, eqn: Any, index: np.ndarray, *args: np.ndarray) -> lis
 
 INLINED = ("jit", "pjit", "closed_call", "core_call", "call", "composite", "remat", "remat2", "checkpoint")
 """Primitives that are the functions they hold."""
-LOOPS = {"scan": _scan, "while": _while, "cond": _cond}
+LOOPS: dict[str, Callable] = {"scan": _scan, "while": _while, "cond": _cond}

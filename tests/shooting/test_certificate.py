@@ -55,17 +55,13 @@ def test_each_figure_sees_its_own_condition(figure):
 
     def figures(z):
         e = expansion_at(program, z, settings)
-        return certify_point(program, program.rows, e, z, *extra(state), first_cost=1.0, floor=0.0, tolerance=1e-8)
+        return certify_point(program, program.rows, e, z, state.scales, first_cost=1.0, floor=0.0, tolerance=1e-8)
 
     right, wrong = figures(z), figures(changed)
     assert float(getattr(wrong, figure)) > 0.05
     assert float(getattr(wrong, f"{figure}_scaled")) > 1e-3
     assert not wrong.holds
     assert float(getattr(right, figure)) < 1e-2
-
-
-def extra(state):
-    return (state.scales,) if hasattr(state, "scales") else ()
 
 
 @pytest.mark.parametrize("method", ["interior_point", "lbfgs"])
