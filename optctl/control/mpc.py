@@ -46,6 +46,7 @@ from optctl.shooting.primal_dual import (
     missed,
     moved,
     newton_rows,
+    price_of_misses,
     solve_step,
 )
 from optctl.shooting.rows import PATH, Rows, bound_arrays, flatten, make_rows
@@ -282,7 +283,7 @@ class MPC:
         violation = state.history.infeasibility[i]
         plan = MPCPlan(
             z.xs[:, : self.nx], z.us, u, jnp.full_like(x, jnp.nan), full[1], state.status, state.iterations,
-            state.e.at.cost, violation, z,
+            state.history.cost[i], violation, z,
         )  # fmt: skip
         return self.prepare(plan, params, shift=False) if self.real_time else plan
 
@@ -633,6 +634,7 @@ def _feedback(problem: Problem, params: Any, ready: Any, x: Any, last: Any, sett
     alpha = longest_primal(rows, z, d, 0.99)
     point = moved(rows, z, d, alpha, 0.99, mu)
     violation = jnp.maximum(jnp.max(jnp.abs(e.at.gaps)), jnp.max(jnp.abs(missed(rows, e.at.c, z)), initial=0.0))
+    cost = e.at.cost + price_of_misses(rows, z)
     status = jnp.where(good, int(Status.ITERATION_LIMIT), int(Status.STALLED))
     low, high = bound_arrays(rows, "u", z.us)
-    return jnp.clip(z.us[0] + d.us[0], low[0], high[0]), point, status, jnp.asarray(1), e.at.cost, violation
+    return jnp.clip(z.us[0] + d.us[0], low[0], high[0]), point, status, jnp.asarray(1), cost, violation

@@ -137,6 +137,7 @@ def test_a_row_with_a_price_is_paid_where_it_is_missed():
     plain = oc.solve(passing(lambda x, u: -1 - 0 * u))
     np.testing.assert_allclose(solution.cost, plain.cost + 3.0 * 0.25 * missed, rtol=1e-7)
     assert missed > 3
+    np.testing.assert_allclose(solution.history.cost[-1], solution.cost, rtol=1e-9)
 
 
 @pytest.mark.skipif(not _native.available(), reason="tapes are run by the compiled kernels")
