@@ -73,6 +73,7 @@ extern const SolverKernel interior_point = [](const void* const* in, double* con
   *out[Out::cost] = method.cost() * scaling.cost();
   if (scaling.trivial()) return;
   scaling.outward(z, z);
+  scaling.outward(expansion);
   if (header.gains) scaling.outward_gains(out[Out::K]);
 };
 

@@ -10,8 +10,9 @@ extern const TapeRunner tape_runner = [](const int32_t* program, const double* m
   StageTape tape;
   tape.read(program, memory, N);
   std::vector<Field> in, out;
-  append(in, values, tape.inputs());
-  append(out, results, tape.outputs());
+  const auto as_it_is = [](int) { return 1.0; };
+  append(in, values, tape.inputs(), as_it_is);
+  append(out, results, tape.outputs(), as_it_is);
   for (int64_t k = 0; k < repeat; ++k) tape.run(in, out);
 };
 

@@ -137,6 +137,7 @@ __attribute__((noinline)) void run_tape(const int32_t* code, int64_t from, int64
 struct Field {
   double* p;
   ptrdiff_t step;
+  double unit = 1;  // what numbers are multiplied by on their way to the tape, or from it
 };
 
 // One function of a stage as a tape, run over all stages, `tape_lanes` at a time.
@@ -171,7 +172,7 @@ class StageTape {
         if (inputs_[k] < 0) continue;
         double* to = slots + inputs_[k] * tape_lanes;
         const double* from = in[k].p + begin * in[k].step;
-        for (int64_t l = 0; l < tape_lanes; ++l) to[l] = from[(l < lanes ? l : lanes - 1) * in[k].step];
+        for (int64_t l = 0; l < tape_lanes; ++l) to[l] = from[(l < lanes ? l : lanes - 1) * in[k].step] * in[k].unit;
       }
       if (!started_) run_tape<tape_lanes>(code_, 0, prologue_, memory_, numbers_, slots);
       run_tape<tape_lanes>(code_, prologue_, length_, memory_, numbers_, slots);
@@ -191,7 +192,7 @@ class StageTape {
  private:
   static void store(const double* from, int64_t lanes, int64_t begin, Field to) {
     double* p = to.p + begin * to.step;
-    for (int64_t l = 0; l < lanes; ++l) p[l * to.step] = from[l];
+    for (int64_t l = 0; l < lanes; ++l) p[l * to.step] = from[l] * to.unit;
   }
 
   int64_t length_, prologue_, slots_, count_, size_, numbers_;
@@ -203,9 +204,10 @@ class StageTape {
   bool started_ = false;
 };
 
-// Append the fields of `columns` numbers a stage.
-inline void append(std::vector<Field>& fields, double* p, int columns) {
-  for (int k = 0; k < columns; ++k) fields.push_back({p + k, columns});
+// Append the fields of `columns` numbers a stage, with the unit of each.
+template <class Unit>
+void append(std::vector<Field>& fields, double* p, int columns, Unit unit) {
+  for (int k = 0; k < columns; ++k) fields.push_back({p + k, columns, unit(k)});
 }
 
 }  // namespace optctl::OPTCTL_ISA

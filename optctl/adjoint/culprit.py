@@ -138,7 +138,7 @@ def _cause(function: Callable, level: int, arguments: tuple) -> str:
 
     flat = jax.tree.leaves(arguments)
     with np.errstate(all="ignore"):
-        interpret(function, *arguments).run(flat, watch)
+        interpret(function, *arguments).run(flat, list, watch)
     return causes[0] if causes else ""
 
 

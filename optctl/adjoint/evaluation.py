@@ -1,6 +1,7 @@
 """The values of a problem's functions at all stages of several trajectories at once, by NumPy (`interpreter`)."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -11,7 +12,9 @@ from optctl.adjoint.interpreter import Interpreted, Uninterpreted, interpret
 from optctl.constraint import Constraint
 from optctl.problem import STAGE_FUNCTIONS, STATE_FUNCTIONS, Problem
 
-ROWS = 4096
+MANY = 3
+"""Trajectories that are evaluated at once."""
+ROWS = 3072
 """Most rows that are evaluated at once: stages times trajectories."""
 REMEMBERED = 64
 END = ("terminal_cost", "terminal_inequality", "terminal_equality")
@@ -19,18 +22,28 @@ _FUNCTIONS: dict[Any, "Functions"] = {}
 
 
 class Functions:
-    """A problem's functions, interpreted for so many rows at once; `by_jax` names what JAX had to evaluate."""
+    """A problem's functions, interpreted for MANY times `block` rows at once.
 
-    def __init__(self, parts: Any, params: Any, nx: int, nu: int, rows: int, many: int, substitute: Any) -> None:
+    Attributes:
+        stage, end, start: the functions of a stage, of the end and of the start, None where there is none.
+        names: theirs, "f" for the dynamics.
+        by_jax: names of what JAX has to evaluate.
+        columns: which of the three, and which columns of its results, each name has.
+        widths: number of columns of each of the three.
+    """
+
+    def __init__(self, parts: Any, params: Any, nx: int, nu: int, block: int, substitute: Any) -> None:
         S = jax.ShapeDtypeStruct
+        rows = MANY * block
         x, u, t = S((rows, nx), np.float64), S((rows, nu), np.float64), S((rows,), jnp.zeros((), int).dtype)
-        last = S((many, nx), np.float64)
-        self.at_stages = [name for name in STAGE_FUNCTIONS if parts[name] is not None]
-        self.at_end = [name for name in END if parts[name] is not None]
-        self.at_start = ["initial_cost"] if parts["initial_cost"] is not None else []
+        last = S((MANY, nx), np.float64)
+        at_stages = [name for name in STAGE_FUNCTIONS if parts[name] is not None]
+        at_end = [name for name in END if parts[name] is not None]
+        at_start = ["initial_cost"] if parts["initial_cost"] is not None else []
+        self.names = ["f", *at_stages], at_end, at_start
 
         def stage(x: Any, u: Any, t: Any, parts: Any, params: Any) -> list:
-            return [parts["dynamics"].step(x, u, t, params), *(parts[n](x, u, t, params) for n in self.at_stages)]
+            return [parts["dynamics"].step(x, u, t, params), *(parts[n](x, u, t, params) for n in at_stages)]
 
         def state(names: list[str]) -> Callable:
             return lambda x, parts, params: [parts[name](x, params) for name in names]
@@ -40,19 +53,29 @@ class Functions:
             return interpret(jax.vmap(function, axes), *varying, parts, params, substitute=substitute)
 
         self.stage = made(stage, x, u, t)
-        self.end = made(state(self.at_end), last) if self.at_end else None
-        self.start = made(state(self.at_start), last) if self.at_start else None
-        self.by_jax = set().union(*(m.by_jax for m in (self.stage, self.end, self.start) if m is not None))
+        self.end = made(state(at_end), last) if at_end else None
+        self.start = made(state(at_start), last) if at_start else None
+        three = (self.stage, self.end, self.start)
+        self.by_jax: set[str] = set().union(*(m.by_jax for m in three if m is not None))
+        self.columns: dict[str, tuple[int, slice]] = {}
+        self.widths = []
+        for k, (made_of, names) in enumerate(zip(three, self.names, strict=True)):
+            begin = 0
+            for name, slot in zip(names, made_of.outputs if made_of is not None else (), strict=True):
+                shape = made_of.avals[slot].shape  # type: ignore[union-attr]
+                width = shape[1] if len(shape) == 2 else 1
+                self.columns[name] = k, slice(begin, begin + width)
+                begin += width
+            self.widths.append(begin)
 
 
 class Evaluator:
-    """The functions of a problem at `many` trajectories at once, evaluated by NumPy in float64.
+    """The functions of a problem along several trajectories at once, evaluated by NumPy in float64.
 
     Args:
         problem: the problem; its dynamics have a step in JAX.
         params: its parameters.
         sizes: N, nx and nu.
-        many: number of trajectories.
         substitute: from a value that is being traced to numbers in its place; None refuses such values.
 
     Raises:
@@ -60,7 +83,7 @@ class Evaluator:
     """
 
     def __init__(
-        self, problem: Problem, params: Any, sizes: tuple[int, int, int], many: int, substitute: Callable | None = None
+        self, problem: Problem, params: Any, sizes: tuple[int, int, int], substitute: Callable | None = None
     ) -> None:
         held = {name: getattr(problem, name) for name in ("dynamics", *STAGE_FUNCTIONS, *STATE_FUNCTIONS)}
         parts = {name: f.function if isinstance(f, Constraint) else f for name, f in held.items()}
@@ -70,13 +93,14 @@ class Evaluator:
             raise Uninterpreted("it holds values that are being traced")
         kinds = tuple([(np.shape(leaf), getattr(leaf, "dtype", type(leaf))) for leaf in leaves])
         self.N, self.nx, self.nu = sizes
-        self.many, self.block = many, max(1, min(self.N, ROWS // many))
-        key = structure, kinds, self.nx, self.nu, self.block, many
+        turns = -(-self.N * MANY // ROWS)
+        self.block = -(-self.N // max(turns, 1))
+        key = structure, kinds, self.nx, self.nu, self.block
         found = None if traced else _FUNCTIONS.get(key)
         if found is None:
             specs = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in map(jax.typeof, leaves)]
             like, like_params = jax.tree.unflatten(structure, specs)
-            found = Functions(like, like_params, self.nx, self.nu, self.block * many, many, substitute)
+            found = Functions(like, like_params, self.nx, self.nu, self.block, substitute)
             if not traced and substitute is None:
                 if len(_FUNCTIONS) >= REMEMBERED:
                     _FUNCTIONS.clear()
@@ -90,24 +114,54 @@ class Evaluator:
         """Return values by name: (many, N, m) of stages, (many, m) of the end and the start; "f" is the dynamics'.
 
         Args:
-            xs: (many, N+1, nx).
+            xs: (many, N+1, nx); at least MANY of them.
             us: (many, N, nu).
             params: other parameters of the same shapes, or None.
         """
+        return self.by_name(self.together(xs, us, params))
+
+    def by_name(self, values: Any) -> dict[str, Any]:
+        """Return the columns of each function in what `together` returned."""
+        return {name: values[k][..., columns] for name, (k, columns) in self.functions.columns.items()}
+
+    def together(self, xs: Any, us: Any, params: Any = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the same values side by side: (many, N, m) of stages, (many, m) of the end, (many, m) of the start."""
+        if len(xs) > MANY:
+            first = self.together(xs[:MANY], us[:MANY], params)
+            rest = self.together(xs[-MANY:], us[-MANY:], params)
+            both = [np.concatenate([a, b[2 * MANY - len(xs) :]]) for a, b in zip(first, rest, strict=True)]
+            return both[0], both[1], both[2]
         N, block, f, leaves = self.N, self.block, self.functions, self.leaves
         if params is not None:
             given = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
             leaves = leaves[: len(leaves) - self.of_params] + given
-        blocks = []
+        values = np.empty((MANY, N, f.widths[0])), np.empty((MANY, f.widths[1])), np.empty((MANY, f.widths[2]))
         for begin in range(0, N, block):
-            ts = np.minimum(np.arange(begin, begin + block), N - 1)
-            x, u = xs[:, ts].reshape(-1, self.nx), us[:, ts].reshape(len(ts) * self.many, self.nu)
-            results = f.stage(x, u, np.tile(ts, self.many), *leaves)
-            blocks.append([r.reshape(self.many, block, -1)[:, : N - begin] for r in results])
-        columns = [np.concatenate(column, axis=1) for column in zip(*blocks, strict=True)]
-        values = dict(zip(("f", *f.at_stages), columns, strict=True))
-        for function, names, x in ((f.end, f.at_end, xs[:, -1]), (f.start, f.at_start, xs[:, 0])):
+            ts, tiled = _stages(N, begin, block)
+            x, u = xs[:, ts].reshape(-1, self.nx), us[:, ts].reshape(len(tiled), self.nu)
+            _fill(f.stage, (x, u, tiled, *leaves), values[0][:, begin : begin + block])
+        for function, x, to in ((f.end, xs[:, -1], values[1]), (f.start, xs[:, 0], values[2])):
             if function is not None:
-                results = function(x, *leaves)
-                values |= {name: r.reshape(self.many, -1) for name, r in zip(names, results, strict=True)}
+                _fill(function, (x, *leaves), to[:, None])
         return values
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _stages(N: int, begin: int, block: int) -> tuple[Any, np.ndarray]:
+    """Return the stages of a block, where the last one may stand for stages beyond the end; those of all its rows."""
+    ts = np.minimum(np.arange(begin, begin + block), N - 1)
+    return slice(begin, begin + block) if begin + block <= N else ts, np.tile(ts, MANY)
+
+
+def _fill(function: Interpreted, arguments: tuple, to: np.ndarray) -> None:
+    """Evaluate and put the results side by side into (MANY, stages, m)."""
+    stages = to.shape[1]
+
+    def take(results: list[np.ndarray]) -> None:
+        begin = 0
+        for value in results:
+            rows = value.reshape(MANY, len(value) // MANY, -1)[:, :stages]
+            to[..., begin : begin + rows.shape[-1]] = rows
+            begin += rows.shape[-1]
+
+    function.run(arguments, take)

@@ -1,7 +1,8 @@
 """NumPy's answer to each primitive of a jaxpr, for `interpreter`.
 
 A rule takes an equation and returns a function of NumPy arrays, whose result is an array or a list of them; or None,
-where it does not know.
+where it does not know. Ufuncs and functions marked as `_into` can write into an array that is there already; those
+marked as `_views` only look at their operand in another way.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,6 +27,18 @@ def rule(*names: str) -> Callable:
 def _plain(function: Callable, *names: str) -> None:
     """Register a function of arrays that needs nothing from the equation."""
     RULES.update(dict.fromkeys(names, lambda eqn: function))
+
+
+def _views(function: Callable) -> Callable:
+    """Mark a function whose results look at the numbers of its first operand, mostly."""
+    function.views = True  # type: ignore[attr-defined]
+    return function
+
+
+def _into(function: Callable) -> Callable:
+    """Mark a function that can write its result into an array, `out`."""
+    function.into = True  # type: ignore[attr-defined]
+    return function
 
 
 # Number by number.
@@ -57,7 +70,7 @@ _ELEMENTWISE: dict[str, Callable] = {
     "atan2": np.arctan2, "is_finite": np.isfinite, "eq": np.equal, "ne": np.not_equal, "lt": np.less,
     "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal, "pow": np.power, "nextafter": np.nextafter,
     "shift_left": np.left_shift, "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
-    "square": lambda x: x * x, "rsqrt": lambda x: 1.0 / np.sqrt(x), "logistic": _logistic,
+    "square": np.square, "rsqrt": lambda x: 1.0 / np.sqrt(x), "logistic": _logistic,
     "clamp": lambda low, x, high: np.minimum(np.maximum(x, low), high),
     "erf": _erf("erf"), "erfc": _erf("erfc"), "erf_inv": _erf("erfinv"), "lgamma": _erf("gammaln"),
     "digamma": _erf("psi"), "lt_to": _less_in_total_order, "le_to": lambda a, b: ~_less_in_total_order(b, a),
@@ -87,7 +100,7 @@ def _rem(eqn: Any) -> Callable:
 def _integer_pow(eqn: Any) -> Callable:
     y = eqn.params["y"]
     if y == 2:
-        return lambda x: x * x
+        return np.square
     if y == 3:
         return lambda x: x * x * x
     power = y if _is_whole(eqn.outvars[0].aval) else float(y)
@@ -129,6 +142,8 @@ def _convert(eqn: Any) -> Callable | None:
         return lambda x: whole(x).astype(new)
     if new.kind not in "fiub":
         return None
+    if old == new:
+        return _views(lambda x: x)
     return lambda x: np.asarray(x).astype(new, copy=False)
 
 
@@ -137,7 +152,7 @@ def _convert(eqn: Any) -> Callable | None:
 def _same(eqn: Any) -> Callable | None:
     if eqn.params.get("mantissa_bits", 52) < 52 or eqn.params.get("exponent_bits", 11) < 11:
         return None
-    return (lambda x: x) if len(eqn.outvars) == 1 else lambda *xs: list(xs)
+    return _views(lambda x: x) if len(eqn.outvars) == 1 else lambda *xs: list(xs)
 
 
 # Elements in other places.
@@ -148,13 +163,13 @@ def _reshape(eqn: Any) -> Callable | None:
     if eqn.params.get("dimensions") is not None and eqn.primitive.name == "reshape":
         return None
     shape = eqn.outvars[0].aval.shape
-    return lambda a: np.asarray(a).reshape(shape)
+    return _views(lambda a: np.asarray(a).reshape(shape))
 
 
 @rule("transpose")
 def _transpose(eqn: Any) -> Callable:
     order = eqn.params["permutation"]
-    return lambda a: np.asarray(a).transpose(order)
+    return _views(lambda a: np.asarray(a).transpose(order))
 
 
 @rule("broadcast_in_dim")
@@ -163,21 +178,13 @@ def _broadcast(eqn: Any) -> Callable:
     lengths = [1] * len(aval.shape)
     for axis, length in zip(eqn.params["broadcast_dimensions"], eqn.invars[0].aval.shape, strict=True):
         lengths[axis] = length
-    if tuple(lengths) == aval.shape:
-        return lambda a, *_: np.asarray(a).reshape(lengths)
-
-    def spread(a: Any, *_: Any) -> np.ndarray:
-        out = np.empty(aval.shape, aval.dtype)
-        out[...] = np.asarray(a).reshape(lengths)
-        return out
-
-    return spread
+    return _views(lambda a, *_: np.broadcast_to(np.asarray(a).reshape(lengths), aval.shape))
 
 
 @rule("concatenate")
 def _concatenate(eqn: Any) -> Callable:
     axis = eqn.params["dimension"]
-    return lambda *parts: np.concatenate(parts, axis)
+    return _into(lambda *parts, out=None: np.concatenate(parts, axis, out))
 
 
 @rule("stack")
@@ -189,7 +196,7 @@ def _stack(eqn: Any) -> Callable:
 @rule("unstack")
 def _unstack(eqn: Any) -> Callable:
     axis = eqn.params["axis"]
-    return lambda a: list(np.moveaxis(a, axis, 0))
+    return _views(lambda a: list(np.moveaxis(a, axis, 0)))
 
 
 @rule("tile")
@@ -202,13 +209,13 @@ def _tile(eqn: Any) -> Callable:
 def _slice(eqn: Any) -> Callable:
     p = eqn.params
     where = tuple(map(slice, p["start_indices"], p["limit_indices"], p["strides"] or [1] * len(p["start_indices"])))
-    return lambda a: a[where]
+    return _views(lambda a: a[where])
 
 
 @rule("split")
 def _split(eqn: Any) -> Callable:
     ends, axis = np.cumsum(eqn.params["sizes"])[:-1], eqn.params["axis"]
-    return lambda a: list(np.split(a, ends, axis))
+    return _views(lambda a: list(np.split(a, ends, axis)))
 
 
 @rule("pad")
@@ -232,7 +239,7 @@ def _pad(eqn: Any) -> Callable:
 @rule("rev")
 def _rev(eqn: Any) -> Callable:
     axes = eqn.params["dimensions"]
-    return lambda a: np.flip(a, axes)
+    return _views(lambda a: np.flip(a, axes))
 
 
 @rule("empty", "empty2")
@@ -369,7 +376,7 @@ def _reduction(name: str, function: Any) -> None:
         extra = {} if first is None or dtype.kind != "f" else {"initial": first}
         if name in ("reduce_sum", "reduce_prod"):
             extra = {"dtype": dtype}
-        return lambda a: function.reduce(a, axis=axes, **extra)
+        return _into(lambda a, out=None: function.reduce(a, axis=axes, out=out, **extra))
 
     RULES[name] = made
 
@@ -421,6 +428,10 @@ def _dot_general(eqn: Any) -> Callable:
     a_names, b_names = [n or next(letters) for n in a_names], [n or next(letters) for n in b_names]
     a_free = [k for k in range(a_ndim) if k not in (*a_sum, *a_batch)]
     b_free = [k for k in range(b_ndim) if k not in (*b_sum, *b_batch)]
+    plain = all(v.aval.dtype == dtype for v in eqn.invars)
+    if not a_batch and plain and len(a_sum) == 1 and max(a_ndim, b_ndim) <= 2:
+        turn_a, turn_b = a_sum[0] != a_ndim - 1, b_sum[0] != 0
+        return _into(lambda a, b, out=None: np.matmul(a.T if turn_a else a, b.T if turn_b else b, out))
     if not a_batch:
         return lambda a, b: np.tensordot(a, b, (a_sum, b_sum)).astype(dtype, copy=False)
     out = [a_names[k] for k in (*a_batch, *a_free)] + [b_names[k] for k in b_free]
@@ -429,6 +440,8 @@ def _dot_general(eqn: Any) -> Callable:
     if len(a_free) == len(b_free) == len(a_sum) == len(a_batch) == 1 and inner > 16:
         to_a, to_b = (*a_batch, *a_free, *a_sum), (*b_batch, *b_sum, *b_free)
         return lambda a, b: np.matmul(a.transpose(to_a), b.transpose(to_b)).astype(dtype, copy=False)
+    if plain:
+        return _into(lambda a, b, out=None: np.einsum(subscripts, a, b, out=out))
     return lambda a, b: np.einsum(subscripts, a, b).astype(dtype, copy=False)
 
 

@@ -106,7 +106,7 @@ def check_tapes(
     traced = any(tape.captured for tape in tapes) or any(
         isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((problem, params))
     )
-    evaluate = Evaluator(problem, params, (N, nx, nu), len(STENCIL), numbers if traced else None)
+    evaluate = Evaluator(problem, params, (N, nx, nu), numbers if traced else None)
     shared = jax.tree.leaves(uniform)
     parts = [(*shared, tape.constants, *tape.captured) for tape in tapes]
     memories = [np.concatenate([np.ravel(numbers(part)).astype(float) for part in several]) for several in parts]

@@ -10,7 +10,7 @@ import pytest
 import zoo
 
 import optctl as oc
-from optctl.adjoint.independent import STENCIL, STEPS, differ, differences, judge
+from optctl.adjoint.independent import STENCIL, STEPS, Judge, differ, differences, judge
 
 
 def constrained(**changes):
@@ -172,6 +172,18 @@ def test_a_derivative_that_is_not_that_of_the_values_is_named():
     assert np.isfinite(solution.cost)
     with pytest.warns(RuntimeWarning, match="derivative of `stage_cost` at stage 0"):
         assert not oc.solve(given, method=oc.InteriorPoint(max_iterations=30)).converged
+
+
+def test_three_points_suffice_for_what_is_right_and_all_are_asked_before_anything_is_refuted(solved, monkeypatch):
+    problem, solution = solved
+    looks = []
+    look = Judge._look
+    monkeypatch.setattr(Judge, "_look", lambda self, points: (looks.append(points), look(self, points)))
+    assert not judge(problem, solution, solution.free).disagreements
+    assert looks == [3]
+    off = dataclasses.replace(solution, **moved("costates", (4, 1), 1e-3)(solution))
+    assert judge(problem, off, solution.free).disagreements
+    assert looks == [3, 3, 5]
 
 
 def test_remarks_are_no_structure(solved):

@@ -1,5 +1,8 @@
 """Jaxprs by NumPy against JAX: every primitive, and values that pass through all structure."""
 
+import concurrent.futures
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,8 +93,39 @@ def test_long_horizons_are_evaluated_in_blocks(rng):
         dynamics, lambda x, u, t, p: p * t * x[0], lambda x, p: p + x[0], horizon=N, x0=[0.0], params=2.0
     )
     xs, us = rng.normal(size=(5, N + 1, 1)), rng.normal(size=(5, N, 1))
-    v = evaluation.Evaluator(problem, 2.0, (N, 1, 1), 5)(xs, us)
+    v = evaluation.Evaluator(problem, 2.0, (N, 1, 1))(xs, us)
     t = np.arange(N)[None, :, None]
     np.testing.assert_allclose(v["f"], xs[:, :-1] + t * us, rtol=1e-14)
     np.testing.assert_allclose(v["stage_cost"], 2.0 * t * xs[:, :-1], rtol=1e-14)
     np.testing.assert_allclose(v["terminal_cost"], 2.0 + xs[:, -1], rtol=1e-14)
+
+
+def test_arrays_are_used_again_and_results_stay(rng):
+    """More values than arrays; a result belongs to its caller; threads do not share arrays."""
+
+    def chain(x):
+        terms = [jnp.sin((k + 1.0) * x) for k in range(12)]
+        return x[::-1] + functools.reduce(lambda a, b: a * b + x, terms), jnp.stack([x[1:], x[:-1]])
+
+    x, y = rng.normal(size=(2, 7))
+    made = interpret(chain, x)
+    frame = interpreter.Frame(made)
+    assert len({id(a) for a in frame.arrays if isinstance(a, np.ndarray) and a.base is None}) < 0.7 * len(made.calls)
+    first = made(x)
+    kept = [np.array(v) for v in first]
+    made(y)
+    for value, old, right in zip(first, kept, chain(x), strict=True):
+        np.testing.assert_array_equal(value, old)
+        np.testing.assert_allclose(value, right, rtol=1e-13)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda k: [made((x, y)[k % 2])[0] for _ in range(50)], range(8)))
+    for k, several in enumerate(results):
+        for value in several:
+            np.testing.assert_array_equal(value, (kept[0], made(y)[0])[k % 2])
+
+
+def test_a_scan_carries_values_between_turns(rng):
+    def swap(x, p):
+        return lax.scan(lambda c, a: ((c[1], c[0] + a), c[0]), (x[0], x[1]), jnp.arange(5.0))
+
+    check(swap, rng.normal(size=(4, 2)))
