@@ -4,6 +4,7 @@
 // Smoothed means by square roots are checked against m + P A'r, and the gradient goes back through the reflections:
 // optctl/estimation/square_root.py states both recursions in JAX. What happens here is rare; loops are plain.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <memory>
@@ -92,19 +93,38 @@ int32_t root_smoother(const Sizes& s, const Stages<T>* in, T* const* out) {
   return code;
 }
 
+// The pass forward by covariances, and what a pass back needs of it.
+template <class T>
+struct Forward {
+  Scratch<T> scratch;
+  int64_t n, nx, ny;
+  T *m, *P, *S, *Y, *e;
+  int32_t failed;
+
+  Forward(Name kernel, const Sizes& s, const Stages<T>* in, T* likelihood) : n(s.N + 1), nx(s.nx), ny(s.ny) {
+    m = scratch.room(n * nx), P = scratch.room(n * nx * nx), S = scratch.room(n * ny * ny);
+    Y = scratch.room(n * ny * nx), e = scratch.room(n * ny);
+    T* const made[] = {likelihood, m, P, S, Y, e};
+    failed = find_kernel<T>(kernel, s)(s, in, made);
+  }
+
+  template <size_t fields>
+  std::array<Stages<T>, fields + 5> back(const Stages<T>* in, const data::In (&of)[fields]) const {
+    std::array<Stages<T>, fields + 5> made;
+    for (size_t i = 0; i < fields; ++i) made[i] = in[of[i]];
+    const Stages<T> own[] = {all(m, nx), all(P, nx * nx), all(S, ny * ny), all(Y, ny * nx), all(e, ny)};
+    std::copy(own, own + 5, made.begin() + fields);
+    return made;
+  }
+};
+
 template <class T>
 int32_t smoother(const Sizes& s, const Stages<T>* in, T* const* out) {
-  const int64_t n = s.N + 1, nx = s.nx, ny = s.ny;
-  Scratch<T> scratch;
-  T *m = scratch.room(n * nx), *P = scratch.room(n * nx * nx), *S = scratch.room(n * ny * ny),
-    *Y = scratch.room(n * ny * nx), *e = scratch.room(n * ny);
-  T* const forward[] = {out[0], m, P, S, Y, e};
-  const int32_t failed = find_kernel<T>(Name::kalman_forward, s)(s, in, forward);
-  if (is_lost(failed)) return failed;
-  const Stages<T> back[] = {in[data::A], in[data::C], in[data::W], in[data::z], all(m, nx), all(P, nx * nx),
-                            all(S, ny * ny), all(Y, ny * nx), all(e, ny)};
-  const int32_t lost = find_kernel<T>(Name::kalman_smoother, s)(s, back, out + 1);
-  return failed >= 0 ? failed : lost;
+  const Forward<T> forward(Name::kalman_forward, s, in, out[0]);
+  if (is_lost(forward.failed)) return forward.failed;
+  const auto back = forward.back(in, {data::A, data::C, data::W, data::z});
+  const int32_t lost = find_kernel<T>(Name::kalman_smoother, s)(s, back.data(), out + 1);
+  return forward.failed >= 0 ? forward.failed : lost;
 }
 
 // A matrix of plain rows.
@@ -358,17 +378,11 @@ int32_t root_score(const Sizes& s, const Stages<T>* in, T* const* out) {
 
 template <class T>
 int32_t score(const Sizes& s, const Stages<T>* in, T* const* out) {
-  const int64_t n = s.N + 1, nx = s.nx, ny = s.ny;
-  Scratch<T> scratch;
-  T *m = scratch.room(n * nx), *P = scratch.room(n * nx * nx), *S = scratch.room(n * ny * ny),
-    *Y = scratch.room(n * ny * nx), *e = scratch.room(n * ny);
-  T* const forward[] = {out[0], m, P, S, Y, e};
-  const int32_t failed = find_kernel<T>(Name::kalman_factors, s)(s, in, forward);
-  if (is_lost(failed)) return failed;
-  const Stages<T> back[] = {in[data::A], in[data::C], in[data::W], in[data::V], in[data::b], in[data::z], all(m, nx),
-                            all(P, nx * nx), all(S, ny * ny), all(Y, ny * nx), all(e, ny)};
-  find_kernel<T>(Name::kalman_score, s)(s, back, out + 1);
-  return failed;
+  const Forward<T> forward(Name::kalman_factors, s, in, out[0]);
+  if (is_lost(forward.failed)) return forward.failed;
+  const auto back = forward.back(in, {data::A, data::C, data::W, data::V, data::b, data::z});
+  find_kernel<T>(Name::kalman_score, s)(s, back.data(), out + 1);
+  return forward.failed;
 }
 
 }  // namespace

@@ -155,45 +155,31 @@ ffi::Error solve(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRe
 }  // namespace
 }  // namespace optctl
 
-#define OPTCTL_DOOR(name, in, out)                                                                               \
+// A door called `name`: `kernel` runs one problem on (sizes, data, results) of type T. `more` are parameters behind the
+// sizes, and `bound` is what XLA passes.
+#define OPTCTL_DOOR(name, in, out, more, bound, kernel)                                                          \
   static ffi::Error name##_door(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets, int64_t N, \
-                                int64_t nx, int64_t nu, int64_t ny) {                                            \
-    auto run = [](const auto& sizes, auto* data, auto* results) {                                                \
+                                int64_t nx, int64_t nu, int64_t ny more) {                                       \
+    auto run = [=](const auto& sizes, auto* data, auto* results) {                                               \
       using T = std::remove_reference_t<decltype(**results)>;                                                    \
-      return optctl::find_kernel<T>(optctl::Name::name, sizes)(sizes, data, results);                            \
+      return optctl::kernel;                                                                                     \
     };                                                                                                           \
     return optctl::handle({in, out}, run, pool, args, rets, N, nx, nu, ny);                                      \
   }                                                                                                              \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(optctl_##name, name##_door,                                                      \
-                                ffi::Ffi::Bind()                                                                 \
-                                    .Ctx<ffi::ThreadPool>()                                                      \
-                                    .RemainingArgs()                                                             \
-                                    .RemainingRets()                                                             \
-                                    .Attr<int64_t>("N")                                                          \
-                                    .Attr<int64_t>("nx")                                                         \
-                                    .Attr<int64_t>("nu")                                                         \
-                                    .Attr<int64_t>("ny"))
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(optctl_##name, name##_door, bound)
 
-// The same for series of a linear-Gaussian model; `roots` asks for square roots throughout.
-#define OPTCTL_SERIES_DOOR(name, out)                                                                            \
-  static ffi::Error name##_door(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets, int64_t N, \
-                                int64_t nx, int64_t nu, int64_t ny, bool roots) {                                \
-    auto run = [roots](const auto& sizes, auto* data, auto* results) {                                           \
-      using T = std::remove_reference_t<decltype(**results)>;                                                    \
-      return optctl::name<T>(roots, sizes, data, results);                                                       \
-    };                                                                                                           \
-    return optctl::handle({"mmmmVMvv", out}, run, pool, args, rets, N, nx, nu, ny);                              \
-  }                                                                                                              \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(optctl_##name, name##_door,                                                      \
-                                ffi::Ffi::Bind()                                                                 \
-                                    .Ctx<ffi::ThreadPool>()                                                      \
-                                    .RemainingArgs()                                                             \
-                                    .RemainingRets()                                                             \
-                                    .Attr<int64_t>("N")                                                          \
-                                    .Attr<int64_t>("nx")                                                         \
-                                    .Attr<int64_t>("nu")                                                         \
-                                    .Attr<int64_t>("ny")                                                         \
-                                    .Attr<bool>("roots"))
+#define OPTCTL_NO_MORE
+#define OPTCTL_SIZES_BOUND                                                                            \
+  ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets().Attr<int64_t>("N").Attr<int64_t>("nx") \
+      .Attr<int64_t>("nu").Attr<int64_t>("ny")
+#define OPTCTL_LQ_DOOR(name, in, out) \
+  OPTCTL_DOOR(name, in, out, OPTCTL_NO_MORE, OPTCTL_SIZES_BOUND, find_kernel<T>(optctl::Name::name, sizes)(sizes, data, results))
+
+// Of series of a linear-Gaussian model; `roots` asks for square roots throughout.
+#define OPTCTL_ROOTS , bool roots
+#define OPTCTL_SERIES_DOOR(name, out)                                                              \
+  OPTCTL_DOOR(name, "mmmmVMvv", out, OPTCTL_ROOTS, OPTCTL_SIZES_BOUND.Attr<bool>("roots"), \
+              name<T>(roots, sizes, data, results))
 
 // What operands.h says, for Python: one line for each list.
 #define OPTCTL_NAME(name) #name " "
@@ -233,8 +219,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(optctl_tape, tape_door,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(optctl_unset, unset_door, ffi::Ffi::Bind().RemainingRets());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(optctl_interior_point, optctl::solve,
                               ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets());
-OPTCTL_DOOR(lq_factor, "mmmmmMMV", "mmmM");
-OPTCTL_DOOR(lq_sweep, "mmvvvVVmmmM", "Vvvvvv");
+OPTCTL_LQ_DOOR(lq_factor, "mmmmmMMV", "mmmM");
+OPTCTL_LQ_DOOR(lq_sweep, "mmvvvVVmmmM", "Vvvvvv");
 OPTCTL_SERIES_DOOR(estimate_likelihood, "S");
 OPTCTL_SERIES_DOOR(estimate_filter, "Svmvm");
 OPTCTL_SERIES_DOOR(estimate_smoother, "Svmmv");

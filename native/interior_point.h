@@ -364,7 +364,8 @@ class InteriorPoint {
   }
 
   void remember() {
-    const double row[] = {cost_ * cost_scale_, stationarity_, n_.step, infeasibility_, n_.mu, n_.shift};
+    const double cost = (cost_ + price_of_misses(p_, z_)) * cost_scale_;
+    const double row[] = {cost, stationarity_, n_.step, infeasibility_, n_.mu, n_.shift};
     for (int i = 0; i < 6; ++i) history_[i * p_.history + static_cast<int64_t>(n_.iterations)] = row[i];
   }
 

@@ -61,10 +61,9 @@ def _register() -> bool:
 @functools.cache
 def operand_names() -> dict[str, tuple[str, ...]]:
     """Return the names that the interior point kernel gives to what it takes and makes (`native/operands.h`)."""
-    spec = importlib.util.find_spec("optctl._kernels")
-    assert spec is not None
-    assert spec.origin is not None
-    said = ctypes.CDLL(spec.origin).optctl_operand_names
+    library = _library()
+    assert library is not None
+    said = library.optctl_operand_names
     said.restype = ctypes.c_char_p
     lists = [tuple(line.split()) for line in said().decode().split("\n")]
     return dict(zip(("sizes", "settings", "numbers", "operands", "results"), lists, strict=True))

@@ -17,6 +17,8 @@ and bounds, the signs of multipliers, their products with the distances and, alo
 
     d'(dl + f'costates_{t+1} + y'(g, h) + bounds) - d_x'costates_t  no larger than the largest slope claimed allows.
 
+Of a point that claims to be no solution it asks all but the last: what it says about itself must be true as well.
+
 References: Nocedal and Wright (2006), Numerical Optimization, section 8.1 (differences), chapter 12 (conditions).
 """
 
@@ -246,14 +248,14 @@ class Judge:
     The rows of all stages and constraints are judged side by side; names are looked up where something is wrong.
     """
 
-    def __init__(self, problem: Problem, solution: Any, free: tuple[str, ...]) -> None:
-        self.problem, self.free = problem, free
+    def __init__(self, problem: Problem, solution: Any, free: tuple[str, ...], slopes: bool = True) -> None:
+        self.problem, self.free, self.slopes = problem, free, slopes
         self.xs, self.us, self.costates = (np.asarray(v) for v in (solution.xs, solution.us, solution.costates))
         self.params = jax.tree.map(np.asarray, solution.params)
         self.y = {n: jax.tree.map(np.asarray, value) for n, value in solution.multipliers.items() if value is not None}
         claims = {name: value for name, value in vars(solution.certificate).items() if name != "by"}
         self.claimed = {name: np.asarray(value).item() for name, value in claims.items() if np.ndim(value) == 0}
-        self.cost = np.asarray(solution.cost).item()
+        self.cost, self.residuals = np.asarray(solution.cost).item(), solution.residuals or {}
         N, nu = self.us.shape
         self.evaluate = Evaluator(problem, self.params, (N, self.xs.shape[1], nu))
         self.dxs, self.dus = directions(self.xs, self.us)
@@ -297,8 +299,9 @@ class Judge:
         rows = [self._rows(name, first[name]) for name in (*PATH, *END[1:]) if name in first]
         self._judge_cost(first, rows)
         self._judge_rows(first["f"], rows)
-        self._judge_slopes(v, together)
-        if "params" in self.free:
+        if self.slopes:
+            self._judge_slopes(v, together)
+        if self.slopes and "params" in self.free:
             self._judge_params(points)
 
     def _note(self, function: str, stage: int | None, what: str, claimed: Any, found: Any) -> None:
@@ -340,9 +343,14 @@ class Judge:
         most = 2 * claimed["primal_feasibility"] + VALUE * (np.abs(f.values) + np.abs(f.slope)) + f.noise
         self._exceeds((("f", gaps.shape, 0),), "gap", gaps, most, "primal_feasibility")
         primal, products, dual = np.max(gaps, initial=0.0), 0.0, 0.0
+        self._judge_residual("dynamics", gaps, VALUE * (np.abs(f.values) + np.abs(f.slope)) + f.noise)
         rows = rows + self._bounds() + self._params_bounds()
-        hard = [[r for r in rows if r.l1 is None and r.equal == equal] for equal in (False, True)]
-        for row in [r for r in rows if r.l1 is not None] + [Rows.together(several) for several in hard if several]:
+        for row in rows:
+            (name, shape, _), miss = row.parts[0], row.miss()
+            hard = miss if row.l1 is None else np.where(np.isfinite(row.l1), 0.0, miss)
+            self._judge_residual(name, hard.reshape(shape), np.broadcast_to(row.room, miss.shape).reshape(shape))
+        plain = [[r for r in rows if r.l1 is None and r.equal == equal] for equal in (False, True)]
+        for row in [r for r in rows if r.l1 is not None] + [Rows.together(several) for several in plain if several]:
             miss = row.miss()
             if row.l1 is not None:
                 miss = np.where(np.isfinite(row.l1), 0.0, miss)
@@ -357,6 +365,18 @@ class Judge:
             self._exceeds(row.parts, "multiplier", bad, 2 * claimed["dual_feasibility"], "dual_feasibility", 1e-9 * y)
             products, dual = max(products, np.max(product, initial=0.0)), max(dual, np.max(bad, initial=0.0))
         self.figures = float(primal), float(products), float(dual)
+
+    def _judge_residual(self, name: str, own: np.ndarray, room: np.ndarray) -> None:
+        """Compare what each row is missed by with what the solution says; not those of x_0 and parameters."""
+        claimed = np.asarray(self.residuals.get(name, own))
+        if name[:2] == "x_":  # has a row for x_0, too, whose bounds may be another block's matter
+            claimed, own, room = claimed[1:], own[-len(self.us) :], room[-len(self.us) :]
+        own, room = np.atleast_2d(own), np.atleast_2d(room)
+        wrong = ~(np.abs(claimed - own) <= room) if own.shape == claimed.shape and name[:2] != "x0" else np.zeros(0)
+        if wrong.any():
+            at = tuple(np.argwhere(wrong)[0])
+            stage = None if name.startswith("terminal") else int(at[0]) + (name[:2] == "x_")
+            self._note(name, stage, "residual", claimed[at], own[at])
 
     def _exceeds(
         self, parts: tuple, what: str, value: np.ndarray, most: Any, claim: str, sizes: np.ndarray | None = None
@@ -531,11 +551,13 @@ class Judge:
             self._note("the Lagrangian", None, "slope in `params`", allowed / 2, float(first.slope[0]) + pull)
 
 
-def judge(problem: Problem, solution: Any, free: tuple[str, ...]) -> Verdict:
+def judge(problem: Problem, solution: Any, free: tuple[str, ...], *, slopes: bool = True) -> Verdict:
     """Judge a solution; `free` names what was free among "us", "x0" and "params".
+
+    Without slopes only what holds at any point is asked: cost, gaps, rows, and the figures made of them.
 
     Raises:
         Uninterpreted: where functions hold values that are being traced.
     """
     with np.errstate(all="ignore"):
-        return Judge(problem, solution, free).verdict()
+        return Judge(problem, solution, free, slopes).verdict()

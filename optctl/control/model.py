@@ -1,16 +1,18 @@
 """The problem that a model predictive controller solves: limits on the rate of inputs, an offset of the model."""
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from optctl._record import record
-from optctl.constraint import constraint, stacked
+from optctl.constraint import Constraint, constraint, stacked
 from optctl.dynamics.base import Labels
 from optctl.dynamics.view import View, ViewedDynamics, behind
 from optctl.problem import FUNCTION_CONSTRAINTS, Problem
 from optctl.shooting.two_sided import two_sided
+from optctl.tape import depends
 
 
 @record(static=("nx", "more"))
@@ -69,7 +71,10 @@ class Rates:
 
 
 def controlled(problem: Problem, nx: int, nu: int, dtype: Any, du_max: Any) -> Problem:
-    """Return the problem whose parameters are (parameters, offset), with limited rates where du_max is given."""
+    """Return the problem whose parameters are (parameters, offset), with limited rates where du_max is given.
+
+    Hard path rows of the measured state alone are off at stage 0, as its bounds are: no input can change them.
+    """
     more = 0 if du_max is None else nu
     view = Offset(nx, more)
     dynamics = ViewedDynamics(problem.dynamics, view, nx + more, nu)
@@ -81,9 +86,22 @@ def controlled(problem: Problem, nx: int, nu: int, dtype: Any, du_max: Any) -> P
         if getattr(made, name) is not None:
             arguments = at if name.startswith("path") else (at[0], params)
             sizes[name] = jax.eval_shape(getattr(made, name), *arguments).shape[0]
+            if name.startswith("path"):
+                made = made.replace(**{name: _with_inputs_first(getattr(made, name), made.steps, *at)})
     if du_max is not None:
         rates = constraint(Rates(jnp.broadcast_to(jnp.asarray(du_max, dtype), nu), nx), "path_inequality")
         own = [] if made.path_inequality is None else [(made.path_inequality, sizes["path_inequality"])]
         made = made.replace(path_inequality=stacked([*own, (rates, 2 * nu)], "path_inequality"))
         sizes["path_inequality"] = sizes.get("path_inequality", 0) + 2 * nu
     return two_sided(made, sizes)
+
+
+def _with_inputs_first(rows: Constraint, N: int, x: Any, u: Any, t: Any, params: Any) -> Constraint:
+    """Return path rows of which those that no input enters, and that have no price, are off at stage 0."""
+    (entered,) = depends(lambda u, x, t, params: rows(x, u, t, params), [u], [x, t, params])
+    l1, _ = rows.prices(entered.shape, x.dtype)
+    first = jnp.asarray(entered) | jnp.isfinite(l1)
+    if entered.all():
+        return rows
+    at_stages = jnp.concatenate([first[None], jnp.ones((N - 1, len(first)), bool)])
+    return replace(rows, on=at_stages if rows.on is None else at_stages & rows.on)

@@ -46,6 +46,7 @@ from optctl.shooting.primal_dual import (
     missed,
     moved,
     newton_rows,
+    price_of_misses,
     solve_step,
 )
 from optctl.shooting.rows import PATH, Rows, bound_arrays, flatten, make_rows
@@ -160,7 +161,9 @@ class MPC:
 
     Args:
         problem: the problem over the horizon; its x0 is replaced by the measured state. Where references change from
-            sample to sample, put them into its params and pass those to `step`.
+            sample to sample, put them into its params and pass those to `step`. Path rows that no input enters are not
+            asked of the measured state, as bounds of states are not: a limit that is exceeded already is met again
+            as soon as it can be.
         du_max: a number or (nu,), largest change of the inputs from sample to sample; None is no limit.
         offset_gain: share of the prediction error that goes into the estimated offset of the model, 0 < gain <= 1, a
             number or (nx,). The plans then know a steady disturbance; the error that it causes vanishes where inputs
@@ -206,23 +209,8 @@ class MPC:
         tolerance: float | None = None,
         method: InteriorPoint | str = "interior_point",
     ) -> None:
-        if not isinstance(problem, Problem):
-            raise ValueError(f"`problem` is a {type(problem).__name__}; expected optctl.Problem.")
-        nx, nu = problem.dynamics.nx, problem.dynamics.nu
-        nx = len(problem.x0) if nx is None and problem.x0 is not None else nx
-        if nx is None or not nu:
-            raise ValueError("`problem` has dynamics of unknown size, or without inputs; give them nx and nu.")
-        if problem.x0_min is not None or problem.x0_max is not None:
-            raise ValueError("`problem` bounds a free x_0, but a controller measures it; leave x0_min and x0_max out.")
-        sizes = {"du_max": (du_max, nu), "offset_gain": (offset_gain, nx)}
-        for name, (value, size) in sizes.items():
-            if value is None:
-                continue
-            value = np.asarray(as_float(value, name))
-            if not (value > 0).all() or value.shape not in ((), (size,)):
-                raise ValueError(f"`{name}` is {value}; expected a positive number, or ({size},) of them.")
-            if name == "offset_gain" and (value > 1).any():
-                raise ValueError(f"`offset_gain` is {value}; expected at most 1, a share of the prediction error.")
+        nx, nu = _sizes(problem)
+        _check_shares(du_max, offset_gain, nx, nu)
         options = _options(method)
         if real_time and offset_gain is not None:
             raise ValueError(
@@ -295,7 +283,7 @@ class MPC:
         violation = state.history.infeasibility[i]
         plan = MPCPlan(
             z.xs[:, : self.nx], z.us, u, jnp.full_like(x, jnp.nan), full[1], state.status, state.iterations,
-            state.e.at.cost, violation, z,
+            state.history.cost[i], violation, z,
         )  # fmt: skip
         return self.prepare(plan, params, shift=False) if self.real_time else plan
 
@@ -456,6 +444,31 @@ class MPC:
             np.stack(xs), np.stack(us), np.array(latencies), np.array([int(p.iterations) for p in plans]),
             np.array([int(p.status) for p in plans]), np.array([float(p.violation) for p in plans]),
         )  # fmt: skip
+
+
+def _sizes(problem: Any) -> tuple[int, int]:
+    """Return the numbers of states and inputs, or raise for a problem that a controller cannot have."""
+    if not isinstance(problem, Problem):
+        raise ValueError(f"`problem` is a {type(problem).__name__}; expected optctl.Problem.")
+    nx, nu = problem.dynamics.nx, problem.dynamics.nu
+    nx = len(problem.x0) if nx is None and problem.x0 is not None else nx
+    if nx is None or not nu:
+        raise ValueError("`problem` has dynamics of unknown size, or without inputs; give them nx and nu.")
+    if problem.x0_min is not None or problem.x0_max is not None:
+        raise ValueError("`problem` bounds a free x_0, but a controller measures it; leave x0_min and x0_max out.")
+    return nx, nu
+
+
+def _check_shares(du_max: Any, offset_gain: Any, nx: int, nu: int) -> None:
+    """Raise unless they are positive where they are given, one for all or one for each, and the gain at most 1."""
+    for name, value, size in (("du_max", du_max, nu), ("offset_gain", offset_gain, nx)):
+        if value is None:
+            continue
+        value = np.asarray(as_float(value, name))
+        if not (value > 0).all() or value.shape not in ((), (size,)):
+            raise ValueError(f"`{name}` is {value}; expected a positive number, or ({size},) of them.")
+        if name == "offset_gain" and (value > 1).any():
+            raise ValueError(f"`offset_gain` is {value}; expected at most 1, a share of the prediction error.")
 
 
 def _options(method: Any) -> InteriorPoint:
@@ -621,6 +634,7 @@ def _feedback(problem: Problem, params: Any, ready: Any, x: Any, last: Any, sett
     alpha = longest_primal(rows, z, d, 0.99)
     point = moved(rows, z, d, alpha, 0.99, mu)
     violation = jnp.maximum(jnp.max(jnp.abs(e.at.gaps)), jnp.max(jnp.abs(missed(rows, e.at.c, z)), initial=0.0))
+    cost = e.at.cost + price_of_misses(rows, z)
     status = jnp.where(good, int(Status.ITERATION_LIMIT), int(Status.STALLED))
     low, high = bound_arrays(rows, "u", z.us)
-    return jnp.clip(z.us[0] + d.us[0], low[0], high[0]), point, status, jnp.asarray(1), e.at.cost, violation
+    return jnp.clip(z.us[0] + d.us[0], low[0], high[0]), point, status, jnp.asarray(1), cost, violation

@@ -107,8 +107,9 @@ NUMBERS = {field.name: field.default for field in fields(State) if field.default
 
 @record()
 class Residuals:
-    """How far a point is from optimality: scaled figures, the products s y and their sum, and theta."""
+    """How far a point is from optimality: cost and its size, scaled figures, products s y and their sum, and theta."""
 
+    cost: Any
     size: Any
     stationarity: Any
     infeasibility: Any
@@ -131,11 +132,12 @@ def residuals(program: Program, state: State, e: Expansion) -> Residuals:
     worst.append(largest(in_u * jnp.maximum(1.0, jnp.abs(z.us))))
     if rows.soft is not None:
         worst.append(largest(jnp.where(rows.soft, rows.l1 + rows.l2 * z.e - z.y - z.v, 0.0)))
-    size = jnp.maximum(cost_size(e.at.cost + price_of_misses(rows, z), state.first_cost), state.floor)
+    cost = e.at.cost + price_of_misses(rows, z)
+    size = jnp.maximum(cost_size(cost, state.first_cost), state.floor)
     row_misses = missed(rows, e.at.c, z)
     least, most, total = products(rows, z)
     return Residuals(
-        size=size, stationarity=jnp.max(jnp.stack(worst)) / size,
+        cost=cost, size=size, stationarity=jnp.max(jnp.stack(worst)) / size,
         infeasibility=jnp.maximum(largest(e.at.gaps / jnp.maximum(1.0, jnp.abs(z.xs[1:]))), largest(row_misses)),
         least_product=least, most_product=most, sum_of_products=total,
         theta=jnp.sum(jnp.abs(e.at.gaps)) + jnp.sum(jnp.abs(row_misses)),
@@ -145,7 +147,7 @@ def residuals(program: Program, state: State, e: Expansion) -> Residuals:
 def remember(state: State, r: Residuals) -> State:
     """Write a point into the history."""
     i = state.iterations
-    row = (state.e.at.cost * state.scales.cost, r.stationarity, state.step, r.infeasibility, state.mu, state.shift)
+    row = (r.cost * state.scales.cost, r.stationarity, state.step, r.infeasibility, state.mu, state.shift)
     columns = vars(state.history).values()
     history = History(*(column.at[i].set(value) for column, value in zip(columns, row, strict=True)))
     return replace(state, history=history)

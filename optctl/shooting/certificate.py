@@ -7,16 +7,26 @@ import jax.numpy as jnp
 from optctl.shooting.barrier import largest
 from optctl.shooting.expansion import Expansion
 from optctl.shooting.primal_dual import Program, Unknowns, lagrangian_slopes, price_of_misses
+from optctl.shooting.rows import Rows
 from optctl.shooting.scaling import Scales
 from optctl.solution import Certificate, cost_size
 
 
 def certify_point(
-    program: Program, e: Expansion, z: Unknowns, scales: Scales, first_cost: Any, floor: Any, tolerance: Any
+    program: Program,
+    every: Rows,
+    e: Expansion,
+    z: Unknowns,
+    scales: Scales,
+    *,
+    first_cost: Any,
+    floor: Any,
+    tolerance: Any,
 ) -> Certificate:
     """Return the certificate of states, inputs, costates and multipliers of the rows.
 
     A change of a variable is compared with its scale, or with its own size where that is larger; rows are scaled, too.
+    Rows that the solve has switched off, which are on in `every`, have to hold like the others, in their own units.
     """
     rows = program.rows
     slopes = lagrangian_slopes(program, e, z.costates, z.y)
@@ -24,13 +34,14 @@ def certify_point(
     in_x, in_u = jnp.maximum(scales.x[None], jnp.abs(z.xs)), jnp.maximum(scales.u[None], jnp.abs(z.us))
     worst = [largest(g) for g in slopes]
     scaled = [largest(g * v) for g, v in zip(slopes, (in_x[0], in_x, in_u), strict=True)]
-    over = jnp.where(rows.inequality, jnp.maximum(e.at.c, 0.0), jnp.where(rows.equality, jnp.abs(e.at.c), 0.0))
+    over = jnp.where(every.inequality, jnp.maximum(e.at.c, 0.0), jnp.where(every.equality, jnp.abs(e.at.c), 0.0))
     miss, price = jnp.zeros_like(over), jnp.full_like(over, jnp.inf)
     if rows.soft is not None:
         miss = jnp.where(rows.soft, over, 0.0)
         price = jnp.where(rows.soft, rows.l1 + rows.l2 * miss, jnp.inf)
         over = jnp.where(rows.soft, 0.0, over)
-    over_scaled = jnp.maximum(largest(e.at.gaps / in_x[1:]), largest(over * scales.rows))
+    size_rows = jnp.where(rows.inequality | rows.equality, scales.rows, 1.0)
+    over_scaled = jnp.maximum(largest(e.at.gaps / in_x[1:]), largest(over * size_rows))
     product = jnp.where(rows.inequality, z.y * (miss - e.at.c), 0.0)
     wrong = jnp.where(rows.inequality, jnp.maximum(-z.y, jnp.maximum(z.y - price, 0.0)), 0.0)
     if rows.soft is not None:

@@ -52,6 +52,7 @@ from optctl.shooting.barrier import (
 from optctl.shooting.certificate import certify_point
 from optctl.shooting.expansion import Expansion, Values, expand, function_shapes, function_values
 from optctl.shooting.feasibility import restore, still
+from optctl.shooting.lift import level
 from optctl.shooting.polish import polish, settle_warm
 from optctl.shooting.primal_dual import (
     Program,
@@ -62,7 +63,16 @@ from optctl.shooting.primal_dual import (
     quadratic_model,
     solve_step,
 )
-from optctl.shooting.rows import PATH, TERMINAL, Rows, bound_arrays, flatten, make_rows, residuals_by_name
+from optctl.shooting.rows import (
+    PATH,
+    TERMINAL,
+    Rows,
+    all_counted,
+    bound_arrays,
+    flatten,
+    make_rows,
+    residuals_by_name,
+)
 from optctl.shooting.scaling import (
     SMALL,
     Scales,
@@ -274,8 +284,9 @@ def without_held_rows(
     """Return the problem with those path rows off that nothing free can change at their stage, and that hold there.
 
     Such are rows that t switches on, and rows of a given x_0. They have no interior where they hold with equality, and
-    no multiplier. A row depends on what is free if it is NaN where that is NaN, or (comparisons hide NaN) another
-    number at other points. What does not hold stays on.
+    no multiplier; rows with a price have both, and stay. A row depends on what is free if it is NaN where that is NaN,
+    or (comparisons hide NaN) another number at other points. What does not hold stays on. A row that depends on
+    something in a small region alone may be missed: `finish` looks at all rows again.
     """
     names = [name for name in PATH if getattr(problem, name) is not None]
     if not any(getattr(problem, name).takes("t") or not all(x0_free) for name in names):
@@ -299,7 +310,8 @@ def without_held_rows(
     for name in names:
         constraint = getattr(problem, name)
         held = values[name] if name.endswith("inequality") else jnp.abs(values[name])
-        on = jnp.isnan(values[name]) | (held > settings.tolerance)
+        priced = jnp.isfinite(constraint.prices(held.shape, held.dtype)[0])
+        on = jnp.isnan(values[name]) | (held > settings.tolerance) | priced
         for other in others:
             on = on | (other[name] != values[name])
         counted = True if constraint.on is None else constraint.on
@@ -431,14 +443,19 @@ def run(
             turn = int(np.clip(turn * TURN_SECONDS / max(now - before, 1e-6), 1, last))
 
 
-def finish(program: Program, x0: Any, state: State, settings: Settings, failed: Any) -> Solution:
-    """Certify the last point afresh and pack the result, with its derivative in the program (times `failed`, if so)."""
-    still, state = jax.lax.stop_gradient((program, state))
-    rows, e = still.rows, state.e
+def finish(program: Program, asked: Problem, x0: Any, state: State, settings: Settings, failed: Any) -> Solution:
+    """Certify the last point afresh and pack the result, with its derivative in the program (times `failed`, if so).
+
+    `asked` is the problem with all its rows on, which have to hold at the end whatever was switched off.
+    """
+    still, asked, state = jax.lax.stop_gradient((program, asked, state))
+    state = _leveled(still, state, settings)
+    rows, every, e = still.rows, all_counted(asked, still.rows), state.e
     z = replace(state.z, y=jnp.where(rows.inequality | rows.equality, state.z.y, 0.0))
     first_cost = state.first_cost * state.scales.cost
+    floor = state.floor * state.scales.cost
     certificate = certify_point(
-        still, e, z, state.scales, first_cost, state.floor * state.scales.cost, settings.tolerance
+        still, every, e, z, state.scales, first_cost=first_cost, floor=floor, tolerance=settings.tolerance
     )
     converged = certificate.holds & (state.status == int(Status.SOLVED))
     status = jnp.where(~converged & (state.status == int(Status.SOLVED)), int(Status.STALLED), state.status)
@@ -458,9 +475,22 @@ def finish(program: Program, x0: Any, state: State, settings: Settings, failed: 
         multipliers=_by_name(still, best.y), K=K, k=k, cost=best.cost,
         status=status, converged=converged, iterations=state.iterations, certificate=certificate,
         history=state.history, method="interior_point",
-        residuals=residuals_by_name(still.problem, rows, e.at.c, e.at.gaps),
+        residuals=residuals_by_name(still.problem, every, e.at.c, e.at.gaps),
         strict_complementarity=strict_complementarity(rows, z, cost_size(e.at.cost, first_cost)),
     )  # fmt: skip
+
+
+def _leveled(program: Program, state: State, settings: Settings) -> State:
+    """Return the state with parameters behind the states that are the same everywhere, and its values there."""
+    problem, xs = program.problem, state.z.xs
+    if level(problem, xs) is xs:
+        return state
+
+    def again(state: State) -> State:
+        z = replace(state.z, xs=level(problem, xs))
+        return replace(state, z=z, e=expansion_at(program, z, settings))
+
+    return jax.lax.cond(state.status == int(Status.SOLVED), lambda state: state, again, state)
 
 
 def strict_complementarity(rows: Rows, z: Unknowns, size: Any) -> Any:
@@ -558,17 +588,17 @@ def interior_point(
         solution, finite = compiled(_solve, natively)(problem, us, xs, params, x0_free, warm, settings, failed, first)
         if not concrete or (bool(finite) and (int(solution.status) != Status.ITERATION_LIMIT or first == last)):
             return solution
-    problem = compiled(without_held_rows, natively)(problem, us, xs, params, x0_free, settings)
+    asked, problem = problem, compiled(without_held_rows, natively)(problem, us, xs, params, x0_free, settings)
     program, state = compiled(start, natively)(problem, xs, us, params, x0_free, warm, settings)
     check_guess(program, state)
 
     def report(state: State) -> None:
         assert callback is not None
-        callback(compiled(finish, natively)(program, xs[0], state, settings, failed))
+        callback(compiled(finish, natively)(program, asked, xs[0], state, settings, failed))
 
     report_or_none = None if callback is None else report
     state = run(program, state, settings, time_limit=time_limit, callback=report_or_none, every=every)
-    return compiled(finish, natively)(program, xs[0], state, settings, failed)
+    return compiled(finish, natively)(program, asked, xs[0], state, settings, failed)
 
 
 def _guess_seconds(problem: Problem, xs: Any, us: Any) -> float:
@@ -581,13 +611,13 @@ def _solve(
     failed: Any, stop: Any,
 ) -> tuple[Solution, Any]:  # fmt: skip
     """Solve in one program; return the solution, and whether all functions were finite at the guess."""
-    problem = without_held_rows(problem, us, xs, params, x0_free, settings)
+    asked, problem = problem, without_held_rows(problem, us, xs, params, x0_free, settings)
     still = jax.lax.stop_gradient((problem, xs, us, params, warm, settings, stop))
     through = partial(_run_through, x0_free)
     state = (through if runs_natively(problem, xs, us, params, settings) else one_by_one(through))(*still)
     finite = jnp.isfinite(state.theta_first) & jnp.isfinite(state.first_cost)
     rows = make_rows(problem, xs, us, function_shapes(problem, xs, us, params), x0_free)
-    return finish(Program(problem, params, x0_free, rows), xs[0], state, settings, failed), finite
+    return finish(Program(problem, params, x0_free, rows), asked, xs[0], state, settings, failed), finite
 
 
 def _run_through(

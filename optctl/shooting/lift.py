@@ -64,6 +64,15 @@ def split(x: Any, like: Any) -> tuple[Any, Any]:
     return x[:n], unravel(x[n:])
 
 
+def level(problem: Problem, xs: Any) -> Any:
+    """Return the states with parameters behind them everywhere as they are at the start, where their bounds hold.
+
+    Iterations that end early may leave them apart, and only one of them is returned. Other problems' stay as they are.
+    """
+    view = getattr(problem.dynamics, "view", None)
+    return xs.at[1:, view.nx :].set(xs[0, view.nx :]) if isinstance(view, ParamsBehindStates) else xs
+
+
 def lift(problem: Problem, params: Any, nx: int, nu: int) -> Problem:
     """Return the problem in (x, p), its x_0 free: the caller keeps the components that are given."""
     view = ParamsBehindStates(params, nx)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl import _native
+from optctl.adjoint.interpreter import Uninterpreted
 from optctl.constraint import Constraint
 from optctl.problem import STAGE_FUNCTIONS, STATE_FUNCTIONS, Problem
 from optctl.shooting.expansion import Expansion, Values, differentiate
@@ -63,6 +64,8 @@ def tapes(problem: Problem, xs: Any, us: Any, params: Any, exact: bool) -> tuple
                 warnings.warn(f"Not used, which is slower: no tape holds {found}.", RuntimeWarning, stacklevel=2)
         except Unsupported as why:
             found = why
+        except Uninterpreted as why:
+            found = Unsupported(f"a function that NumPy cannot check: {why}")
         if isinstance(found, Unsupported) or not any(tape.captured for tape in found):
             if len(_TAPES) >= REMEMBERED:
                 _TAPES.clear()

@@ -16,6 +16,7 @@ References: Waechter and Biegler (2006), On the implementation of an interior-po
 Friedlander and Orban (2012), A primal-dual regularized interior-point method for convex quadratic programs.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -99,6 +100,17 @@ def make_rows(problem: Problem, xs: Any, us: Any, functions: dict[str, Any], x0_
     is_soft = any(getattr(problem, name).soft for name in functions)
     prices = (flatten(soft, bool), flatten(l1, xs.dtype), flatten(l2, xs.dtype)) if is_soft else (None, None, None)
     return Rows(bounds, shapes, flatten(inequality, bool), flatten(equality, bool), flatten(elastic, bool), *prices)
+
+
+def all_counted(problem: Problem, rows: Rows) -> Rows:
+    """Return the rows with those on that the problem counts, also where a solve has switched some off."""
+    made = {"inequality": rows.split(rows.inequality), "equality": rows.split(rows.equality)}
+    for name in PATH:
+        blocks = made[name.removeprefix("path_")]
+        if name in blocks:
+            on = getattr(problem, name).on
+            blocks[name] = jnp.broadcast_to(True if on is None else on, blocks[name].shape)
+    return replace(rows, **{kind: flatten(blocks, bool) for kind, blocks in made.items()})
 
 
 def bound_values(problem: Problem, xs: Any, us: Any, start_free: bool) -> dict[str, Any]:

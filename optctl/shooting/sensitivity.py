@@ -11,6 +11,7 @@ is about to become active or inactive, the solution has a kink and no derivative
 Reference: Fiacco (1983), Introduction to sensitivity and stability analysis in nonlinear programming.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -40,9 +41,11 @@ class Optimum:
 def settle(program: Program, x0: Any, z: Unknowns, e: Expansion, mu: Any, factor_of: Any) -> Optimum:
     """Return the optimum z of a program, computed elsewhere, with its derivative in the program and in a given x_0.
 
-    The derivative is multiplied by `factor_of`: 1, or NaN (or 0) for a point that is no optimum.
+    The derivative is multiplied by `factor_of`: 1, or NaN (or 0) for a point that is no optimum. The cost is that of
+    the states and inputs, also where z.e is not what they miss yet.
     """
-    return Optimum(e.at.cost + price_of_misses(program.rows, z), z.xs, z.us, z.costates, z.y)
+    there = z if z.e is None else replace(z, e=jnp.maximum(e.at.c, 0.0))
+    return Optimum(e.at.cost + price_of_misses(program.rows, there), z.xs, z.us, z.costates, z.y)
 
 
 @settle.defjvp

@@ -6,7 +6,7 @@ r"""Tapes judged when they are made: values, Jacobians and curvature against tho
                 random points alone: a guess may rest where curvature changes within less than any h
 
 The tapes run by a plain call of compiled code (`_native.run_tape`). Data that are being traced are replaced by random
-numbers: what is judged is the tape, not the data. A tape that disagrees is not used.
+numbers: what is judged is the tape, not the data. A tape that disagrees, or that cannot be judged, is not used.
 """
 
 from typing import Any
@@ -27,7 +27,6 @@ from optctl.adjoint.independent import (
     differences,
     directions,
 )
-from optctl.adjoint.interpreter import Uninterpreted
 from optctl.problem import Problem
 from optctl.shooting.rows import PATH, TERMINAL
 from optctl.tape import Tape
@@ -55,10 +54,8 @@ class _Numbers:
                 drawn: Any = self.rng.uniform(0.5, 1.5, value.shape)
             else:
                 drawn = self.rng.integers(0, 2, value.shape)
-            self.drawn[id(value)] = (
-                value,
-                np.asarray(drawn, value.dtype),
-            )  # holds the value, so that its id stays its own
+            # with the value itself, so that its id stays its own
+            self.drawn[id(value)] = value, np.asarray(drawn, value.dtype)
         return self.drawn[id(value)][1]
 
 
@@ -99,16 +96,17 @@ class _Point:
 def check_tapes(
     tapes: tuple[Tape, ...], problem: Problem, params: Any, uniform: Any, xs: Any, us: Any, exact: bool
 ) -> Disagreement | None:
-    """Return what tapes and NumPy do not agree on, or None; functions that NumPy cannot evaluate are not judged."""
+    """Return what tapes and NumPy do not agree on, or None.
+
+    Raises:
+        Uninterpreted: where NumPy cannot evaluate the functions.
+    """
     numbers = _Numbers()
     N, nx, nu = us.shape[0], xs.shape[1], us.shape[1]
     traced = any(tape.captured for tape in tapes) or any(
         isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((problem, params))
     )
-    try:
-        evaluate = Evaluator(problem, params, (N, nx, nu), numbers if traced else None)
-    except Uninterpreted:
-        return None
+    evaluate = Evaluator(problem, params, (N, nx, nu), numbers if traced else None)
     shared = jax.tree.leaves(uniform)
     parts = [(*shared, tape.constants, *tape.captured) for tape in tapes]
     memories = [np.concatenate([np.ravel(numbers(part)).astype(float) for part in several]) for several in parts]
@@ -226,9 +224,7 @@ def _curvature(k: int, W: np.ndarray, d: np.ndarray, at: _Point, values: Any) ->
             v = _lagrangian(k, at, values(h))
             near, far = (v[1] + v[2] - 2 * v[0]) / h**2, (v[3] + v[4] - 2 * v[0]) / (4 * h**2)
             bend = (4 * near - far) / 3
-            kink = (
-                np.abs((v[1] - v[2]) / (2 * h) - (v[3] - v[4]) / (4 * h)) / h
-            )  # of the first derivative, in the odd part
+            kink = np.abs((v[1] - v[2]) / (2 * h) - (v[3] - v[4]) / (4 * h)) / h  # of the slope, in the odd part
             noise = 3 * (np.abs(near - far) + kink) + 1e-13 * (np.abs(v[0]) + np.abs(v[1])) / h**2
             wrong &= np.abs(claimed - bend) > CURVATURE * (scale + np.abs(bend)) + noise
             bends.append(bend)

@@ -95,7 +95,7 @@ def joined(problem: Problem, solution: Solution) -> Solution:
     soft = soft_equalities(problem)
     if not soft:
         return solution
-    made = dict(solution.multipliers)
+    made, residuals = dict(solution.multipliers), dict(solution.residuals)
     values = _values(problem, solution.xs, solution.us, solution.params)
     for where in soft:
         equality, inequality = f"{where}_equality", f"{where}_inequality"
@@ -103,11 +103,12 @@ def joined(problem: Problem, solution: Solution) -> Solution:
         l1, l2 = getattr(problem, equality).prices(values[equality].shape, values[equality].dtype)
         y = made[inequality]
         own, up, down = y[..., : -2 * m], y[..., -2 * m : -m], y[..., -m:]
+        residuals[inequality] = residuals[inequality][..., : -2 * m]
         squares = jnp.where(jnp.isfinite(l1), l2 * values[equality], 0.0)
         made |= {inequality: own, equality: made[equality] + up - down + squares}
         if getattr(problem, inequality) is None:
-            del made[inequality]
-    return replace(solution, multipliers=made)
+            del made[inequality], residuals[inequality]
+    return replace(solution, multipliers=made, residuals=residuals)
 
 
 @jax.jit

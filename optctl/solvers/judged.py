@@ -20,18 +20,21 @@ NAMED = 2
 def judged(problem: Problem, solution: Solution) -> Solution:
     """Return a solution with the figures that NumPy finds, with status DISAGREEMENT where it refutes what is claimed.
 
-    Where inf or NaN ended the solve, the function that made it is named. Under `jit` and `vmap`, and where the check
-    cannot be made (`can_judge`), the solution stays as it is, and `checked` is empty.
+    A point that claims to be no solution is judged, too, but for its slopes. Where inf or NaN ended the solve, the
+    function that made it is named. Under `jit` and `vmap`, and where the check cannot be made (`can_judge`), the
+    solution stays as it is, and `checked` is empty.
     """
     if not is_concrete((problem, solution)) or np.ndim(solution.status):
         return solution
     status = Status(int(solution.status))
     if status is Status.NON_FINITE:
         return replace(solution, note=culprit(problem, solution.xs, solution.us, solution.params))
-    if status is not Status.SOLVED or not can_judge(problem, solution):
+    solved = status is Status.SOLVED
+    finite = all(np.isfinite(value).all() for value in (solution.cost, solution.xs, solution.us))
+    if not can_judge(problem, solution) or not (solved or finite):
         return solution
     try:
-        found = judge(problem, solution, solution.free)
+        found = judge(problem, solution, solution.free, slopes=solved)
     except Uninterpreted:
         return solution
     by = "NumPy" + "".join(f", `{name}` by JAX" for name in sorted(found.by_jax))

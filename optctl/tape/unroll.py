@@ -1,7 +1,7 @@
 """From a jaxpr to scalar expressions: arrays become arrays of expressions, loops are unrolled.
 
 Each primitive has a rule, which is given the arrays of expressions of its operands and returns those of its results.
-Rules that only move elements are NumPy's functions. Equations of constants without a rule are evaluated by JAX.
+Equations of constants without a rule are evaluated by JAX.
 """
 
 import functools
@@ -11,11 +11,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import Literal
 
 from optctl.tape.expressions import CAPTURED, LOAD, ONE, ZERO, Expressions
+from optctl.tape.walk import INLINED, LOOPS, MOVES, Walker, call, factors
 
-RULES: dict[str, Callable] = {}
+CALLS = {*INLINED, *LOOPS, "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
+RULES: dict[str, Callable] = MOVES | LOOPS
 _TYPES = {np.dtype(name) for name in ("float64", "int64", "int32", "uint32", "bool")}
 
 INDEX, WHOLE = 2.0**20, 2.0**29
@@ -46,7 +47,7 @@ def _growth(name: str, of: list[float], count: int, params: Any) -> float:
     return float(count) if name in ("iota", "argmax", "argmin") else max(of)
 
 
-class Unroller:
+class Unroller(Walker):
     """Walks jaxprs, and holds what it has found: the expressions, and the arrays that are tracers."""
 
     def __init__(self, limit: int) -> None:
@@ -58,7 +59,7 @@ class Unroller:
         self.trusts = False  # whole numbers not to wrap around
         self.sizes: dict[int, float] = {}  # of whole numbers: bounds, since a tape's do not wrap around
 
-    def const(self, value: Any) -> np.ndarray:
+    def constant(self, value: Any) -> np.ndarray:
         """Return the expressions of an array that the function holds: numbers, or a tracer's."""
         if isinstance(value, jax.core.Tracer):
             if id(value) not in self._known:
@@ -82,27 +83,10 @@ class Unroller:
         constant = self.g.constant
         return np.array([constant(float(v)) for v in value.ravel().tolist()], np.intp).reshape(value.shape)
 
-    def run(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Return the expressions of a jaxpr's results."""
-        known = dict(zip(jaxpr.constvars, map(self.const, consts), strict=True))
-        known.update(zip(jaxpr.invars, args, strict=True))
-
-        def read(v: Any) -> np.ndarray:
-            return self.const(v.val) if isinstance(v, Literal) else known[v]
-
-        for eqn in jaxpr.eqns:
-            results = self.equation(eqn, [read(v) for v in eqn.invars])
-            known.update(zip(eqn.outvars, results, strict=True))
-            if len(self.g.nodes) > 8 * self.limit:
-                raise Unsupported(f"more than {self.limit} instructions")
-        return [read(v) for v in jaxpr.outvars]
-
-    def closed(self, closed: Any, args: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Return the expressions of a closed jaxpr's results."""
-        return self.run(closed.jaxpr, closed.consts, args)
-
     def equation(self, eqn: Any, args: list[np.ndarray]) -> list[np.ndarray]:
         """Return the expressions of an equation's results."""
+        if len(self.g.nodes) > 8 * self.limit:
+            raise Unsupported(f"more than {self.limit} instructions")
         name = eqn.primitive.name
         rule = RULES.get(name)
         avals = [v.aval for v in (*eqn.invars, *eqn.outvars)]
@@ -118,6 +102,38 @@ class Unroller:
                 self._bound(eqn, args, results)
             return results
         raise Unsupported(f"the primitive `{name}`" + (f" of {narrow[0]}" if narrow else ""))
+
+    def scan(self, eqn: Any, body: Callable, carry: list[np.ndarray], rows: list[np.ndarray]) -> list[np.ndarray]:
+        """Unroll a loop over rows."""
+        steps = range(eqn.params["length"])[:: -1 if eqn.params["reverse"] else 1]
+        stacked = [np.empty(v.aval.shape, np.intp) for v in eqn.outvars[len(carry) :]]
+        for i in steps:
+            carry, results = body(carry, [row[i] for row in rows])
+            for column, result in zip(stacked, results, strict=True):
+                column[i] = result
+        return carry + stacked
+
+    def loop(self, eqn: Any, going: Callable, body: Callable, carry: list[np.ndarray]) -> list[np.ndarray]:
+        """Unroll a loop whose number of turns is known."""
+        for _ in range(self.limit):
+            goes = self.value(going(carry))
+            if goes is None:
+                raise Unsupported("the primitive `while` with a number of steps that depends on data")
+            if goes == 0:
+                return carry
+            carry = body(carry)
+        raise Unsupported("the primitive `while` with many steps")
+
+    def branch(self, index: np.ndarray, cases: list[Callable]) -> list[np.ndarray]:
+        """Take the branch that is known, or select among the results of all."""
+        g, known = self.g, self.value(index)
+        if known is not None:
+            return cases[min(max(int(known), 0), len(cases) - 1)]()
+        chosen, *others = [case() for case in cases]
+        for k, other in enumerate(others, 1):
+            here = g.binary("le", g.constant(float(k)), index.item())
+            chosen = [self.map(g.select, np.intp(here), a, b) for a, b in zip(other, chosen, strict=True)]
+        return chosen
 
     def _bound(self, eqn: Any, args: list[np.ndarray], results: list[np.ndarray]) -> None:
         """Bound the sizes of whole numbers; raise where they might leave their type."""
@@ -154,7 +170,7 @@ class Unroller:
         ]
         with jax.ensure_compile_time_eval():
             results = eqn.primitive.bind(*map(jax.numpy.asarray, numbers), **eqn.params)
-        return [self.const(result) for result in (results if eqn.primitive.multiple_results else [results])]
+        return [self.constant(result) for result in (results if eqn.primitive.multiple_results else [results])]
 
     def is_constant(self, *arrays: np.ndarray) -> bool:
         """Return whether all elements are constants."""
@@ -372,61 +388,6 @@ def _same(un: Unroller, eqn: Any, *args: np.ndarray) -> list[np.ndarray]:
 # Elements in other places.
 
 
-@rule("reshape")
-def _reshape(un: Unroller, eqn: Any, a: np.ndarray) -> np.ndarray:
-    return a.reshape(eqn.outvars[0].aval.shape)
-
-
-@rule("squeeze")
-def _squeeze(un: Unroller, eqn: Any, a: np.ndarray) -> np.ndarray:
-    return a.reshape(eqn.outvars[0].aval.shape)
-
-
-@rule("transpose")
-def _transpose(un: Unroller, eqn: Any, a: np.ndarray) -> np.ndarray:
-    return a.transpose(eqn.params["permutation"])
-
-
-@rule("broadcast_in_dim")
-def _broadcast(un: Unroller, eqn: Any, a: np.ndarray) -> np.ndarray:
-    shape = eqn.params["shape"]
-    lengths = [1] * len(shape)
-    for axis, length in zip(eqn.params["broadcast_dimensions"], a.shape, strict=True):
-        lengths[axis] = length
-    return np.broadcast_to(a.reshape(lengths), shape)
-
-
-@rule("concatenate")
-def _concatenate(un: Unroller, eqn: Any, *args: np.ndarray) -> np.ndarray:
-    return np.concatenate(args, eqn.params["dimension"])
-
-
-@rule("stack")
-def _stack(un: Unroller, eqn: Any, *args: np.ndarray) -> np.ndarray:
-    return np.stack(args, eqn.params["axis"])
-
-
-@rule("unstack")
-def _unstack(un: Unroller, eqn: Any, a: np.ndarray) -> list[np.ndarray]:
-    return list(np.moveaxis(a, eqn.params["axis"], 0))
-
-
-@rule("tile")
-def _tile(un: Unroller, eqn: Any, a: np.ndarray) -> np.ndarray:
-    return np.tile(a, eqn.params["reps"])
-
-
-@rule("slice")
-def _slice(un: Unroller, eqn: Any, a: np.ndarray) -> np.ndarray:
-    p = eqn.params
-    return a[tuple(map(slice, p["start_indices"], p["limit_indices"], p["strides"] or [1] * a.ndim))]
-
-
-@rule("split")
-def _split(un: Unroller, eqn: Any, a: np.ndarray) -> list[np.ndarray]:
-    return list(np.split(a, np.cumsum(eqn.params["sizes"])[:-1], eqn.params["axis"]))
-
-
 @rule("pad")
 def _pad(un: Unroller, eqn: Any, a: np.ndarray, padding: np.ndarray) -> np.ndarray:
     for axis, (low, high, interior) in enumerate(eqn.params["padding_config"]):
@@ -438,11 +399,6 @@ def _pad(un: Unroller, eqn: Any, a: np.ndarray, padding: np.ndarray) -> np.ndarr
         spread = np.concatenate([ends[0], spread[max(-low, 0) : length - max(-high, 0)], ends[1]])
         a = np.moveaxis(spread, 0, axis)
     return a
-
-
-@rule("rev")
-def _rev(un: Unroller, eqn: Any, a: np.ndarray) -> np.ndarray:
-    return np.flip(a, eqn.params["dimensions"])
 
 
 @rule("iota")
@@ -577,22 +533,16 @@ def _cumulative(un: Unroller, eqn: Any, a: np.ndarray) -> np.ndarray:
 
 @rule("dot_general")
 def _dot_general(un: Unroller, eqn: Any, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    (a_sum, b_sum), (a_batch, b_batch) = eqn.params["dimension_numbers"]
-    a_free = [axis for axis in range(a.ndim) if axis not in (*a_sum, *a_batch)]
-    b_free = [axis for axis in range(b.ndim) if axis not in (*b_sum, *b_batch)]
-    shape = eqn.outvars[0].aval.shape
-    inner = int(np.prod([a.shape[axis] for axis in a_sum]))
+    rows, columns = factors(a, b, eqn.params["dimension_numbers"])
+    shape, inner = eqn.outvars[0].aval.shape, rows.shape[-1]
     if int(np.prod(shape)) * inner > 4 * un.limit:
         raise Unsupported("`dot_general` of large arrays")
-    batch = int(np.prod([a.shape[axis] for axis in a_batch]))
-    a_rows = a.transpose((*a_batch, *a_free, *a_sum)).reshape(batch, int(np.prod([a.shape[k] for k in a_free])), inner)
-    b_rows = b.transpose((*b_batch, *b_free, *b_sum)).reshape(batch, int(np.prod([b.shape[k] for k in b_free])), inner)
     add, mul = un.g.add, un.g.mul
     results = [
         functools.reduce(add, map(mul, row, column), ZERO)
-        for rows, columns in zip(a_rows.tolist(), b_rows.tolist(), strict=True)
-        for row in rows
-        for column in columns
+        for some, others in zip(rows.tolist(), columns.tolist(), strict=True)
+        for row in some
+        for column in others
     ]
     return np.array(results, np.intp).reshape(shape)
 
@@ -642,71 +592,11 @@ def _triangular_solve(un: Unroller, eqn: Any, a: np.ndarray, b: np.ndarray) -> n
 
 # Functions within the function.
 
-CALLS = {
-    "jit",
-    "pjit",
-    "closed_call",
-    "core_call",
-    "call",
-    "composite",
-    "custom_jvp_call",
-    "custom_vjp_call",
-    "custom_vjp_call_jaxpr",
-}
-CALLS |= {"remat", "remat2", "checkpoint", "scan", "while", "cond"}
 
-
-@rule(*(CALLS - {"scan", "while", "cond"}))
+@rule(*(CALLS - set(LOOPS)))
 def _call(un: Unroller, eqn: Any, *args: np.ndarray) -> list[np.ndarray]:
-    inner = next(eqn.params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in eqn.params)
     before = un.trusts
     un.trusts = before or str(eqn.params.get("name")) == "searchsorted"  # its bisection takes unsigned differences
-    results = un.closed(inner, args) if hasattr(inner, "jaxpr") else un.run(inner, (), args)
+    results = call(un, eqn, *args)
     un.trusts = before
     return results
-
-
-@rule("scan")
-def _scan(un: Unroller, eqn: Any, *args: np.ndarray) -> list[np.ndarray]:
-    p = eqn.params
-    consts, carry = list(args[: p["num_consts"]]), list(args[p["num_consts"] : p["num_consts"] + p["num_carry"]])
-    xs = args[p["num_consts"] + p["num_carry"] :]
-    steps = range(p["length"])[::-1] if p["reverse"] else range(p["length"])
-    rows = []
-    for i in steps:
-        results = un.closed(p["jaxpr"], consts + carry + [x[i] for x in xs])
-        carry = results[: p["num_carry"]]
-        rows.append(results[p["num_carry"] :])
-    if p["reverse"]:
-        rows.reverse()
-    if not rows:
-        return carry + [np.empty(v.aval.shape, np.intp) for v in eqn.outvars[p["num_carry"] :]]
-    return carry + [np.stack(column) for column in zip(*rows, strict=True)]
-
-
-@rule("while")
-def _while(un: Unroller, eqn: Any, *args: np.ndarray) -> list[np.ndarray]:
-    p = eqn.params
-    split = p["cond_nconsts"] + p["body_nconsts"]
-    cond_consts, body_consts, carry = args[: p["cond_nconsts"]], args[p["cond_nconsts"] : split], list(args[split:])
-    for _ in range(un.limit):
-        going = un.value(un.closed(p["cond_jaxpr"], [*cond_consts, *carry])[0])
-        if going is None:
-            raise Unsupported("the primitive `while` with a number of steps that depends on data")
-        if going == 0:
-            return carry
-        carry = un.closed(p["body_jaxpr"], [*body_consts, *carry])
-    raise Unsupported("the primitive `while` with many steps")
-
-
-@rule("cond")
-def _cond(un: Unroller, eqn: Any, index: np.ndarray, *args: np.ndarray) -> list[np.ndarray]:
-    g, branches, known = un.g, eqn.params["branches"], un.value(index)
-    if known is not None:
-        return un.closed(branches[min(max(int(known), 0), len(branches) - 1)], args)
-    cases = [un.closed(branch, args) for branch in branches]
-    chosen = cases[0]
-    for k in range(1, len(cases)):
-        here = g.binary("le", g.constant(float(k)), index.item())
-        chosen = [un.map(g.select, np.intp(here), a, b) for a, b in zip(cases[k], chosen, strict=True)]
-    return chosen

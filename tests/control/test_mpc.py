@@ -385,3 +385,33 @@ def test_init_and_step_run_inside_jit():
     _, u, status = first_inputs(x)
     assert status == oc.Status.SOLVED
     np.testing.assert_allclose(u, CONTROLLER.init(x).us[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"du_max": 0.6}])
+def test_rows_of_the_measured_state_alone_are_no_matter_of_the_plan(options):
+    """A speed at or above its limit, 0.3, is brought below it in one step; rows with the input count from u_0 on."""
+    problem = oc.Problem(
+        oc.LinearDynamics([[1.0, 0.1], [0.0, 1.0]], [[0.0], [0.1]]),
+        lambda x, u: (x[0] - 2.0) ** 2 + 0.1 * u @ u, horizon=20, x0=[0.0, 0.0], u_min=-1.0, u_max=1.0,
+        path_inequality=lambda x, u: jnp.array([x[1] - 0.3, u[0] + 2.0 * x[1] - 0.5]),
+    )  # fmt: skip
+    mpc = oc.MPC(problem, **options)
+    for speed, want in ((0.0, 0.5), (0.3, -0.1), (0.35, -0.5)):
+        plan = mpc.init([0.0, speed])
+        assert plan.converged
+        u, plan = mpc.step(plan, [0.0, speed])
+        assert plan.converged
+        np.testing.assert_allclose(u, [want], atol=1e-5)
+        assert plan.xs[1:, 1].max() <= 0.3 + 1e-6
+
+
+def test_the_cost_of_a_plan_counts_what_soft_rows_are_missed_by():
+    problem = oc.Problem(
+        oc.LinearDynamics([[1.0]], [[1.0]]), lambda x, u: u @ u, horizon=3, x0=[2.0],
+        terminal_inequality=oc.Soft(lambda x: x - 1.0, l1=0.1),
+    )  # fmt: skip
+    mpc = oc.MPC(problem)
+    plan = mpc.init([2.0])
+    want = oc.solve(problem, method="interior_point").raise_if_failed()
+    np.testing.assert_allclose([plan.cost, mpc.step(plan, [2.0])[1].cost], want.cost, rtol=1e-5)
+    np.testing.assert_allclose(want.cost, 0.1 - 3 * 0.05**2, rtol=1e-7)  # u = -0.05 at each stage, the rest is paid

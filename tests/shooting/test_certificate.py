@@ -53,7 +53,8 @@ def judged():
 
     @jax.jit
     def figures(z):
-        return certify_point(program, expansion_at(program, z, settings), z, state.scales, 1.0, 0.0, 1e-8)
+        e = expansion_at(program, z, settings)
+        return certify_point(program, program.rows, e, z, state.scales, first_cost=1.0, floor=0.0, tolerance=1e-8)
 
     return replace(state.z, costates=solved.costates), figures
 
