@@ -349,7 +349,7 @@ void square_root_case(const Sizes& s, const Finders& finders, const Operands<T>&
 template <class T>
 void estimate_case(const Sizes& s, const Operands<T>& in, const Reference& want) {
   const int64_t n = s.N + 1;
-  const int nx = s.nx, ny = s.ny;
+  const int nx = s.nx;
   const Moments& f = want.filtered;
   Stages<T> views[gauss::fields];
   for (int field = 0; field < gauss::fields; ++field) views[field] = {in[field].at(0), in[field].step()};
@@ -483,7 +483,14 @@ void solver_case(uint64_t seed) {
     const Solve solve(problem);
     solve.run(version.solve);
     ++tried;
-    if (solve.solved()) ++solved, solve.check();
+    if (!solve.solved()) continue;
+    ++solved, solve.check();
+    for (const int percent_wrong : {0, 20}) {
+      const Solve warm = Solve::again(solve, percent_wrong);
+      warm.run(version.solve);
+      expect(percent_wrong || warm.solved(), "a warm start from the solution", warm.number("status"), 0);
+      if (warm.solved()) warm.check();
+    }
   }
 }
 

@@ -141,8 +141,24 @@ struct Trajectory {
     }
     xs = random_matrix((N + 1) * nx, 1, 1).v, us = random_matrix(N * nu, 1, 1).v;
     for (int i = 0; i < nx; ++i) x0_free.push_back(chance(30));
+    if (chance(80)) make_feasible();
     make_bounds();
     make_rows();
+    for (double& x : xs) x += uniform(-0.1, 0.1);
+  }
+
+  // Let the states follow the inputs, the inequalities hold there, and the equalities at the start and the end.
+  void make_feasible() {
+    for (int t = 0; t < N; ++t)
+      for (int i = 0; i < nx; ++i) xs[(t + 1) * nx + i] = f[i].value(z(xs, us, t).data());
+    for (Function& g : path[0]) {
+      double worst = -INFINITY;
+      for (int t = 0; t < N; ++t) worst = std::max(worst, g.value(z(xs, us, t).data()));
+      g.c -= worst + uniform(0, 1);
+    }
+    for (Function& h : path[1]) h.c -= h.value(z(xs, us, 0).data());
+    for (int b = 0; b < 2; ++b)
+      for (Function& r : end[b]) r.c -= r.value(z(xs, us, N).data()) + (b ? 0 : uniform(0, 1));
   }
 
   void make_bounds() {
@@ -239,13 +255,36 @@ struct Trajectory {
 
 // All operands and results of one solve, each in memory of exactly its size.
 class Solve {
+  struct Start {
+    std::vector<double> xs, us, costates, s, y, e;
+  };
+
  public:
-  explicit Solve(const Trajectory& p, int stop = 40) : p_(p) {
+  explicit Solve(const Trajectory& p, int stop = 100)
+      : Solve(p, stop, {p.xs, p.us, std::vector<double>((p.N + 1) * p.nx), p.s, p.y, p.e}, false) {}
+
+  // A warm start from a solution; some rows are taken for active or inactive by mistake.
+  static Solve again(const Solve& last, int percent_wrong) {
+    const Trajectory& p = last.p_;
+    Start at{last.result("xs"), last.result("us"), last.result("costates"), last.result("s"), last.result("y"),
+             last.result("e")};
+    for (int i = 0; i < p.rows; ++i) {
+      const bool held = (at.y[i] > 1e-6) != chance(percent_wrong), priced = p.kind[i] & 8;
+      if (!(p.kind[i] & 1)) continue;
+      if (!held) at.y[i] = 0;
+      at.s[i] = held ? 0 : 1;
+      if (p.has_soft) at.e[i] = priced && !(held && at.y[i] >= p.l1[i]) ? 0 : 1;
+    }
+    return Solve(p, 100, at, true);
+  }
+
+ private:
+  Solve(const Trajectory& p, int stop, const Start& at, bool warm) : p_(p) {
     std::map<std::string, double> sizes{
         {"N", p.N}, {"nx", p.nx}, {"nu", p.nu}, {"path_inequalities", p.path[0].size()},
         {"path_equalities", p.path[1].size()}, {"terminal_inequalities", p.end[0].size()},
         {"terminal_equalities", p.end[1].size()}, {"rows", p.rows}, {"has_soft", p.has_soft}, {"history", stop + 1},
-        {"gains", p.rows % 2}};
+        {"gains", p.rows % 2}, {"warm", warm}};
     const char* const names[] = {"x0_min", "x0_max", "x_min", "x_max", "u_min", "u_max", "path_inequality",
                                  "path_equality", "terminal_inequality", "terminal_equality"};
     for (int b = 0; b < 10; ++b) sizes[names[b]] = p.begin[b];
@@ -266,12 +305,11 @@ class Solve {
 #define OPTCTL_GIVEN(name) numbers.push_back(given[#name]);
     OPTCTL_NUMBERS(OPTCTL_GIVEN)
 #undef OPTCTL_GIVEN
-    const std::vector<double> costates((p.N + 1) * p.nx, 0.0);
     std::map<std::string, std::vector<double>> operands{
         {"memory", memory}, {"bounds", p.bounds}, {"l1", p.l1}, {"l2", p.l2}, {"x0_free", p.x0_free},
         {"settings", settings}, {"numbers", numbers}, {"filter", std::vector<double>(64, INFINITY)},
-        {"history", std::vector<double>(6 * (stop + 1), NAN)}, {"xs", p.xs}, {"us", p.us}, {"costates", costates},
-        {"s", p.s}, {"y", p.y}, {"e", p.e}, {"v", p.v},
+        {"history", std::vector<double>(6 * (stop + 1), NAN)}, {"xs", at.xs}, {"us", at.us}, {"costates", at.costates},
+        {"s", at.s}, {"y", at.y}, {"e", at.e}, {"v", p.v},
         {"x_scale", std::vector<double>(p.nx, 1)}, {"u_scale", std::vector<double>(p.nu, 1)},
         {"row_scale", std::vector<double>(p.rows, 1)}, {"cost_scale", {1}}};
     whole_ = {in_room(info), in_room(p.kind)};
@@ -293,6 +331,7 @@ class Solve {
 #undef OPTCTL_RESULT
   }
 
+ public:
   void run(SolverKernel kernel) const { kernel(in_.data(), out_.data()); }
 
   std::vector<double> result(const std::string& name) const {

@@ -83,9 +83,10 @@ struct Settings {
 constexpr int filter_size = 32;
 constexpr double kappa_eps = 10, kappa_mu = 0.2, theta_mu = 1.5, s_theta = 1.1, s_phi = 2.3, eta = 1e-4;
 constexpr double gamma_theta = 1e-5, gamma_phi = 1e-8, first_shift = 1e-4, largest_shift = 1e12;
-constexpr double shortest_step = 1e-10, short_step = 0.05, enough = 0.1, least_damping = 1e-6, still_price = 1e8;
+constexpr double shortest_step = 1e-10, short_step = 0.05, enough = 0.9, least_damping = 1e-11, still_price = 1e8;
+constexpr double violation_price = 1e6, largest_multiplier = 1e3, wide_barrier = 200;
 constexpr double polish_slack = 1e-2;
-constexpr int halvings = 40, patience = 3, predictions = 60, polish_rounds = 4, warm_rounds = 6;
+constexpr int halvings = 40, patience = 6, predictions = 60, polish_rounds = 4, warm_rounds = 6;
 
 class InteriorPoint {
  public:
@@ -258,7 +259,7 @@ class InteriorPoint {
   // Newton's direction to products s y = 0, in `d_`; false where its model is not convex.
   bool direction_to_zero() {
     newton_rows(p_, e_.at.c, z_, mu_, nu_, push_, weight_);
-    quadratic_weights(p_, e_, true, weight_, model_.weights);
+    quadratic_weights(p_, e_, 1, weight_, model_.weights);
     if (!model_.factor(p_, e_.A, e_.B)) return false;
     direction(e_.at.gaps, e_.at.c, d_);
     return true;
@@ -447,7 +448,7 @@ class InteriorPoint {
     double shift = 0;
     while (true) {
       *used = shift;
-      quadratic_weights(p_, e_, true, weight_, model_.weights);
+      quadratic_weights(p_, e_, 1, weight_, model_.weights);
       add_shift(p_, shift, model_.weights);
       if (model_.factor(p_, e_.A, e_.B)) return true;
       shift = shift == 0 ? (last == 0 ? first_shift : std::max(1e-20, last / 3)) : shift * (last == 0 ? 100 : 8);
@@ -482,10 +483,15 @@ class InteriorPoint {
     const bool leave = !found || (n_.short_steps >= patience && infeasibility_ > 1e-3);
     if (leave) {
       n_.mark = theta_;
-      n_.mu_restore = 0.1 * half_violation(p_, e_.at, z_) / std::max<int64_t>(1, inequalities_);
+      n_.mu_restore = half_violation(p_, e_.at, z_) / std::max<int64_t>(1, inequalities_);
       n_.short_steps = 0;
     }
     if (found) copy(trial_, z_);
+    if (leave) {
+      for (int64_t i = 0; i < p_.rows; ++i)
+        if (p_.kind[i] & inequality) z_.y[i] = near(z_.y[i], z_.s[i], n_.mu_restore, 100);
+      multipliers_of_violation(found ? trial_values_ : e_.at, z_.y);
+    }
     n_.shift = leave ? 0 : shift;
     n_.step = found ? alpha : 0;
     n_.phase = leave ? restoring : optimizing;
@@ -495,7 +501,7 @@ class InteriorPoint {
   void predict(double least) {
     aim(0);
     newton_rows(p_, e_.at.c, z_, mu_, nu_, push_, weight_);
-    quadratic_weights(p_, e_, true, weight_, model_.weights);
+    quadratic_weights(p_, e_, 1, weight_, model_.weights);
     bool found = model_.factor(p_, e_.A, e_.B) && n_.iterations <= predictions;
     const double count = std::max<int64_t>(1, inequalities_ + softs_);
     auto mean_product = [&](double alpha, double alpha_y) {
@@ -604,7 +610,7 @@ class InteriorPoint {
     for (int64_t i = 0; i < p_.rows; ++i) {
       const double miss = missed(p_, z_, i, e_.at.c[i]);
       worst = largest(worst, std::fabs(miss));
-      y[i] = p_.kind[i] & inequality ? near(z_.y[i], z_.s[i], mu, 100) : 0;
+      y[i] = p_.kind[i] & inequality ? near(z_.y[i] / violation_price, z_.s[i], mu, 100) : 0;
       if (p_.kind[i] & inequality) product = largest(product, z_.s[i] * y[i]);
       v_[i] = p_.kind[i] & elastic ? miss : y[i];
     }
@@ -623,7 +629,8 @@ class InteriorPoint {
       }
     }
     slope = largest(largest_of((p_.N + 1) * nx, gx_), largest_of(p_.N * nu, gu_));
-    violation_step(y, mu);
+    const bool light = n_.shift <= least_damping;
+    const double damping = violation_step(y, mu);
     double fall = 0;
     for (int64_t t = 0; t < p_.N; ++t) {
       std::fill_n(gx_, nx, 0.0);
@@ -637,9 +644,10 @@ class InteriorPoint {
       if (p_.kind[i] & inequality) fall -= mu * d_.s[i] / z_.s[i];
     }
     // Where the step promises nothing, damped or not, the violation is at its least for this mu.
-    const double damping = std::max(n_.shift, least_damping);
-    const bool least = slope <= 1e-6 * worst || -fall * std::max(1.0, damping) <= 1e-10 * half;
-    const bool stationary = least && product <= 1e-5 * half && worst > tolerance;
+    const bool still_falls = -fall * std::max(1.0, damping) > 1e-10 * half;
+    const bool least = slope <= 1e-6 * worst || !still_falls;
+    const bool sure = !still_falls && light;
+    const bool stationary = sure && product <= 1e-5 * half && worst > tolerance;
     const double now = half - mu * sum_of_logarithms(p_, z_.s);
     double alpha = longest(p_, z_.s, d_.s, 0.99, inequality);
     copy(z_, trial_);
@@ -659,18 +667,77 @@ class InteriorPoint {
     const double phi = barrier_cost(p_, functions_.cost(), trial_, n_.mu);
     const bool back = fine && theta <= enough * n_.mark && filter_accepts(theta, phi);
     const double alpha_y = longest(p_, y, d_.y, 0.99, inequality);
-    if (stationary || !(fine || least)) {
-      n_.status = stationary ? infeasible : stalled;
+    const bool again = stationary && n_.retried == 0 && inequalities_ > 0;
+    if (again) {
+      n_.retried = 1;
+    } else if (stationary || !(fine || least)) {
+      n_.status = stationary && can_be_infeasible() ? infeasible : stalled;
     } else if (fine) {
       for (int64_t i = 0; i < p_.rows; ++i)
-        trial_.y[i] = !(p_.kind[i] & inequality) ? 0 : back ? n_.mu / trial_.s[i] : y[i] + alpha_y * d_.y[i];
+        trial_.y[i] = !(p_.kind[i] & inequality) ? 0 : back ? first_multiplier(trial_.s[i]) : y[i] + alpha_y * d_.y[i];
       std::fill_n(trial_.costates, (p_.N + 1) * nx, 0.0);
       copy(trial_, z_);
+      if (!back) multipliers_of_violation(trial_values_, z_.y);
+      if (back) estimate_multipliers();
     }
-    n_.phase = back ? optimizing : restoring;
+    n_.phase = back && !again ? optimizing : restoring;
     n_.shift = back || least ? 0 : trials == 1 ? damping / 4 : damping * (trials == 2 ? 2 : 8);
-    if (slope <= 10 * mu || least) n_.mu_restore = 0.2 * mu;
+    if (again) n_.mu_restore = wide_barrier * half / inequalities_;
+    else if (slope <= 10 * mu || least) n_.mu_restore = 0.2 * mu;
     n_.step = alpha;
+  }
+
+  // Multipliers with which the curvature of the Lagrangian is violation_price times that of half the squared violation.
+  void multipliers_of_violation(const Values& at, const double* y) {
+    for (int64_t i = 0; i < p_.rows; ++i)
+      z_.y[i] = p_.kind[i] & inequality ? violation_price * y[i] : p_.kind[i] & equality ? violation_price * at.c[i] : 0;
+    for (int64_t i = 0; i < p_.N * p_.nx; ++i) z_.costates[p_.nx + i] = violation_price * at.gaps[i];
+  }
+
+  // The multiplier of an inequality behind the feasibility phase.
+  double first_multiplier(double s) const { return n_.mu / s > largest_multiplier ? 1 : n_.mu / s; }
+
+  // Costates and multipliers of equalities for which the slopes of the Lagrangian are least.
+  void estimate_multipliers() {
+    const int nx = p_.nx, nu = p_.nu;
+    functions_.expand(z_);
+    for (int64_t i = 0; i < p_.rows; ++i) {
+      weight_[i] = p_.kind[i] & equality ? 1 / proximal : 0;
+      v_[i] = p_.kind[i] & inequality ? z_.y[i] : 0;
+    }
+    clear_slopes();
+    add_transposed_rows(p_, e_, v_, g0_, gx_, gu_);
+    quadratic_weights(p_, e_, 0, weight_, model_.weights);
+    add_shift(p_, 1, model_.weights);
+    LinearQuadratic& m = model_;
+    for (int i = 0; i < nx; ++i) m.start_row[i] = p_.x0_free[i] != 0 ? -(e_.q0[i] + g0_[i]) : 0, m.costates_row[i] = 0;
+    for (int64_t i = 0; i < (p_.N + 1) * nx; ++i) m.xs_row[i] = -(e_.qs[i] + gx_[i]);
+    for (int64_t i = 0; i < p_.N * nu; ++i) m.us_row[i] = -(e_.rs[i] + gu_[i]);
+    std::fill_n(m.costates_row + nx, p_.N * nx, 0.0);
+    if (!m.factor(p_, e_.A, e_.B)) return;
+    m.solve(p_, e_.A, e_.B);
+    std::copy_n(m.xs, (p_.N + 1) * nx, d_.xs);
+    std::copy_n(m.us, p_.N * nu, d_.us);
+    along(p_, e_, d_, v_);
+    double most = largest_of((p_.N + 1) * nx, m.costates);
+    for (int64_t i = 0; i < p_.rows; ++i) most = largest(most, std::fabs(weight_[i] * v_[i]));
+    if (!(most <= largest_multiplier)) return;
+    std::copy_n(m.costates, (p_.N + 1) * nx, z_.costates);
+    for (int64_t i = 0; i < p_.rows; ++i)
+      if (p_.kind[i] & equality) z_.y[i] = weight_[i] * v_[i];
+  }
+
+  // False where a rollout meets every hard row: there are but bounds of inputs and of x_0.
+  bool can_be_infeasible() const {
+    auto hard = [&](int64_t from, int64_t count) {
+      int64_t found = 0;
+      for (int64_t i = from; i < from + count; ++i) found += p_.kind[i] & (inequality | equality) && !(p_.kind[i] & soft);
+      return found;
+    };
+    int64_t rows = hard(0, p_.rows);
+    for (int b : {x0_min, x0_max, u_min, u_max})
+      if (p_.block[b] >= 0) rows -= hard(p_.block[b], b < x_min ? p_.nx : p_.N * p_.nu);
+    return rows > 0;
   }
 
   // True of a state that keeps its value whatever one does: x+ = x.
@@ -686,29 +753,12 @@ class InteriorPoint {
     return true;
   }
 
-  // The step of the feasibility phase, in `d_`: each stage's dynamics may be missed by inputs of their own.
-  void violation_step(const double* y, double mu) {
+  // Factor the model of half the squared violation, damped; false where it is not convex.
+  bool factor_violation(double damping) {
     const int nx = p_.nx, nu = p_.nu, wide = nu + nx;
-    if (!missing_) {
-      missing_ = std::make_unique<LinearQuadratic>(p_, wide);
-      wide_B_.assign(p_.N * nx * wide, 0.0);
-    }
     LinearQuadratic &m = *missing_, &narrow = model_;
-    for (int64_t i = 0; i < p_.rows; ++i) {
-      const int kind = p_.kind[i];
-      const double c = e_.at.c[i] - (kind & soft ? z_.e[i] : 0);
-      double d = kind & elastic ? 0 : proximal;
-      r_[i] = kind & (inequality | equality) ? c : 0;
-      if (kind & inequality) {
-        r_[i] = c + mu / y[i] - (kind & elastic ? y[i] : 0);
-        d = z_.s[i] / y[i];
-      }
-      if (kind & elastic) d += 1;
-      weight_[i] = kind & (inequality | equality) ? 1 / d : 0;
-      v_[i] = y[i] + r_[i] * weight_[i];
-    }
-    quadratic_weights(p_, e_, false, weight_, narrow.weights);
-    add_shift(p_, std::max(n_.shift, least_damping), narrow.weights);
+    quadratic_weights(p_, e_, 1 / violation_price, weight_, narrow.weights);
+    add_shift(p_, damping, narrow.weights);
     std::copy_n(narrow.weights.Q, p_.N * nx * nx, m.weights.Q);
     std::copy_n(narrow.weights.Qf, nx * nx, m.weights.Qf);
     std::copy_n(narrow.weights.Q0, nx * nx, m.weights.Q0);
@@ -726,6 +776,33 @@ class InteriorPoint {
         B[i * wide + nu + i] = 1;
       }
     }
+    return m.factor(p_, e_.A, wide_B_.data());
+  }
+
+  // The step of the feasibility phase, in `d_`: each stage's dynamics may be missed by inputs of their own. Returns the
+  // damping that made its model convex.
+  double violation_step(const double* y, double mu) {
+    const int nx = p_.nx, nu = p_.nu, wide = nu + nx;
+    if (!missing_) {
+      missing_ = std::make_unique<LinearQuadratic>(p_, wide);
+      wide_B_.assign(p_.N * nx * wide, 0.0);
+    }
+    LinearQuadratic& m = *missing_;
+    for (int64_t i = 0; i < p_.rows; ++i) {
+      const int kind = p_.kind[i];
+      const double c = e_.at.c[i] - (kind & soft ? z_.e[i] : 0);
+      double d = kind & elastic ? 0 : proximal;
+      r_[i] = kind & (inequality | equality) ? c : 0;
+      if (kind & inequality) {
+        r_[i] = c + mu / y[i] - (kind & elastic ? y[i] : 0);
+        d = z_.s[i] / y[i];
+      }
+      if (kind & elastic) d += 1;
+      weight_[i] = kind & (inequality | equality) ? 1 / d : 0;
+      v_[i] = y[i] + r_[i] * weight_[i];
+    }
+    double damping = std::max(n_.shift, least_damping);
+    while (!factor_violation(damping) && damping <= largest_shift) damping = std::max(8 * damping, first_shift);
     clear_slopes();
     add_transposed_rows(p_, e_, v_, g0_, gx_, gu_);
     for (int i = 0; i < nx; ++i) m.start_row[i] = p_.x0_free[i] != 0 ? -g0_[i] : 0, m.costates_row[i] = 0;
@@ -734,7 +811,6 @@ class InteriorPoint {
     for (int64_t t = 0; t < p_.N; ++t)
       for (int i = 0; i < nu; ++i) m.us_row[t * wide + i] = -gu_[t * nu + i];
     for (int64_t i = 0; i < p_.N * nx; ++i) m.costates_row[nx + i] = -e_.at.gaps[i];
-    m.factor(p_, e_.A, wide_B_.data());
     m.solve(p_, e_.A, wide_B_.data());
     std::copy_n(m.xs, (p_.N + 1) * nx, d_.xs);
     for (int64_t t = 0; t < p_.N; ++t) std::copy_n(m.us + t * wide, nu, d_.us + t * nu);
@@ -747,6 +823,7 @@ class InteriorPoint {
       if (kind & inequality)
         d_.s[i] = kind & elastic ? mu / y[i] - z_.s[i] - z_.s[i] / y[i] * d_.y[i] : -(c + z_.s[i]) - v_[i];
     }
+    return damping;
   }
 
   const Layout p_;

@@ -98,7 +98,7 @@ struct Weights {
 };
 
 // The weights of Newton's step without shift: the curvature of the expansion (none if it is null) and J'(weight)J.
-inline void quadratic_weights(const Layout& p, const Expansion& e, bool curvature, const double* weight, const Weights& w) {
+inline void quadratic_weights(const Layout& p, const Expansion& e, double curvature, const double* weight, const Weights& w) {
   const int nx = p.nx, nu = p.nu, nz = p.nz;
   auto add_diagonal = [&](int b, int64_t t, int n, double* to) {
     if (p.block[b] < 0) return;
@@ -107,14 +107,14 @@ inline void quadratic_weights(const Layout& p, const Expansion& e, bool curvatur
   };
   for (int64_t t = 0; t < p.N; ++t) {
     double *Q = w.Q + t * nx * nx, *R = w.R + t * nu * nu, *M = w.M + t * nx * nu;
-    if (curvature) {
+    if (curvature != 0) {
       const double* W = e.W + t * nz * nz;
       for (int i = 0; i < nx; ++i) {
-        for (int j = 0; j < nx; ++j) Q[i * nx + j] = W[i * nz + j];
-        for (int j = 0; j < nu; ++j) M[i * nu + j] = W[i * nz + nx + j];
+        for (int j = 0; j < nx; ++j) Q[i * nx + j] = curvature * W[i * nz + j];
+        for (int j = 0; j < nu; ++j) M[i * nu + j] = curvature * W[i * nz + nx + j];
       }
       for (int i = 0; i < nu; ++i)
-        for (int j = 0; j < nu; ++j) R[i * nu + j] = W[(nx + i) * nz + nx + j];
+        for (int j = 0; j < nu; ++j) R[i * nu + j] = curvature * W[(nx + i) * nz + nx + j];
     } else {
       std::fill(Q, Q + nx * nx, 0.0);
       std::fill(R, R + nu * nu, 0.0);
@@ -140,8 +140,8 @@ inline void quadratic_weights(const Layout& p, const Expansion& e, bool curvatur
     }
   }
   for (int i = 0; i < nx * nx; ++i) {
-    w.Qf[i] = curvature ? e.Wf[i] : 0;
-    w.Q0[i] = curvature ? e.W0[i] : 0;
+    w.Qf[i] = curvature * e.Wf[i];
+    w.Q0[i] = curvature * e.W0[i];
   }
   for (int b : {x_min, x_max}) add_diagonal(b, p.N - 1, nx, w.Qf);
   for (int b : {x0_min, x0_max}) add_diagonal(b, 0, nx, w.Q0);

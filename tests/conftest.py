@@ -1,6 +1,7 @@
 """Shared settings: 64-bit, no silent rank promotion, seeded randomness."""
 
 import gc
+import itertools
 from pathlib import Path
 
 import jax
@@ -10,6 +11,18 @@ import pytest
 import optctl  # noqa: F401  (turns 64-bit mode on)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+COUNT = itertools.count(1)
+
+# Tracing makes millions of small objects, few of them garbage: look for it less often, and at each of them once.
+gc.set_threshold(20_000, 20, 20)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def look_for_garbage_once():
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -22,6 +35,7 @@ def few_memory_maps():
     """Drop compiled programs before a worker has more memory maps than Linux allows a process (65 530)."""
     yield
     maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
+    if next(COUNT) % 10 == 0 and maps.exists() and maps.read_bytes().count(b"\n") > 45_000:
         jax.clear_caches()
+        gc.unfreeze()
         gc.collect()

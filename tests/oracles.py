@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 import scipy.sparse
 import scipy.sparse.linalg
 
@@ -106,21 +107,21 @@ def joint_gaussian(A, C, W, V, mean0, cov0, ys, b, seen):
     """Moments of all states given the data, and the likelihood, from the one dense Gaussian of states and data.
 
     Matrices are per stage; only the components `seen` count. Means (N+1, nx), the whole covariance, log-likelihood;
-    JAX can differentiate it.
+    all of it is analytic, for derivatives by complex steps.
     """
     n, nx = len(ys), len(mean0)
-    means, transition = [mean0], [jnp.eye(nx, n * nx)]
+    means, transition = [mean0], [np.eye(nx, n * nx)]
     for t in range(n - 1):
         means.append(A[t] @ means[-1] + b[t])
-        transition.append(A[t] @ transition[-1] + jnp.eye(nx, n * nx, (t + 1) * nx))
-    mean, T = jnp.concatenate(means), jnp.vstack(transition)
-    cov = T @ jax.scipy.linalg.block_diag(cov0, *W) @ T.T
+        transition.append(A[t] @ transition[-1] + np.eye(nx, n * nx, (t + 1) * nx))
+    mean, T = np.concatenate(means), np.vstack(transition)
+    cov = T @ scipy.linalg.block_diag(cov0, *W) @ T.T
     seen = np.flatnonzero(seen)
-    H = jax.scipy.linalg.block_diag(*C)[seen]
-    S = H @ cov @ H.T + jax.scipy.linalg.block_diag(*V)[np.ix_(seen, seen)]
-    v = jnp.ravel(ys)[seen] - H @ mean
-    gain = jnp.linalg.solve(S, H @ cov).T
-    loglik = -0.5 * (v @ jnp.linalg.solve(S, v) + jnp.linalg.slogdet(S)[1] + len(seen) * jnp.log(2 * jnp.pi))
+    H = scipy.linalg.block_diag(*C)[seen]
+    S = H @ cov @ H.T + scipy.linalg.block_diag(*V)[np.ix_(seen, seen)]
+    v = np.ravel(ys)[seen] - H @ mean
+    gain = np.linalg.solve(S, H @ cov).T
+    loglik = -0.5 * (v @ np.linalg.solve(S, v) + np.log(np.linalg.det(S)) + len(seen) * np.log(2 * np.pi))
     return (mean + gain @ v).reshape(n, nx), cov - gain @ H @ cov, loglik
 
 

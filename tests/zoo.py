@@ -1,5 +1,7 @@
 """Small problems of every kind, shared by the tests so that each compiles once."""
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -33,8 +35,9 @@ def sim_vjp(w, x, u, t, p):
     return A.T @ w, B.T @ w, Fp.T @ w
 
 
+@functools.cache
 def kinds():
-    """Name -> (dynamics, x0, us, params): every kind of dynamics with data that fit it."""
+    """Name -> (dynamics, x0, us, params): every kind of dynamics with data that fit it; made once, compiled once."""
     rng = np.random.default_rng(3)
     N = 7
 
@@ -80,18 +83,20 @@ def kinds():
     return table
 
 
+PENDULUM = oc.Problem(
+    oc.Dynamics(nonlinear_step, 2, 1),
+    stage_cost=lambda x, u, t, p: jnp.cos(x[0]) * p["k"] + u @ u + 0.1 * t * x[1] ** 2,
+    terminal_cost=lambda x, p: (1 + p["b"]) * x @ x,
+    initial_cost=lambda x, p: p["k"] * jnp.sum((x - 0.5) ** 4),
+    horizon=7,
+    x0=np.array([0.4, -0.3]),
+    params=PARAMS,
+)
+
+
 def pendulum_problem(**changes):
     """A smooth nonlinear problem with parameters in dynamics, stage, terminal and initial cost."""
-    problem = oc.Problem(
-        oc.Dynamics(nonlinear_step, 2, 1),
-        stage_cost=lambda x, u, t, p: jnp.cos(x[0]) * p["k"] + u @ u + 0.1 * t * x[1] ** 2,
-        terminal_cost=lambda x, p: (1 + p["b"]) * x @ x,
-        initial_cost=lambda x, p: p["k"] * jnp.sum((x - 0.5) ** 4),
-        horizon=7,
-        x0=np.array([0.4, -0.3]),
-        params=PARAMS,
-    )
-    return problem.replace(**changes) if changes else problem
+    return PENDULUM.replace(**changes) if changes else PENDULUM
 
 
 def lq_problem(free_x0=False, N=8):

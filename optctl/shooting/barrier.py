@@ -27,11 +27,13 @@ from optctl.shooting.primal_dual import (
     longest_primal,
     missed,
     moved,
+    near,
     newton_rows,
     price_of_misses,
     products,
     quadratic_model,
     solve_step,
+    with_violations,
 )
 from optctl.shooting.scaling import Scales, values_at
 from optctl.solution import History, cost_size
@@ -42,7 +44,7 @@ S_THETA, S_PHI, ETA = 1.1, 2.3, 1e-4
 SHORTEST_STEP, HALVINGS = 1e-10, 40
 PREDICTIONS = 60
 """Most predictor-corrector steps; a quadratic program that has a solution takes ten to twenty."""
-SHORT_STEP, PATIENCE = 0.05, 3
+SHORT_STEP, PATIENCE = 0.05, 6
 """After PATIENCE steps shorter than SHORT_STEP the feasibility phase takes over from a point that is far from
 feasible: bounds hem the iterates in, and Newton's method crawls along them."""
 
@@ -74,6 +76,7 @@ class State:
         step: length of the last step.
         seconds: what the compiled kernel took; zero without it.
         entries: number of entries that the filter ever got.
+        retried: 1 after the feasibility phase has begun again with a wider barrier.
     """
 
     z: Unknowns
@@ -96,6 +99,7 @@ class State:
     step: Any = 0.0
     seconds: Any = 0.0
     entries: Any = 0
+    retried: Any = 0
 
 
 NUMBERS = {field.name: field.default for field in fields(State) if field.default is not MISSING}
@@ -174,7 +178,7 @@ def optimize(program: Program, state: State, r: Residuals, least: Any) -> State:
         return solve_step(program, model, factors, e, z, gaps=gaps, c=c, weight=weight, mu=mu)
 
     d = direction(e.at.gaps, e.at.c)
-    found, point, falls, alpha = search(program, state, r, d, direction)
+    found, point, at, falls, alpha = search(program, state, r, d, direction)
     found = found & (factors.failed_stage < 0)
     phi = barrier_cost(rows, e.at.cost, z, mu)
     # A step along which the barrier cost must fall makes no entry; any other one does.
@@ -182,16 +186,20 @@ def optimize(program: Program, state: State, r: Residuals, least: Any) -> State:
     short = jnp.where(found & (alpha < SHORT_STEP), state.short_steps + 1, 0)
     crawling = (short >= PATIENCE) & (r.infeasibility > 1e-3)
     leave = ~found | crawling
+    mu_restore = half_violation(program, e, z)
+    point, at = jax.tree.map(lambda new, old: jnp.where(found, new, old), (point, at), (z, e.at))
+    y = near(point.y, point.s, mu_restore, rows.inequality, factor=100.0)
+    violations = with_violations(rows, at, replace(point, y=y))
     return replace(
         state,
-        z=jax.tree.map(lambda new, old: jnp.where(found, new, old), point, z),
+        z=jax.tree.map(lambda new, old: jnp.where(leave, new, old), violations, point),
         filter=state.filter.add(r.theta, phi, enters, state.entries),
         entries=state.entries + enters,
         shift=jnp.where(leave, 0.0, shift),
         step=jnp.where(found, alpha, 0.0),
         phase=jnp.where(leave, RESTORE, OPTIMIZE),
         mark=jnp.where(leave, r.theta, state.mark),
-        mu_restore=jnp.where(leave, 0.1 * half_violation(program, e, z), state.mu_restore),
+        mu_restore=jnp.where(leave, mu_restore, state.mu_restore),
         short_steps=jnp.where(leave, 0, short),
     )
 
@@ -250,8 +258,14 @@ def half_violation(program: Program, e: Expansion, z: Unknowns) -> Any:
     return half / jnp.maximum(1, jnp.sum(program.rows.inequality))
 
 
-def search(program: Program, state: State, r: Residuals, d: Unknowns, direction: Any) -> tuple[Any, Unknowns, Any, Any]:
-    """Backtrack until the filter accepts; return whether it did, the point, whether phi fell, and the step length."""
+def search(
+    program: Program, state: State, r: Residuals, d: Unknowns, direction: Any
+) -> tuple[Any, Unknowns, Values, Any, Any]:
+    """Backtrack until the filter accepts.
+
+    Returns:
+        Whether it did, the point, the values there, whether phi fell, and the step length.
+    """
     rows, z, mu, at = program.rows, state.z, state.mu, state.e.at
     share = jnp.maximum(0.99, 1 - mu)
     theta_least, theta_most = (k * jnp.maximum(1.0, state.theta_first) for k in (1e-4, 1e4))
@@ -284,7 +298,7 @@ def search(program: Program, state: State, r: Residuals, d: Unknowns, direction:
             return jnp.where(corrected, alpha_first, alpha) / 2, d, jnp.asarray(False)
 
         spoiled = ~found & (k == 0) & (theta >= r.theta)
-        return k + 1, *jax.lax.cond(spoiled, correct, halve, None), found, point, falls, alpha
+        return k + 1, *jax.lax.cond(spoiled, correct, halve, None), found, point, v, falls, alpha
 
     def going(carry: tuple) -> Any:
         k, alpha, _, corrected, found, *_ = carry
@@ -292,9 +306,9 @@ def search(program: Program, state: State, r: Residuals, d: Unknowns, direction:
 
     shortest = _shortest(slope, r.theta, theta_least)
     no = jnp.asarray(False)
-    first = jnp.asarray(0), alpha_first, d, no, no, z, no, jnp.zeros_like(phi)
-    *_, found, point, falls, alpha = jax.lax.while_loop(going, body, first)
-    return found, point, falls, alpha
+    first = jnp.asarray(0), alpha_first, d, no, no, z, at, no, jnp.zeros_like(phi)
+    *_, found, point, v, falls, alpha = jax.lax.while_loop(going, body, first)
+    return found, point, v, falls, alpha
 
 
 def _shortest(slope: Any, theta: Any, theta_least: Any) -> Any:

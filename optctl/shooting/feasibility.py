@@ -2,9 +2,11 @@ r"""The feasibility phase: where the line search of the interior point method is
 
     minimize  1/2 |gaps|^2 + 1/2 |c + s|^2 + 1/2 |h|^2 - mu sum log s     inside the bounds,
 
-by damped Gauss-Newton steps. Each is one linear-quadratic problem again: a row may be missed by its multiplier, and the
-dynamics of a stage by inputs of their own, x_{t+1} = f(x_t, u_t) + w_t, at the price |w_t|^2/2. The phase ends at a
-point with a tenth of the violation that the filter accepts, or where the violation is stationary: locally infeasible.
+by damped Newton steps. Each is one linear-quadratic problem again: a row may be missed by its multiplier, and the
+dynamics of a stage by inputs of their own, x_{t+1} = f(x_t, u_t) + w_t, at the price |w_t|^2/2. Half the squared
+violation has the curvature of a Lagrangian whose multipliers are the violations themselves; the cost is in it, too, at
+the price of one in VIOLATION_PRICE. The phase ends at a point with nine tenths of the violation that the filter
+accepts, or where the violation is stationary: locally infeasible.
 
 Reference: Waechter and Biegler (2006), section 3.3, with the squared violation in place of its sum.
 """
@@ -17,24 +19,36 @@ import jax.numpy as jnp
 
 from optctl.lq import sweeps
 from optctl.lq.kkt import Point, times, transposed_times
+from optctl.lq.model import LQ
+from optctl.lq.riccati import Factors
 from optctl.result import Status
 from optctl.shooting.barrier import HALVINGS, OPTIMIZE, RESTORE, Residuals, State
 from optctl.shooting.expansion import Expansion, Values
 from optctl.shooting.primal_dual import (
+    FIRST_SHIFT,
+    LARGEST_MULTIPLIER,
+    LARGEST_SHIFT,
+    VIOLATION_PRICE,
     Program,
     Unknowns,
     barrier_cost,
+    first_multipliers,
     infeasibility,
     longest,
     missed,
     near,
     quadratic_model,
+    with_violations,
 )
-from optctl.shooting.rows import DELTA, along, transposed
-from optctl.shooting.scaling import values_at
+from optctl.shooting.rows import DELTA, Rows, along, transposed
+from optctl.shooting.scaling import Scales, expansion_in, values_at
 
-ENOUGH = 0.1
-LEAST_DAMPING = 1e-6
+ENOUGH = 0.9
+LEAST_DAMPING = 1e-11
+"""It is added at every stage: what is large beside the curvature of the violation makes a final time creep."""
+WIDE_BARRIER = 200.0
+"""Before a problem is called infeasible, the phase begins once more with a barrier so many times larger: it leads away
+from the bounds that may have hemmed it in."""
 STILL_PRICE = 1e8
 """Price of missing the dynamics of a state that does not move, such as a parameter: it must not differ from stage to
 stage, and so escape its bounds."""
@@ -47,7 +61,7 @@ def restore(program: Program, state: State, r: Residuals, tolerance: Any) -> Sta
     nu = e.rs.shape[1]
     inequality, elastic = rows.inequality, rows.elastic
     s = jnp.where(inequality, z.s, 1.0)
-    y = jnp.where(inequality, near(z.y, s, mu, inequality, factor=100.0), 0.0)
+    y = jnp.where(inequality, near(z.y / VIOLATION_PRICE, s, mu, inequality, factor=100.0), 0.0)
     gaps, misses = e.at.gaps, missed(rows, e.at.c, z)
     half = 0.5 * (jnp.sum(gaps**2) + jnp.sum(misses**2))
     worst = jnp.maximum(jnp.max(jnp.abs(gaps)), jnp.max(jnp.abs(misses), initial=0.0))
@@ -59,15 +73,16 @@ def restore(program: Program, state: State, r: Residuals, tolerance: Any) -> Sta
     gx = gx.at[0].set(jnp.where(jnp.asarray(program.x0_free), gx[0] + g0, 0.0))
     slope = jnp.maximum(jnp.max(jnp.abs(gx)), jnp.max(jnp.abs(gu + transposed_times(e.B, gaps)), initial=0.0))
     product = jnp.max(jnp.where(inequality, s * y, 0.0), initial=0.0)
-    d, dy = _step(program, state, y, mu)
+    d, dy, damping = _step(program, state, y, mu)
     d_gaps = times(e.A, d.xs[:-1]) + times(e.B, d.us) - d.xs[1:]
     d_misses = along(rows, e.J, d.xs, d.us) + d.s
     fall = jnp.sum(gaps * d_gaps) + jnp.sum(misses * d_misses) - mu * jnp.sum(jnp.where(inequality, d.s / s, 0.0))
 
     # Where the step promises nothing, damped or not, the violation is at its least for this mu.
-    damping = jnp.maximum(state.shift, LEAST_DAMPING)
-    least = (slope <= 1e-6 * worst) | (-fall * jnp.maximum(1.0, damping) <= 1e-10 * half)
-    stationary = least & (product <= 1e-5 * half) & (worst > tolerance)
+    still_falls = -fall * jnp.maximum(1.0, damping) > 1e-10 * half
+    least = (slope <= 1e-6 * worst) | ~still_falls
+    sure = ~still_falls & (state.shift <= LEAST_DAMPING)  # small rows have small slopes, damped steps promise little
+    stationary = sure & (product <= 1e-5 * half) & (worst > tolerance)
 
     def merit(at: Values, z: Unknowns) -> Any:
         violation = 0.5 * (jnp.sum(at.gaps**2) + jnp.sum(missed(rows, at.c, z) ** 2))
@@ -87,20 +102,47 @@ def restore(program: Program, state: State, r: Residuals, tolerance: Any) -> Sta
     trials, alpha, point, at, fine = jax.lax.while_loop(lambda c: ~c[-1] & (c[0] < HALVINGS), body, first)
     theta, phi = infeasibility(rows, at, point), barrier_cost(rows, at.cost, point, state.mu)
     back = fine & (theta <= ENOUGH * state.mark) & state.filter.accepts(theta, phi)
-    y = jnp.where(back, state.mu / jnp.where(inequality, point.s, 1.0), y + longest(y, dy, 0.99, inequality) * dy)
-    point = replace(point, y=jnp.where(inequality, y, 0.0), costates=jnp.zeros_like(z.costates))
-    stuck = stationary | ~(fine | least)
-    failed = jnp.where(stationary, int(Status.INFEASIBLE), int(Status.STALLED))
+    central = state.mu / jnp.where(inequality, point.s, 1.0)
+    central = jnp.where(inequality, jnp.where(central > LARGEST_MULTIPLIER, 1.0, central), 0.0)
+    y = jnp.where(inequality, y + longest(y, dy, 0.99, inequality) * dy, 0.0)
+    point = jax.lax.cond(
+        back,
+        lambda z: with_multipliers(program, state.scales, replace(z, y=central)),
+        lambda z: with_violations(rows, at, replace(z, y=y)),
+        point,
+    )
+    several = jnp.sum(inequality)
+    again = stationary & (state.retried == 0) & (several > 0)
+    back = back & ~again
+    stuck = (stationary | ~(fine | least)) & ~again
+    infeasible = stationary & can_be_infeasible(rows)
+    failed = jnp.where(infeasible, int(Status.INFEASIBLE), int(Status.STALLED))
     damping = jnp.where(trials == 1, damping / 4, damping * jnp.where(trials == 2, 2.0, 8.0))
     return replace(
         state,
-        z=jax.tree.map(lambda new, old: jnp.where(stuck | ~fine, old, new), point, z),
+        z=jax.tree.map(lambda new, old: jnp.where(stuck | again | ~fine, old, new), point, z),
         status=jnp.where(stuck, failed, state.status),
         phase=jnp.where(back, OPTIMIZE, RESTORE),
         shift=jnp.where(back | least, 0.0, damping),
-        mu_restore=jnp.where((slope <= 10 * mu) | least, 0.2 * mu, mu),
+        mu_restore=jnp.where(again, WIDE_BARRIER * half / several, jnp.where((slope <= 10 * mu) | least, 0.2 * mu, mu)),
+        retried=state.retried + again,
         step=alpha,
     )
+
+
+def with_multipliers(program: Program, scales: Scales, z: Unknowns) -> Unknowns:
+    """Return a point with first multipliers of dynamics and equalities, as `interior_point.start` gives them."""
+    e = expansion_in(program.problem, program.rows, program.params, scales, z, exact=False)
+    costates, y = first_multipliers(program, e, z.y)
+    return replace(z, costates=costates, y=y)
+
+
+def can_be_infeasible(rows: Rows) -> Any:
+    """Return False where a rollout meets every hard row: there are but bounds of inputs and of x_0."""
+    hard = rows.inequality | rows.equality
+    blocks = rows.split(hard if rows.soft is None else hard & ~rows.soft)
+    some = [jnp.any(block) for name, block in blocks.items() if name[:-4] not in ("x0", "u")]
+    return jnp.any(jnp.stack(some)) if some else jnp.asarray(False)
 
 
 def still(e: Expansion) -> Any:
@@ -109,8 +151,8 @@ def still(e: Expansion) -> Any:
     return jnp.all(eye == e.A, axis=(0, 2)) & jnp.all(e.B == 0, axis=(0, 2))
 
 
-def _step(program: Program, state: State, y: Any, mu: Any) -> tuple[Unknowns, Any]:
-    """Return the direction in states, inputs and slacks, and that of the multipliers y."""
+def _step(program: Program, state: State, y: Any, mu: Any) -> tuple[Unknowns, Any, Any]:
+    """Return the direction in states, inputs and slacks, that of the multipliers y, and the damping it took."""
     rows, z, e = program.rows, state.z, state.e
     N, nx = e.at.gaps.shape
     nu = e.rs.shape[1]
@@ -122,21 +164,40 @@ def _step(program: Program, state: State, y: Any, mu: Any) -> tuple[Unknowns, An
     counts = inequality | rows.equality
     weight, r = jnp.where(counts, 1 / d, 0.0), jnp.where(counts, r, 0.0)
 
-    flat = replace(e, W0=jnp.zeros_like(e.W0), W=jnp.zeros_like(e.W), Wf=jnp.zeros_like(e.Wf))
-    model = quadratic_model(program, flat, weight, jnp.maximum(state.shift, LEAST_DAMPING))
-    own = jnp.broadcast_to(jnp.eye(nx, dtype=c.dtype), (N, nx, nx))
-    price = jnp.diag(jnp.where(still(e), STILL_PRICE, 1.0).astype(c.dtype))[None]
-    wide = ((0, 0), (0, 0), (0, nx))
-    R = jnp.concatenate([jnp.pad(model.R, wide), jnp.pad(own * price, ((0, 0), (0, 0), (nu, 0)))], axis=1)
-    model = replace(model, B=jnp.concatenate([e.B, own], axis=2), R=R, M=jnp.pad(model.M, wide), r=None)
+    model, factors, damping = _factor(program, e, weight, jnp.maximum(state.shift, LEAST_DAMPING))
     g0, gx, gu = transposed(rows, e.J, y + r * weight, N, nx, nu)
     start = jnp.where(jnp.asarray(program.x0_free), -g0, 0.0)
     gaps = jnp.concatenate([jnp.zeros((1, nx), c.dtype), -e.at.gaps])
     b = Point(start=start, xs=-gx, us=-jnp.pad(gu, ((0, 0), (0, nx))), costates=gaps)
-    solved = sweeps.sweep(model, sweeps.factor(model), b)
+    solved = sweeps.sweep(model, factors, b)
     dxs, dus = solved.xs, solved.us[:, :nu]
     change = along(rows, e.J, dxs, dus)
     dy = weight * (change + r)
     ds = jnp.where(elastic, mu / y_safe - s - s / y_safe * dy, -(c + s) - change)
     none = None if z.e is None else jnp.zeros_like(z.e)
-    return Unknowns(dxs, dus, jnp.zeros_like(dxs), jnp.where(inequality, ds, 0.0), dy, none, none), dy
+    return Unknowns(dxs, dus, jnp.zeros_like(dxs), jnp.where(inequality, ds, 0.0), dy, none, none), dy, damping
+
+
+def _factor(program: Program, e: Expansion, weight: Any, first: Any) -> tuple[LQ, Factors, Any]:
+    """Return the model of half the squared violation, its factors, and the least damping tried that makes it convex."""
+    N, nx = e.at.gaps.shape
+    nu = e.rs.shape[1]
+    curved = replace(e, W0=e.W0 / VIOLATION_PRICE, W=e.W / VIOLATION_PRICE, Wf=e.Wf / VIOLATION_PRICE)
+    own = jnp.broadcast_to(jnp.eye(nx, dtype=weight.dtype), (N, nx, nx))
+    price = jnp.diag(jnp.where(still(e), STILL_PRICE, 1.0).astype(weight.dtype))[None]
+    wide = ((0, 0), (0, 0), (0, nx))
+
+    def damped(damping: Any) -> LQ:
+        model = quadratic_model(program, curved, weight, damping)
+        R = jnp.concatenate([jnp.pad(model.R, wide), jnp.pad(own * price, ((0, 0), (0, 0), (nu, 0)))], axis=1)
+        return replace(model, B=jnp.concatenate([e.B, own], axis=2), R=R, M=jnp.pad(model.M, wide), r=None)
+
+    def failed(carry: tuple) -> Any:
+        return (carry[0].failed_stage >= 0) & (carry[1] <= LARGEST_SHIFT)
+
+    def attempt(carry: tuple) -> tuple:
+        damping = jnp.maximum(8 * carry[1], FIRST_SHIFT)
+        return sweeps.factor(damped(damping)), damping
+
+    factors, damping = jax.lax.while_loop(failed, attempt, (sweeps.factor(damped(first)), first))
+    return damped(damping), factors, damping

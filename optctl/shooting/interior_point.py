@@ -396,10 +396,13 @@ def finish(program: Program, x0: Any, state: State, settings: Settings, failed: 
     converged = certificate.holds & (state.status == int(Status.SOLVED))
     status = jnp.where(~converged & (state.status == int(Status.SOLVED)), int(Status.STALLED), state.status)
     stuck = (status == int(Status.STALLED)) | (status == int(Status.ITERATION_LIMIT))
-    fallen = (e.at.cost < -1e6 * (state.scales.cost + jnp.abs(first_cost))) & (
-        certificate.primal_feasibility_scaled <= 1e-2
-    )
+    # Iterates that were feasible say more than where the last one happens to be.
+    history = state.history
+    far_below = -1e6 * (state.scales.cost + jnp.abs(first_cost))
+    fallen = jnp.any((history.cost < far_below) & (history.infeasibility <= 1e-2))
     status = jnp.where(stuck & fallen, int(Status.UNBOUNDED), status)
+    met = jnp.any(history.infeasibility <= settings.tolerance)
+    status = jnp.where((status == int(Status.INFEASIBLE)) & met, int(Status.STALLED), status)
     K = unknown(state.K, (program, x0))
     k = unknown(z.us - times(state.K, z.xs[:-1]), (program, x0))
     best = settle(program, x0, z, e, state.mu * state.scales.cost, jnp.where(converged, 1.0, failed))

@@ -22,6 +22,10 @@ from optctl.shooting.expansion import Expansion, Values
 from optctl.shooting.rows import DELTA, DELTA_SINGLE, Rows, along, squared, transposed
 
 FIRST_SHIFT, LARGEST_SHIFT = 1e-4, 1e12
+VIOLATION_PRICE = 1e6
+"""What the violation costs in the Lagrangian whose curvature the phase takes: the cost itself hardly counts."""
+LARGEST_MULTIPLIER = 1e3
+"""Larger first estimates say that the constraints are nearly dependent at the guess, and nothing else."""
 
 
 @record(static=("x0_free", "quadratic"))
@@ -225,6 +229,38 @@ def solve_step(
         dv = jnp.where(rows.soft, nu / miss - v - v / miss * de, 0.0)
         de = jnp.where(rows.soft, de, 0.0)
     return Unknowns(solved.xs, solved.us, solved.costates - z.costates, ds, dy, de, dv)
+
+
+def with_violations(rows: Rows, at: Values, z: Unknowns) -> Unknowns:
+    """Return a point with multipliers for which the Lagrangian's curvature is that of half the squared violation.
+
+    Those of inequalities are the phase's own; all are times VIOLATION_PRICE.
+    """
+    y = jnp.where(rows.inequality, z.y, jnp.where(rows.equality, at.c, 0.0))
+    costates = jnp.concatenate([jnp.zeros_like(z.costates[:1]), at.gaps])
+    return replace(z, costates=VIOLATION_PRICE * costates, y=VIOLATION_PRICE * y)
+
+
+def first_multipliers(program: Program, e: Expansion, y: Any) -> tuple[Any, Any]:
+    """Return costates and multipliers for which the slopes of the Lagrangian are least, those of inequalities given.
+
+    It is the multipliers of  min 1/2 |dz|^2 + slope'dz  along what keeps all equalities; zero, where they are large.
+    Where the feasibility phase ends, those from before it say nothing any more.
+    """
+    rows = program.rows
+    N, nx = e.at.gaps.shape
+    y = jnp.where(rows.inequality, y, 0.0)
+    weight = jnp.where(rows.equality, 1 / DELTA, 0.0).astype(y.dtype)
+    flat = replace(e, W0=jnp.zeros_like(e.W0), W=jnp.zeros_like(e.W), Wf=jnp.zeros_like(e.Wf))
+    model = quadratic_model(program, flat, weight, jnp.ones((), y.dtype))
+    g0, gx, gu = transposed(rows, e.J, y, N, nx, e.rs.shape[1])
+    start = jnp.where(jnp.asarray(program.x0_free), -(e.q0 + g0), 0.0)
+    b = Point(start=start, xs=-(e.qs + gx), us=-(e.rs + gu), costates=jnp.zeros_like(e.qs))
+    solved = sweeps.sweep(model, sweeps.factor(model), b)
+    of_rows = weight * along(rows, e.J, solved.xs, solved.us)
+    most = jnp.maximum(jnp.max(jnp.abs(solved.costates)), jnp.max(jnp.abs(of_rows), initial=0.0))
+    small = most <= LARGEST_MULTIPLIER
+    return jnp.where(small, solved.costates, 0.0), y + jnp.where(small, of_rows, 0.0)
 
 
 def longest(value: Any, step: Any, share: Any, which: Any) -> Any:

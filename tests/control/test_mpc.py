@@ -27,6 +27,7 @@ def off(by):
 
 PROBLEM = balance()
 CONTROLLER = oc.MPC(PROBLEM)
+MOVE = jax.jit(lambda x, u: CARTPOLE.step(x, u, 0, None))
 
 
 def test_the_cartpole_recovers_from_200_random_disturbances():
@@ -269,25 +270,29 @@ def test_what_can_be_done_in_time_is_done():
     assert jnp.isfinite(u).all()
 
 
-def jerk_limited(scale, horizon=50):
+def jerk_limited(horizon=50):
     """A triple integrator that follows a saw tooth; large weights, hard limits of speed and acceleration."""
     Ts = 0.005
     A = np.array([[1, Ts, Ts**2 / 2], [0, 1, Ts], [0, 0, 1.0]])
     B = np.array([[Ts**3 / 6], [Ts**2 / 2], [Ts]])
     limits = np.array([np.inf, 10.0, 50.0])
     problem = oc.Problem(
-        oc.LinearDynamics(A, B), lambda x, u, t, r: scale * (1e4 * (x[0] - r[t]) ** 2 + 1e-6 * u @ u),
-        lambda x, r: scale * (1e8 * (x[0] - r[-1]) ** 2 + 1e-2 * x[1] ** 2 + 1e-3 * x[2] ** 2), horizon=horizon,
-        x0=np.zeros(3), params=np.zeros(horizon + 1), u_min=-8e3, u_max=8e3, x_min=-limits, x_max=limits,
+        oc.LinearDynamics(A, B), lambda x, u, t, p: p["scale"] * (1e4 * (x[0] - p["r"][t]) ** 2 + 1e-6 * u @ u),
+        lambda x, p: p["scale"] * (1e8 * (x[0] - p["r"][-1]) ** 2 + 1e-2 * x[1] ** 2 + 1e-3 * x[2] ** 2),
+        horizon=horizon, x0=np.zeros(3), params={"scale": 1.0, "r": np.zeros(horizon + 1)}, u_min=-8e3, u_max=8e3,
+        x_min=-limits, x_max=limits,
     )  # fmt: skip
     return problem, lambda k: 2.5 + 3 * ((Ts * np.arange(k, k + horizon + 1)) % 1.0)
+
+
+JERK_LIMITED, SAW = jerk_limited()
 
 
 @pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
 def test_every_sample_is_solved_and_limits_hold_on_any_scale_of_the_cost(scale):
     """Also where the reference jumps into and out of the preview, which changes what is active all over the plan."""
-    problem, reference = jerk_limited(scale)
-    run = oc.MPC(problem).simulate(np.zeros(3), 60, params=lambda k: reference(k + 140))
+    params = lambda k: {"scale": scale, "r": SAW(k + 140)}
+    run = oc.MPC(JERK_LIMITED).simulate(np.zeros(3), 60, params=params)
     assert (run.statuses == oc.Status.SOLVED).all()
     assert np.abs(run.xs[:, 2]).max() < 50 + 1e-6
     assert np.abs(run.us).max() <= 8e3 + 1e-6
@@ -307,7 +312,7 @@ def counting(monkeypatch, change):
     for _ in range(15):
         u, plan = resolve(plan, x)
         iterations.append(int(plan.iterations))
-        x = CARTPOLE.step(jnp.asarray(x), u, 0, None)
+        x = MOVE(x, u)
         assert plan.status == oc.Status.SOLVED
     return np.array(iterations)
 
@@ -333,7 +338,7 @@ def test_costates_move_on_with_the_plan(monkeypatch):
     controller = oc.MPC(PROBLEM)
     x = off([0.3, 0.2, 0.0, 0.3])
     first = CONTROLLER.init(x)
-    _, second = controller.step(first, CARTPOLE.step(jnp.asarray(x), first.us[0], 0, None))
+    _, second = controller.step(first, MOVE(x, first.us[0]))
     off_by = np.abs(seen["costates"] - second.z.costates)[1:-1].max()
     assert off_by < 0.05 * np.abs(first.z.costates - second.z.costates)[1:-1].max()
     assert second.iterations < 5

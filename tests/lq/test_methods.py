@@ -237,9 +237,9 @@ def test_asymmetric_weights_count_by_their_symmetric_part(method, rng):
 def test_new_numbers_do_not_recompile(method, rng):
     from optctl.lq.solution import _solve
 
-    oc.lq.solve(random_lq(rng, 4, 2, 1), method)
+    oc.lq.solve(random_lq(rng, 6, 3, 2), method)
     count = _solve._cache_size()
-    oc.lq.solve(random_lq(rng, 4, 2, 1), method)
+    oc.lq.solve(random_lq(rng, 6, 3, 2), method)
     assert _solve._cache_size() == count
 
 

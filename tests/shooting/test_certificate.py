@@ -15,22 +15,21 @@ from optctl.shooting.certificate import certify_point
 from optctl.shooting.interior_point import Settings, expansion_at, start
 from optctl.tape import unroll
 
-
-def problem(**changes):
-    given = {"horizon": 6, "x0": [1.0, 0.0], "u_min": -0.4, "u_max": 0.4}
-    step = oc.discretize(lambda x, u: jnp.array([x[1], u[0] - jnp.sin(x[0])]), 0.2, nx=2, nu=1)
-    return oc.Problem(step, lambda x, u: x @ x + 0.1 * u @ u, lambda x: 4.0 * x @ x, **given | changes)
+PROBLEM = oc.Problem(
+    oc.discretize(lambda x, u: jnp.array([x[1], u[0] - jnp.sin(x[0])]), 0.2, nx=2, nu=1),
+    lambda x, u: x @ x + 0.1 * u @ u, lambda x: 4.0 * x @ x, horizon=6, x0=[1.0, 0.0], u_min=-0.4, u_max=0.4,
+)  # fmt: skip
 
 
 def test_an_unfinished_solve_is_not_certified():
     """Whoever says that each certificate holds fails here, on the host, under jit and under vmap."""
-    few = lambda x0: oc.solve(problem(x0=x0), method=oc.InteriorPoint(max_iterations=2))
+    few = lambda x0: oc.solve(PROBLEM.replace(x0=x0), method=oc.InteriorPoint(max_iterations=2))
     x0 = jnp.array([1.0, 0.0])
     for solution in (few(x0), jax.jit(few)(x0), jax.tree.map(lambda leaf: leaf[0], jax.vmap(few)(x0[None]))):
         assert not solution.converged
         assert not solution.certificate.holds
     for method in (oc.LBFGS, oc.GradientDescent, oc.ILQR):
-        solution = oc.solve(problem(), method=method(max_iterations=1))
+        solution = oc.solve(PROBLEM, method=method(max_iterations=1))
         assert not solution.converged
         assert not solution.certificate.holds
 
@@ -43,29 +42,30 @@ FIGURES = {
 }
 
 
-@pytest.mark.parametrize("figure", FIGURES)
-def test_each_figure_sees_its_own_condition(figure):
-    given = problem()
-    solved = oc.solve(given, method="interior_point").raise_if_failed()
-    settings = Settings(1e-8, None, True, 50, backend="jax")
+@pytest.fixture(scope="module")
+def judged():
+    """The solution as the interior point method knows it, and the certificate as a function of such a point."""
+    solved = oc.solve(PROBLEM, method="interior_point").raise_if_failed()
+    settings = replace(Settings(1e-8, None, True, 50, backend="jax"), barrier=1e-9)
     warm = {"costates": solved.costates, "multipliers": solved.multipliers}
-    program, state = start(given, solved.xs, solved.us, None, (False, False), warm, replace(settings, barrier=1e-9))
-    z = replace(state.z, costates=solved.costates)
-    changed = FIGURES[figure](z)
+    begin = jax.jit(lambda xs, us, warm: start(PROBLEM, xs, us, None, (False, False), warm, settings))
+    program, state = begin(solved.xs, solved.us, warm)
 
+    @jax.jit
     def figures(z):
-        e = expansion_at(program, z, settings)
-        return certify_point(program, e, z, *extra(state), 1.0, 0.0, 1e-8)
+        return certify_point(program, expansion_at(program, z, settings), z, state.scales, 1.0, 0.0, 1e-8)
 
-    right, wrong = figures(z), figures(changed)
+    return replace(state.z, costates=solved.costates), figures
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_each_figure_sees_its_own_condition(judged, figure):
+    z, figures = judged
+    right, wrong = figures(z), figures(FIGURES[figure](z))
     assert float(getattr(wrong, figure)) > 0.05
     assert float(getattr(wrong, f"{figure}_scaled")) > 1e-3
     assert not wrong.holds
     assert float(getattr(right, figure)) < 1e-2
-
-
-def extra(state):
-    return (state.scales,) if hasattr(state, "scales") else ()
 
 
 @pytest.mark.parametrize("method", ["interior_point", "lbfgs"])
@@ -95,7 +95,7 @@ def test_a_wrong_tape_that_nobody_judged_is_found_out_at_the_end(rule, monkeypat
         cache.clear()
     monkeypatch.setattr(native, "check_tapes", lambda *_: None)
     monkeypatch.setitem(unroll.RULES, rule, wrong)
-    solution = oc.solve(problem(), method=oc.InteriorPoint(backend="native"))
+    solution = oc.solve(PROBLEM, method=oc.InteriorPoint(backend="native"))
     native._TAPES.clear()
     assert not solution.converged
     if solution.status == oc.Status.DISAGREEMENT:

@@ -1,5 +1,7 @@
 """The last step of the interior point method: inputs and derivatives are those of the solution, not of a barrier problem."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,6 +59,18 @@ def test_the_derivative_in_a_bound_that_is_barely_active(method, short):
     assert jax.grad(reached)(largest * (1 + short)) == 0  # not active
 
 
+INTEGRATOR = oc.Problem(oc.LinearDynamics([[1.0]], [[1.0]]), lambda x, u: u @ u, horizon=2, x0=[3.0])
+
+
+def above_one(x):
+    return x - 1.0
+
+
+def first_input(x0, l1, l2=0.0, problem=INTEGRATOR, method=None):
+    soft = oc.Soft(above_one, l1=l1, l2=l2)
+    return oc.solve(problem.replace(x0=jnp.stack([x0]), terminal_inequality=soft), method=method).us[0, 0]
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     ("l1", "x0", "u", "in_x0", "in_l1"),
@@ -68,14 +82,7 @@ def test_the_derivative_in_a_bound_that_is_barely_active(method, short):
 )
 def test_soft_rows_on_either_side_of_their_kinks(method, l1, x0, u, in_x0, in_l1):
     """Minimize u_0^2 + u_1^2 + l1 max(x_2 - 1, 0), x+ = x + u."""
-
-    def first(x0, l1):
-        problem = oc.Problem(
-            oc.LinearDynamics([[1.0]], [[1.0]]), lambda x, u: u @ u, horizon=2, x0=jnp.stack([x0]),
-            terminal_inequality=oc.Soft(lambda x: x - 1.0, l1=l1),
-        )  # fmt: skip
-        return oc.solve(problem, method=method).us[0, 0]
-
+    first = functools.partial(first_input, method=method)
     assert abs(first(jnp.asarray(x0), l1) - u) < 1e-10
     slopes = jax.grad(first, (0, 1))(x0, l1)
     np.testing.assert_allclose(slopes, (in_x0, in_l1), atol=1e-8)
@@ -83,14 +90,7 @@ def test_soft_rows_on_either_side_of_their_kinks(method, l1, x0, u, in_x0, in_l1
 
 def test_soft_rows_with_a_quadratic_price():
     """Minimize u^2 + l1 e + l2 e^2/2 with e = x0 + u - 1: u = -(l1 + l2 (x0 - 1)) / (2 + l2)."""
-
-    def first(x0, l1, l2):
-        problem = oc.Problem(
-            oc.LinearDynamics([[1.0]], [[1.0]]), lambda x, u: u @ u, horizon=1, x0=jnp.stack([x0]),
-            terminal_inequality=oc.Soft(lambda x: x - 1.0, l1=l1, l2=l2),
-        )  # fmt: skip
-        return oc.solve(problem).us[0, 0]
-
+    first = functools.partial(first_input, problem=INTEGRATOR.replace(horizon=1))
     x0, l1, l2 = 3.0, 0.5, 0.4
     exact = lambda x0, l1, l2: -(l1 + l2 * (x0 - 1)) / (2 + l2)
     assert abs(first(x0, l1, l2) - exact(x0, l1, l2)) < 1e-10
@@ -138,10 +138,7 @@ def test_a_kink_is_told():
             sol = oc.solve(DOUBLE.replace(u_min=-largest * share, u_max=largest * share), method=method)
             assert sol.converged
             assert bool(sol.derivative_exists) == exists
-    soft = oc.Problem(
-        oc.LinearDynamics([[1.0]], [[1.0]]), lambda x, u: u @ u, horizon=2, x0=[3.0],
-        terminal_inequality=oc.Soft(lambda x: x - 1.0, l1=2.0),
-    )  # fmt: skip
+    soft = INTEGRATOR.replace(terminal_inequality=oc.Soft(above_one, l1=2.0))
     assert not oc.solve(soft).derivative_exists  # a price that is just the multiplier
     assert oc.solve(soft.replace(x0=[4.0])).derivative_exists
 

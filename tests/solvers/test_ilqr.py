@@ -114,14 +114,18 @@ def test_the_best_policy_within_bounds_is_that_of_a_dense_qp(seed):
     lq = random_lq(rng, unstable=1.5).replace(x0=np.zeros(3), c=np.zeros((6, 3)))
     low, high = -rng.uniform(0, 0.3, size=(6, 2)), rng.uniform(0, 0.3, size=(6, 2))
 
-    def cost(us):
-        x, xs = jnp.zeros(3), [jnp.zeros(3)]
-        for t in range(6):
-            x = lq.A[t] @ x + lq.B[t] @ us[t]
-            xs.append(x)
-        return kkt.cost(lq, jnp.stack(xs), us)
+    @jax.jit
+    def derivatives(lq):
+        def cost(us):
+            x, xs = jnp.zeros(3), [jnp.zeros(3)]
+            for t in range(6):
+                x = lq.A[t] @ x + lq.B[t] @ us[t]
+                xs.append(x)
+            return kkt.cost(lq, jnp.stack(xs), us)
 
-    H, g = (derivative(cost)(jnp.zeros((6, 2))) for derivative in (jax.hessian, jax.grad))
+        return [derivative(cost)(jnp.zeros((6, 2))) for derivative in (jax.hessian, jax.grad)]
+
+    H, g = derivatives(lq)
     L = np.linalg.cholesky(np.asarray(H).reshape(12, 12))
     dense = scipy.optimize.lsq_linear(L.T, -np.linalg.solve(L, g.ravel()), (low.ravel(), high.ravel()), tol=1e-14)
     policy = jax.jit(lambda: best_policy(None, lq, jnp.asarray(0.0), g, low, high))()
