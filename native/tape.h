@@ -172,7 +172,9 @@ class StageTape {
         if (inputs_[k] < 0) continue;
         double* to = slots + inputs_[k] * tape_lanes;
         const double* from = in[k].p + begin * in[k].step;
-        for (int64_t l = 0; l < tape_lanes; ++l) to[l] = from[(l < lanes ? l : lanes - 1) * in[k].step] * in[k].unit;
+        for (int64_t l = 0; l < tape_lanes; ++l) to[l] = from[(l < lanes ? l : lanes - 1) * in[k].step];
+        if (in[k].unit == 1) continue;  // no product, which would lose subnormal numbers on XLA's threads
+        for (int64_t l = 0; l < tape_lanes; ++l) to[l] *= in[k].unit;
       }
       if (!started_) run_tape<tape_lanes>(code_, 0, prologue_, memory_, numbers_, slots);
       run_tape<tape_lanes>(code_, prologue_, length_, memory_, numbers_, slots);
@@ -192,7 +194,11 @@ class StageTape {
  private:
   static void store(const double* from, int64_t lanes, int64_t begin, Field to) {
     double* p = to.p + begin * to.step;
-    for (int64_t l = 0; l < lanes; ++l) p[l * to.step] = from[l] * to.unit;
+    if (to.unit == 1) {
+      for (int64_t l = 0; l < lanes; ++l) p[l * to.step] = from[l];
+    } else {
+      for (int64_t l = 0; l < lanes; ++l) p[l * to.step] = from[l] * to.unit;
+    }
   }
 
   int64_t length_, prologue_, slots_, count_, size_, numbers_;

@@ -32,7 +32,7 @@ class Scales:
     Attributes:
         x: (nx,) of the states.
         u: (nu,) of the inputs.
-        rows: what rows are multiplied by, flat.
+        rows: what rows are multiplied by, flat; the same at all stages.
         cost: of the cost.
     """
 

@@ -1,5 +1,7 @@
 """The compiled iterations of the interior point method against their definition in JAX."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,10 @@ import pytest
 import optctl as oc
 from optctl import _native
 from optctl.shooting.barrier import NUMBERS
+from optctl.shooting.expansion import expand
+from optctl.shooting.interior_point import Settings, iterate, start
+from optctl.shooting.rows import flatten
+from optctl.shooting.scaling import Scales
 
 NATIVE, DEFINITION = oc.InteriorPoint(backend="native"), oc.InteriorPoint(backend="jax")
 
@@ -151,3 +157,40 @@ def test_values_that_a_function_captures_under_jit_are_not_frozen():
 
 def test_the_kernel_carries_the_numbers_of_the_state():
     assert set(_native.operand_names()["numbers"]) == set(NUMBERS)
+
+
+def test_units_change_on_the_way_into_tapes_and_out_of_them(rng):
+    """Whatever the units of states, inputs, rows and cost: iterates, expansion and gains are the definition's."""
+    problem, settings = everything(), Settings(1e-8, None, True, 20)
+    xs, us = 0.3 + 0.1 * rng.normal(size=(13, 2)), 0.1 * rng.normal(size=(12, 2))
+    xs, us, params = jnp.asarray(xs), jnp.asarray(us), problem.params
+    program, state = start(problem, xs, us, params, (True, True), None, settings)
+    x, u = jnp.array([2.0, 0.3]), jnp.array([0.5, 7.0])
+    rows = {}
+    for name, shape in program.rows.shapes:
+        own = 1 / (u if name[0] == "u" else x) if name[-4:] in ("_min", "_max") else rng.uniform(0.2, 5.0, shape[-1])
+        rows[name] = jnp.broadcast_to(jnp.asarray(own), shape)
+    scales = Scales(x, u, flatten(rows, xs.dtype), jnp.asarray(0.07))
+    z = replace(
+        state.z, costates=jnp.asarray(rng.normal(size=(13, 2))), y=state.z.y * rng.uniform(0.5, 2, state.z.y.shape)
+    )
+    state = replace(state, scales=scales, z=z)
+    for stop in (0, 3):
+        made = [
+            jax.jit(iterate, static_argnums=3)(program, state, replace(settings, backend=backend), stop)
+            for backend in ("native", "jax")
+        ]
+        for ours, definition in zip(*[jax.tree.leaves((m.z, m.e, m.K, m.mu)) for m in made], strict=True):
+            np.testing.assert_allclose(ours, definition, rtol=1e-7, atol=1e-9)
+
+
+def test_a_guess_that_stays_is_expanded_once_and_one_that_moves_anew():
+    """Slacks and the first violation are those of the guess that was pushed inside its bounds."""
+    problem, settings = quadratic(), Settings(1e-8, None, True, 20)
+    us = np.zeros((15, 1))
+    for value, moved in ((0.5, False), (3.0, True)):
+        xs = np.full((16, 2), value)
+        program, state = start(problem, jnp.asarray(xs), jnp.asarray(us), None, (True, True), None, settings)
+        assert bool(jnp.any(state.z.xs != xs)) == moved
+        at = expand(problem, program.rows, state.z.xs, state.z.us, None, state.z.costates, state.z.y).at
+        np.testing.assert_allclose(state.first_cost * state.scales.cost, at.cost, rtol=1e-12)
