@@ -208,13 +208,14 @@ def _scales(program: Program, e: Expansion, z: Unknowns, settings: Settings) -> 
         dz = jnp.concatenate([d.xs[:-1], d.us], axis=1)
         slopes = jnp.concatenate([near.qs[:-1], near.rs], axis=1) + jnp.einsum("tij,tj->ti", near.W, dz)
         grown = jnp.concatenate([sizes["x"] / felt.x, sizes["u"] / felt.u])
-        return sizes, jnp.where(fine, largest(slopes * grown) * felt.cost, 0.0)
+        return sizes, jnp.where(fine, largest(slopes * grown[None]) * felt.cost, 0.0)
 
     def known(_: Any) -> tuple[dict[str, Any], Any]:
         return {"x": scales.x, "u": scales.u}, jnp.zeros_like(e.at.cost)
 
-    said = jnp.maximum(largest(z.xs / scales.x), largest(z.us / scales.u))
-    slope = jnp.maximum(jnp.maximum(largest(e.qs * scales.x), largest(e.rs * scales.u)), largest(e.q0 * scales.x))
+    x, u = scales.x[None], scales.u[None]
+    said = jnp.maximum(largest(z.xs / x), largest(z.us / u))
+    slope = jnp.maximum(jnp.maximum(largest(e.qs * x), largest(e.rs * u)), largest(e.q0 * scales.x))
     sizes, later = jax.lax.cond((said < SMALL) | (slope < SMALL), step, known, None)
     return choose(rows, z.xs, z.us, e, sizes, later)
 
