@@ -252,6 +252,8 @@ class Problem:
         shape = getattr(got, "shape", type(got).__name__)
         if not isinstance(shape, tuple) or len(shape) != 1:
             raise ValueError(f"`{name}` returns shape {shape}; expected a vector. Wrap it: jnp.array([...]).")
+        if shape == (0,):
+            raise ValueError(f"`{name}` returns no rows; leave it out, or look for a slice beyond the states' end.")
         if not jnp.issubdtype(got.dtype, jnp.floating):
             raise ValueError(f"`{name}` returns {got.dtype}; expected floating point numbers.")
         for price in ("l1", "l2"):
@@ -289,16 +291,17 @@ class Problem:
         names = zip(BOUNDS[::2], BOUNDS[1::2], strict=True)
         pairs = [(low, high, getattr(self, low), getattr(self, high)) for low, high in names]
         if self.params_min is not None and self.params_max is not None:
-            sides = jax.tree.leaves(self.params_min), jax.tree.leaves(self.params_max)
-            pairs += [(*PARAMS_BOUNDS, lower, upper) for lower, upper in zip(*sides, strict=True)]
+            lowers, uppers = jax.tree_util.tree_leaves_with_path(self.params_min), jax.tree.leaves(self.params_max)
+            for (path, lower), upper in zip(lowers, uppers, strict=True):
+                leaf = jax.tree_util.keystr(path)
+                pairs.append((PARAMS_BOUNDS[0] + leaf, PARAMS_BOUNDS[1] + leaf, lower, upper))
         for low, high, lower, upper in pairs:
             if lower is not None and upper is not None and is_concrete((lower, upper)):
                 gap = np.asarray(upper) - np.asarray(lower)
                 if (gap < 0).any():
                     where = tuple(int(i) for i in np.argwhere(gap < 0)[0])
-                    raise ValueError(
-                        f"`{low}` exceeds `{high}` at index {where}, by {-gap.min():.3g}; no point is feasible."
-                    )
+                    at = f" at index {where}" if where else ""
+                    raise ValueError(f"`{low}` exceeds `{high}`{at}, by {-gap.min():.3g}; no point is feasible.")
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -353,7 +356,8 @@ def _check_params_bound(value: Any, name: str, params: Any) -> Any:
         raise ValueError(f"`{name}` bounds parameters, but the problem has none; pass params=..., their first guess.")
     if jax.tree.structure(value) != jax.tree.structure(params):  # type: ignore[operator]
         if np.ndim(value) or not isinstance(value, int | float | np.number | jax.Array | np.ndarray):
-            raise ValueError(f"`{name}` differs in structure from `params`; expected the same, or one number.")
+            got, want = jax.tree.structure(value), jax.tree.structure(params)
+            raise ValueError(f"`{name}` and `params` differ in structure: {got} and {want}; expected the same.")
         value = jax.tree.map(lambda leaf: value, params)
 
     def leaf(bound: Any, like: Any) -> Any:

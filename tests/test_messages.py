@@ -41,6 +41,34 @@ def test_numbers_that_are_not_there_yet(f, says):
         oc.solve(problem(oc.Dynamics(f, 2, 1)))
 
 
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: problem(path_inequality=lambda x, u: x[2:]), "`path_inequality` returns no rows; leave it out"),
+        (lambda: problem(terminal_equality=lambda x: x[2:]), "`terminal_equality` returns no rows"),
+        (
+            lambda: problem(oc.discretize(lambda x, u: [x[1], u[0]], 0.1), u_max=5.0),
+            r"`us` is missing, and the dynamics do not tell the number of inputs.*nx=2, nu=1",
+        ),
+        (
+            lambda: problem(params={"T": 1.0}, params_min={"T": 0.1}),
+            r"they bound what is not free \(free: us\); free that, too",
+        ),
+        (
+            lambda: problem(params={"T": 1.0}, params_min={"T": 0.5}, params_max={"T": 0.1}),
+            r"`params_min\['T'\]` exceeds `params_max\['T'\]`, by 0.4",
+        ),
+        (
+            lambda: problem(params={"T": 1.0}, params_min={"T": 0.5, "l": 0.1}),
+            "`params_min` and `params` differ in structure.*'l'.*'T'",
+        ),
+    ],
+)
+def test_what_is_missing_or_misnamed_is_named(make, says):
+    with pytest.raises(ValueError, match=says):
+        oc.solve(make())
+
+
 LIN, K0 = problem(), jnp.zeros((1, 2))
 DOORS = {
     "stage_cost": lambda: oc.solve(problem(cost=lambda x, u: u @ u if x[0] > 0 else 2 * u @ u)),

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, as_whole, check_tree, runs_now
+from optctl._validate import as_float, as_whole, check_tree, is_concrete, runs_now
 from optctl.control.model import controlled
 from optctl.problem import Problem
 from optctl.result import Result, Status
@@ -88,6 +88,13 @@ class MPCPlan(Result):
     violation: Any
     z: Unknowns
     ready: Any = None
+
+    def __repr__(self) -> str:
+        if np.ndim(self.status) or not is_concrete(self.status):
+            return f"MPCPlan of {self.us.shape[-2]} stages"
+        status = Status(int(self.status)).name.lower().replace("_", " ")
+        figures = f"cost {float(self.cost):.6g}, violation {float(self.violation):.1e}"
+        return f"MPCPlan of {len(self.us)} stages: {status}, {figures}"
 
     @property
     def stage(self) -> Any:
@@ -180,7 +187,7 @@ class MPC:
             of the plan reached and the last one moved on, feasible ones first.
 
     Raises:
-        ValueError: for what the problem cannot be: free x_0, missing sizes, bad options.
+        ValueError: for what the problem cannot be: bounds or costs of a free x_0, missing sizes, bad options.
 
     Example:
         >>> import optctl as oc
@@ -242,6 +249,11 @@ class MPC:
         self._around: deque[float] = deque(maxlen=15)  # seconds, for the time limit
         self._is_warm = False
         self.model = problem.dynamics
+
+    def __repr__(self) -> str:
+        kept = [f"{n}={v}" for n, v in (("du_max", self.du_max), ("offset_gain", self.gain)) if v is not None]
+        kept += ["real_time=True"] if self.real_time else []
+        return f"MPC: N = {self.problem.horizon}, nx = {self.nx}, nu = {self.nu}" + "".join(f", {k}" for k in kept)
 
     def _scales(self, scale: Any) -> Any:
         """Return the user's scales; last inputs that are kept behind the states have those of the inputs."""

@@ -19,7 +19,8 @@ class LinearGaussian:
     Args:
         A: (nx, nx).
         C: (ny, nx).
-        W: (nx, nx) covariance of the process noise, positive semidefinite; singular is allowed.
+        W: (nx, nx) covariance of the process noise, positive semidefinite; singular is allowed. A number stands for
+            that multiple of the identity, a vector for a diagonal, as in V and cov0.
         V: (ny, ny) covariance of the measurement noise, positive semidefinite.
         mean0: (nx,) prior mean of x_0.
         cov0: (nx, nx) prior covariance of x_0.

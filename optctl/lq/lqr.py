@@ -37,7 +37,8 @@ def lqr(
     Args:
         A: (nx, nx).
         B: (nx, nu).
-        Q: (nx, nx), symmetric, positive semidefinite.
+        Q: (nx, nx), symmetric, positive semidefinite; of each weight a number stands for that multiple of the
+            identity, a vector for a diagonal.
         R: (nu, nu), symmetric, positive semidefinite; it may be singular, such as zero, where R + B'P B is not.
         Qf: (nx, nx) terminal weight; None takes Q (of the last stage).
         M: (nx, nu) cross weight.

@@ -50,7 +50,7 @@ def dare(A: Any, B: Any, Q: Any, R: Any, M: Any = None) -> Any:
     Args:
         A: (nx, nx).
         B: (nx, nu).
-        Q: (nx, nx), symmetric.
+        Q: (nx, nx), symmetric; a number stands for that multiple of the identity, a vector for a diagonal, as in R.
         R: (nu, nu), symmetric.
         M: (nx, nu) cross weight; None is zero.
 
@@ -80,7 +80,7 @@ def dlqr(A: Any, B: Any, Q: Any, R: Any, M: Any = None) -> tuple[Any, Any]:
     Args:
         A: (nx, nx).
         B: (nx, nu).
-        Q: (nx, nx), symmetric.
+        Q: (nx, nx), symmetric; a number stands for that multiple of the identity, a vector for a diagonal, as in R.
         R: (nu, nu), symmetric.
         M: (nx, nu) cross weight; None is zero.
 
@@ -121,7 +121,8 @@ def dlqe(A: Any, C: Any, W: Any, V: Any) -> tuple[Any, Any]:
     Args:
         A: (nx, nx).
         C: (ny, nx).
-        W: (nx, nx) covariance of w, symmetric, positive semidefinite; may be singular.
+        W: (nx, nx) covariance of w, symmetric, positive semidefinite; may be singular. A number stands for that
+            multiple of the identity, a vector for a diagonal, as in V.
         V: (ny, ny) covariance of v, symmetric, positive semidefinite; may be singular, such as zero, where
             C P C' + V is not.
 

@@ -72,5 +72,7 @@ def refuse_constraints(method: Method, objective: Objective) -> None:
     elif method.takes == "none":
         remedy = "use method='interior_point', 'lbfgs' or 'gradient_descent', which take them"
     else:
-        remedy = f"they bound what is not free (free: {', '.join(free)}); remove them"
+        remedy = (
+            f"they bound what is not free (free: {', '.join(free)}); free that, too, with free=(...), or remove them"
+        )
     raise ValueError(f"method '{method.name}' cannot take the constraints {refused}: {remedy}.")

@@ -170,7 +170,10 @@ def _objective(problem: Problem, us: Any, x0: Any, params: Any, free: Any) -> Ob
                 f"`us` is neither given nor free (free: {', '.join(names)}); pass the known inputs (N, nu)."
             )
         if us is None and dynamics.nu is None:
-            raise ValueError("`us` is missing; the number of inputs is unknown: pass a first guess (N, nu).")
+            raise ValueError(
+                "`us` is missing, and the dynamics do not tell the number of inputs: pass it to them, such as"
+                " oc.discretize(f, dt, nx=2, nu=1), or a first guess us of shape (N, nu)."
+            )
         us = np.zeros((problem.steps, dynamics.nu), x0.dtype) if us is None else as_float(us, "us")
         check_shape(us, "us", (problem.horizon, dynamics.nu))
         both = np.result_type(us.dtype, x0.dtype)

@@ -627,3 +627,19 @@ def test_the_scale_of_a_cost_that_is_flat_at_the_guess_makes_no_difference():
         assert sol.converged, sol
         np.testing.assert_allclose(sol.cost / scale, 5.0403625598, rtol=1e-8)
         assert int(sol.iterations) <= 100
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_tape_is_not_refuted_by_ripples_that_differences_step_over():
+    """A pendulum in units in which a radian is a millionth, and the guess does not say so."""
+    for unit in (1.0, 1e-6):
+        pendulum = oc.discretize(
+            lambda z, u, unit=unit: [z[1], u[0] - unit * 9.81 * jnp.sin(z[0] / unit)], 0.05, nx=2, nu=1
+        )
+        cost = lambda x, u, unit=unit: (u @ u + x @ x) / unit**2
+        sol = oc.solve(
+            oc.Problem(pendulum, cost, horizon=30, x0=[unit, 0.0], u_max=[5 * unit]),
+            method=oc.InteriorPoint(backend="native"),
+        )
+        assert sol.converged, sol
+        np.testing.assert_allclose(sol.cost, 115.904573775, rtol=1e-9)
