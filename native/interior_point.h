@@ -172,9 +172,9 @@ class InteriorPoint {
   void gains(double* K) {
     aim(n_.mu);
     newton_rows(p_, e_.at.c, z_, mu_, nu_, push_, weight_);
-    double shift;
-    factor(&shift);
-    std::copy_n(model_.K, p_.N * p_.nu * p_.nx, K);
+    quadratic_weights(p_, e_, 1, weight_, model_.weights);
+    if (model_.factor(p_, e_.A, e_.B)) std::copy_n(model_.K, p_.N * p_.nu * p_.nx, K);
+    else std::fill_n(K, p_.N * p_.nu * p_.nx, std::numeric_limits<double>::quiet_NaN());
   }
 
   double cost() const { return cost_; }

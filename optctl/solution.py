@@ -210,7 +210,7 @@ class Solution(Result):
         """Return cause and remedy, with the rows that are violated."""
         status = Status(int(self.status))
         if status is Status.SOLVED:
-            return "solved: the certificate holds"
+            return "solved: the certificate holds" + (f"; {self.note}" if self.note else "")
         if self.note and status is Status.NON_FINITE:
             met = "met inf or NaN" if np.isfinite(self.cost) else "the first guess itself gives inf or NaN"
             return f"{met}: {self.note}"

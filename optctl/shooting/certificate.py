@@ -8,7 +8,7 @@ from optctl.shooting.barrier import largest
 from optctl.shooting.expansion import Expansion
 from optctl.shooting.primal_dual import Program, Unknowns, lagrangian_slopes, price_of_misses
 from optctl.shooting.rows import Rows
-from optctl.shooting.scaling import Scales
+from optctl.shooting.scaling import Scales, row_scales
 from optctl.solution import Certificate, cost_size
 
 
@@ -40,7 +40,9 @@ def certify_point(
         miss = jnp.where(rows.soft, over, 0.0)
         price = jnp.where(rows.soft, rows.l1 + rows.l2 * miss, jnp.inf)
         over = jnp.where(rows.soft, 0.0, over)
-    size_rows = jnp.where(rows.inequality | rows.equality, scales.rows, 1.0)
+    # Slopes that were steep at the guess and are not here are no excuse.
+    here = jnp.maximum(scales.rows, jnp.minimum(1.0, row_scales(rows, e, scales.x, scales.u)))
+    size_rows = jnp.where(rows.inequality | rows.equality, here, 1.0)
     over_scaled = jnp.maximum(largest(e.at.gaps / in_x[1:]), largest(over * size_rows))
     product = jnp.where(rows.inequality, z.y * (miss - e.at.c), 0.0)
     wrong = jnp.where(rows.inequality, jnp.maximum(-z.y, jnp.maximum(z.y - price, 0.0)), 0.0)

@@ -57,7 +57,6 @@ from optctl.shooting.polish import polish, settle_warm
 from optctl.shooting.primal_dual import (
     Program,
     Unknowns,
-    factor,
     infeasibility,
     newton_rows,
     quadratic_model,
@@ -402,7 +401,8 @@ def iterate(program: Program, state: State, settings: Settings, stop: Any) -> St
     K = state.K
     if settings.gains:
         _, weight = newton_rows(program.rows, state.e.at.c, state.z, state.mu)
-        K = factor(program, state.e, weight, state.shift)[1].K * jnp.outer(scales.u, 1 / scales.x)[None]
+        factors = sweeps.factor(quadratic_model(program, state.e, weight, jnp.zeros_like(state.mu)))
+        K = jnp.where(factors.failed_stage < 0, factors.K * jnp.outer(scales.u, 1 / scales.x)[None], jnp.nan)
     back = scales.inverse()
     return replace(state, z=scale_point(back, state.z), e=scale_expansion(back, rows, state.e), K=K)
 
@@ -586,7 +586,12 @@ def interior_point(
     in_turns = concrete and (callback is not None or time_limit is not None)
     first = last if not concrete else min(last, int(FIRST_SECONDS / _guess_seconds(problem, xs, us)) + 1)
     if not in_turns:
-        solution, finite = compiled(_solve, natively)(problem, us, xs, params, x0_free, warm, settings, failed, first)
+        solve = partial(compiled(_solve, natively), problem)
+        solution, finite = solve(us, xs, params, x0_free, warm, settings, failed, first)
+        if concrete and bool(finite) and int(solution.status) == Status.STALLED:
+            # The scales of the guess may not be those of where it led.
+            again, _ = solve(solution.us, solution.xs, params, x0_free, None, settings, failed, first)
+            solution = again if bool(again.converged) else solution
         if not concrete or (bool(finite) and (int(solution.status) != Status.ITERATION_LIMIT or first == last)):
             return solution
     asked, problem = problem, compiled(without_held_rows, natively)(problem, us, xs, params, x0_free, settings)

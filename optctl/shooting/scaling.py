@@ -108,12 +108,17 @@ def choose(rows: Rows, xs: Any, us: Any, e: Expansion, given: Any, later: Any = 
         x = rounded(size_x)
     else:
         x = jnp.broadcast_to(jnp.asarray(of_x, xs.dtype), size_x.shape)
-    z = jnp.concatenate([x, u])
     slopes = ((e.q0[None], x), (e.qs, x), (e.rs, u))
     slope = jnp.max(jnp.stack([jnp.max(jnp.abs(g) * s[None], initial=0.0) for g, s in slopes]))
     slope = jnp.where(slope < SMALL, jnp.maximum(slope, later), slope)
     cost = rounded(jnp.maximum(slope, curvature_of(e, x, u)))
     cost = jnp.where(slope > LARGE, rounded(slope) / LARGE, jnp.minimum(cost, 1.0))
+    return Scales(x, u, row_scales(rows, e, x, u), cost)
+
+
+def row_scales(rows: Rows, e: Expansion, x: Any, u: Any) -> Any:
+    """Return what rows are to be multiplied by, for scales of states and inputs, flat."""
+    z = jnp.concatenate([x, u])
     values, made = rows.split(e.at.c), {}
     for name, shape in rows.shapes:
         if name in BOUNDS:
@@ -127,7 +132,7 @@ def choose(rows: Rows, xs: Any, us: Any, e: Expansion, given: Any, later: Any = 
             made[name] = jnp.broadcast_to(
                 1 / rounded(jnp.where(slope < SMALL, jnp.maximum(slope, value), slope)), shape
             )
-    return Scales(x, u, flatten(made, xs.dtype), cost)
+    return flatten(made, x.dtype)
 
 
 def sizes_within_reach(by: Scales, z: Any, d: Any, others: dict[str, Any]) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def constrained(objective: Objective, settings: Settings, options: InteriorPoint
         us = warm_start.us if us is None and "us" in objective.free else objective.us
         xs = warm_start.xs if xs is None else xs
         params = warm_start.params if "params" in objective.free else params
-    us = objective.us if us is None else cast(us, dtype)
+    us = objective.us if us is None else cast(as_float(us, "us"), dtype)
     x0 = objective.x0
     _check_constraints(objective)
     if xs is None:

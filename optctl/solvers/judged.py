@@ -15,6 +15,10 @@ from optctl.solution import Certificate, Solution
 
 NAMED = 2
 """How many disagreements a message names."""
+FLAT = (
+    "the first-order conditions hold, second-order ones do not: a saddle point, a maximum, or one of several optima"
+    " (so there are no gains K)"
+)
 
 
 def judged(problem: Problem, solution: Solution) -> Solution:
@@ -29,9 +33,10 @@ def judged(problem: Problem, solution: Solution) -> Solution:
     status = Status(int(solution.status))
     if status is Status.NON_FINITE:
         return replace(solution, note=culprit(problem, solution.xs, solution.us, solution.params))
+    if not can_judge(problem, solution):
+        return solution
     solved = status is Status.SOLVED
-    finite = all(np.isfinite(value).all() for value in (solution.cost, solution.xs, solution.us))
-    if not can_judge(problem, solution) or not (solved or finite):
+    if not (solved or all(np.isfinite(value).all() for value in (solution.cost, solution.xs, solution.us))):
         return solution
     try:
         found = judge(problem, solution, solution.free, slopes=solved)
@@ -42,7 +47,8 @@ def judged(problem: Problem, solution: Solution) -> Solution:
         note = "; ".join(map(str, found.disagreements[:NAMED]))
         no, failed = np.asarray(False), np.asarray(int(Status.DISAGREEMENT))
         return replace(solution, status=failed, converged=no, note=note, checked=by)
-    return replace(solution, certificate=_with_figures(solution.certificate, found), checked=by)
+    note = FLAT if solved and solution.K is not None and np.isnan(solution.K).any() else ""
+    return replace(solution, certificate=_with_figures(solution.certificate, found), checked=by, note=note)
 
 
 def _with_figures(certificate: Certificate, found: Verdict) -> Certificate:

@@ -228,7 +228,7 @@ def _certified(objective: Objective, iterate: Iterate, first: Any, tolerance: An
     """Evaluate the final point afresh, whatever the solver believes, and certify it."""
     z = iterate.z
     g = objective.gradient(z)
-    start = jnp.where(jnp.isnan(first), g.cost, first)
+    start = jnp.where(jnp.isfinite(first), first, g.cost)
     values = objective.unpack(z)
     floor = objective.least_size(g.xs, values)
     certificate, multipliers = certify(objective, z, objective.pack(g), g.cost, start, tolerance, floor)

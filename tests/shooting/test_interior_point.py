@@ -643,3 +643,32 @@ def test_a_tape_is_not_refuted_by_ripples_that_differences_step_over():
         )
         assert sol.converged, sol
         np.testing.assert_allclose(sol.cost, 115.904573775, rtol=1e-9)
+
+
+@pytest.mark.parametrize("backend", ["native", "jax"])
+def test_a_maximum_is_not_passed_off_as_a_minimum(backend):
+    """The first-order conditions hold at rest, where the cost is greatest: the message says what does not."""
+    double = oc.LinearDynamics([[1.0, 0.1], [0.0, 1.0]], [[0.0], [0.1]])
+    problem = oc.Problem(double, lambda x, u: -u @ u, horizon=5, x0=[0.0, 0.0], u_min=-1.0, u_max=1.0)
+    sol = oc.solve(problem, method=oc.InteriorPoint(backend=backend))
+    assert sol.converged
+    assert "a saddle point, a maximum" in sol.message
+    assert np.isnan(sol.K).all()
+    best = oc.solve(problem, np.full((5, 1), 0.01), method=oc.InteriorPoint(backend=backend))
+    np.testing.assert_allclose(best.cost, -5.0, rtol=1e-9)
+    assert best.message == "solved: the certificate holds"
+    assert np.isfinite(best.K).all()
+
+
+@pytest.mark.parametrize("guess", [5.0, 12.0, 22.0, 40.0])
+def test_rows_that_are_steep_at_the_guess_have_to_hold_where_they_are_not(guess):
+    """e^x = 2 by least effort: (log 2)^2, with the derivative log 2 in the parameter."""
+    problem = oc.Problem(
+        oc.LinearDynamics([[1.0]], [[1.0]]), lambda x, u: u @ u, horizon=1, x0=[0.0], params=2.0,
+        terminal_equality=lambda x, p: jnp.exp(x) - p,
+    )  # fmt: skip
+    sol = oc.solve(problem, us=[[guess]])
+    assert sol.converged, sol
+    np.testing.assert_allclose(sol.cost, np.log(2) ** 2, rtol=1e-8)
+    traced = jax.jit(lambda us: oc.solve(problem, us=us, method="interior_point"))(np.array([[guess]]))
+    assert not traced.converged or abs(traced.cost - np.log(2) ** 2) < 1e-8
