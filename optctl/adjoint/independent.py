@@ -371,7 +371,8 @@ class Judge:
         claimed = np.asarray(self.residuals.get(name, own))
         if name[:2] == "x_":  # has a row for x_0, too, whose bounds may be another block's matter
             claimed, own, room = claimed[1:], own[-len(self.us) :], room[-len(self.us) :]
-        own, room = np.atleast_2d(own), np.atleast_2d(room)
+        rounding = ROUNDING * max(np.abs(self.xs).max(initial=0.0), np.abs(self.us).max(initial=0.0))
+        own, room = np.atleast_2d(own), np.atleast_2d(room) + rounding
         wrong = ~(np.abs(claimed - own) <= room) if own.shape == claimed.shape and name[:2] != "x0" else np.zeros(0)
         if wrong.any():
             at = tuple(np.argwhere(wrong)[0])

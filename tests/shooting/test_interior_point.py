@@ -672,3 +672,19 @@ def test_rows_that_are_steep_at_the_guess_have_to_hold_where_they_are_not(guess)
     np.testing.assert_allclose(sol.cost, np.log(2) ** 2, rtol=1e-8)
     traced = jax.jit(lambda us: oc.solve(problem, us=us, method="interior_point"))(np.array([[guess]]))
     assert not traced.converged or abs(traced.cost - np.log(2) ** 2) < 1e-8
+
+
+def test_rounding_at_an_end_that_is_fixed_is_no_disagreement():
+    """Bounds that are equal at the end, where the states are zero: misses of 1e-20 are misses of nothing."""
+    rng = np.random.default_rng(7)
+    for _ in range(6):
+        A, B = np.eye(3) + 0.1 * rng.normal(size=(3, 3)), rng.normal(size=(3, 2))
+        ends = np.full((11, 3), np.inf)
+        ends[-1] = 0.0
+        sol = oc.solve(
+            oc.Problem(
+                oc.LinearDynamics(A, B), lambda x, u: 0.1 * x @ x + u @ u, horizon=10, x0=0.2 * rng.normal(size=3),
+                x_min=-ends, x_max=ends, u_min=-0.5, u_max=0.5,
+            )
+        )  # fmt: skip
+        assert sol.converged, sol
