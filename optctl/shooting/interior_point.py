@@ -191,7 +191,7 @@ def _scales(program: Program, e: Expansion, z: Unknowns, settings: Settings) -> 
     rows = program.rows
     scales = choose(rows, z.xs, z.us, e, settings.scale)
 
-    def step(_: Any) -> tuple[dict[str, Any], Any]:
+    def step(_: Any) -> Scales:
         # With states as large as the inputs make them: else the equalities would hardly be felt.
         felt = choose(rows, z.xs, z.us, e, settings.scale, least=0.0)
         here, near = scale_point(felt.inverse(), z), scale_expansion(felt, rows, e)
@@ -207,16 +207,13 @@ def _scales(program: Program, e: Expansion, z: Unknowns, settings: Settings) -> 
         dz = jnp.concatenate([d.xs[:-1], d.us], axis=1)
         slopes = jnp.concatenate([near.qs[:-1], near.rs], axis=1) + jnp.einsum("tij,tj->ti", near.W, dz)
         grown = jnp.concatenate([sizes["x"] / felt.x, sizes["u"] / felt.u])
-        return sizes, jnp.where(fine, largest(slopes * grown[None]) * felt.cost, 0.0)
-
-    def known(_: Any) -> tuple[dict[str, Any], Any]:
-        return {"x": scales.x, "u": scales.u}, jnp.zeros_like(e.at.cost)
+        later = jnp.where(fine, largest(slopes * grown[None]) * felt.cost, 0.0)
+        return choose(rows, z.xs, z.us, e, sizes, later)
 
     x, u = scales.x[None], scales.u[None]
     said = jnp.maximum(largest(z.xs / x), largest(z.us / u))
     slope = jnp.maximum(jnp.maximum(largest(e.qs * x), largest(e.rs * u)), largest(e.q0 * scales.x))
-    sizes, later = jax.lax.cond((said < SMALL) | (slope < SMALL), step, known, None)
-    return choose(rows, z.xs, z.us, e, sizes, later)
+    return jax.lax.cond((said < SMALL) | (slope < SMALL), step, lambda _: scales, None)
 
 
 def settle_first(program: Program, cold: State, xs: Any, us: Any, warm: dict, settings: Settings) -> State:
