@@ -395,21 +395,28 @@ class InteriorPoint {
     std::fill_n(nu_, p_.rows, mu);
   }
 
-  // Newton's direction for these gaps and rows and the products aimed at, with the factors at hand.
-  void direction(const double* gaps, const double* c, const Unknowns& d) {
-    const int nx = p_.nx, nu = p_.nu;
-    newton_rows(p_, c, z_, mu_, nu_, push_, weight_);  // the weights stay those of the factors
-    for (int64_t i = 0; i < p_.rows; ++i) v_[i] = z_.y[i] + push_[i];
+  // Ask the model for a step against the slopes of the cost and of the rows times `v_`.
+  void ask_against_slopes() {
+    const int nx = p_.nx;
     clear_slopes();
     add_transposed_rows(p_, e_, v_, g0_, gx_, gu_);
     LinearQuadratic& m = model_;
     for (int i = 0; i < nx; ++i) m.start_row[i] = p_.x0_free[i] != 0 ? -(e_.q0[i] + g0_[i]) : 0, m.costates_row[i] = 0;
     for (int64_t i = 0; i < (p_.N + 1) * nx; ++i) m.xs_row[i] = -(e_.qs[i] + gx_[i]);
-    for (int64_t i = 0; i < p_.N * nu; ++i) m.us_row[i] = -(e_.rs[i] + gu_[i]);
+    for (int64_t i = 0; i < p_.N * p_.nu; ++i) m.us_row[i] = -(e_.rs[i] + gu_[i]);
+  }
+
+  // Newton's direction for these gaps and rows and the products aimed at, with the factors at hand.
+  void direction(const double* gaps, const double* c, const Unknowns& d) {
+    const int nx = p_.nx;
+    newton_rows(p_, c, z_, mu_, nu_, push_, weight_);  // the weights stay those of the factors
+    for (int64_t i = 0; i < p_.rows; ++i) v_[i] = z_.y[i] + push_[i];
+    ask_against_slopes();
+    LinearQuadratic& m = model_;
     for (int64_t i = 0; i < p_.N * nx; ++i) m.costates_row[nx + i] = -gaps[i];
     m.solve(p_, e_.A, e_.B);
     std::copy_n(m.xs, (p_.N + 1) * nx, d.xs);
-    std::copy_n(m.us, p_.N * nu, d.us);
+    std::copy_n(m.us, p_.N * p_.nu, d.us);
     for (int64_t i = 0; i < (p_.N + 1) * nx; ++i) d.costates[i] = m.costates[i] - z_.costates[i];
     along(p_, e_, d, d.y);
     for (int64_t i = 0; i < p_.rows; ++i) {
@@ -491,7 +498,7 @@ class InteriorPoint {
     if (leave) {
       for (int64_t i = 0; i < p_.rows; ++i)
         if (p_.kind[i] & inequality) z_.y[i] = near(z_.y[i], z_.s[i], n_.mu_restore, 100);
-      multipliers_of_violation(found ? trial_values_ : e_.at, z_.y);
+      multipliers_of_violation(found ? trial_values_ : e_.at);
     }
     n_.shift = leave ? 0 : shift;
     n_.step = found ? alpha : 0;
@@ -678,8 +685,8 @@ class InteriorPoint {
         trial_.y[i] = !(p_.kind[i] & inequality) ? 0 : back ? first_multiplier(trial_.s[i]) : y[i] + alpha_y * d_.y[i];
       std::fill_n(trial_.costates, (p_.N + 1) * nx, 0.0);
       copy(trial_, z_);
-      if (!back) multipliers_of_violation(trial_values_, z_.y);
       if (back) estimate_multipliers();
+      else multipliers_of_violation(trial_values_);
     }
     n_.phase = back && !again ? optimizing : restoring;
     n_.shift = back || least ? 0 : trials == 1 ? damping / 4 : damping * (trials == 2 ? 2 : 8);
@@ -688,10 +695,11 @@ class InteriorPoint {
     n_.step = alpha;
   }
 
-  // Multipliers with which the curvature of the Lagrangian is violation_price times that of half the squared violation.
-  void multipliers_of_violation(const Values& at, const double* y) {
+  // Multipliers with which the curvature of the Lagrangian is violation_price times that of half the squared violation;
+  // those of inequalities are the phase's own.
+  void multipliers_of_violation(const Values& at) {
     for (int64_t i = 0; i < p_.rows; ++i)
-      z_.y[i] = p_.kind[i] & inequality ? violation_price * y[i] : p_.kind[i] & equality ? violation_price * at.c[i] : 0;
+      z_.y[i] = violation_price * (p_.kind[i] & inequality ? z_.y[i] : p_.kind[i] & equality ? at.c[i] : 0);
     for (int64_t i = 0; i < p_.N * p_.nx; ++i) z_.costates[p_.nx + i] = violation_price * at.gaps[i];
   }
 
@@ -706,14 +714,10 @@ class InteriorPoint {
       weight_[i] = p_.kind[i] & equality ? 1 / proximal : 0;
       v_[i] = p_.kind[i] & inequality ? z_.y[i] : 0;
     }
-    clear_slopes();
-    add_transposed_rows(p_, e_, v_, g0_, gx_, gu_);
     quadratic_weights(p_, e_, 0, weight_, model_.weights);
     add_shift(p_, 1, model_.weights);
+    ask_against_slopes();
     LinearQuadratic& m = model_;
-    for (int i = 0; i < nx; ++i) m.start_row[i] = p_.x0_free[i] != 0 ? -(e_.q0[i] + g0_[i]) : 0, m.costates_row[i] = 0;
-    for (int64_t i = 0; i < (p_.N + 1) * nx; ++i) m.xs_row[i] = -(e_.qs[i] + gx_[i]);
-    for (int64_t i = 0; i < p_.N * nu; ++i) m.us_row[i] = -(e_.rs[i] + gu_[i]);
     std::fill_n(m.costates_row + nx, p_.N * nx, 0.0);
     if (!m.factor(p_, e_.A, e_.B)) return;
     m.solve(p_, e_.A, e_.B);

@@ -97,7 +97,7 @@ struct Weights {
   double *Q, *R, *M, *Qf, *Q0;
 };
 
-// The weights of Newton's step without shift: the curvature of the expansion (none if it is null) and J'(weight)J.
+// The weights of Newton's step without shift: the curvature of the expansion times a number and J'(weight)J.
 inline void quadratic_weights(const Layout& p, const Expansion& e, double curvature, const double* weight, const Weights& w) {
   const int nx = p.nx, nu = p.nu, nz = p.nz;
   auto add_diagonal = [&](int b, int64_t t, int n, double* to) {

@@ -256,6 +256,7 @@ class Judge:
         claims = {name: value for name, value in vars(solution.certificate).items() if name != "by"}
         self.claimed = {name: np.asarray(value).item() for name, value in claims.items() if np.ndim(value) == 0}
         self.cost, self.residuals = np.asarray(solution.cost).item(), solution.residuals or {}
+        self.rounding = ROUNDING * max(np.abs(self.xs).max(initial=0.0), np.abs(self.us).max(initial=0.0))
         N, nu = self.us.shape
         self.evaluate = Evaluator(problem, self.params, (N, self.xs.shape[1], nu))
         self.dxs, self.dus = directions(self.xs, self.us)
@@ -371,8 +372,7 @@ class Judge:
         claimed = np.asarray(self.residuals.get(name, own))
         if name[:2] == "x_":  # has a row for x_0, too, whose bounds may be another block's matter
             claimed, own, room = claimed[1:], own[-len(self.us) :], room[-len(self.us) :]
-        rounding = ROUNDING * max(np.abs(self.xs).max(initial=0.0), np.abs(self.us).max(initial=0.0))
-        own, room = np.atleast_2d(own), np.atleast_2d(room) + rounding
+        own, room = np.atleast_2d(own), np.atleast_2d(room) + self.rounding
         wrong = ~(np.abs(claimed - own) <= room) if own.shape == claimed.shape and name[:2] != "x0" else np.zeros(0)
         if wrong.any():
             at = tuple(np.argwhere(wrong)[0])

@@ -131,7 +131,7 @@ def restore(program: Program, state: State, r: Residuals, tolerance: Any) -> Sta
 
 
 def with_multipliers(program: Program, scales: Scales, z: Unknowns) -> Unknowns:
-    """Return a point with first multipliers of dynamics and equalities, as `interior_point.start` gives them."""
+    """Return a point with multipliers of dynamics and equalities estimated anew (`first_multipliers`)."""
     e = expansion_in(program.problem, program.rows, program.params, scales, z, exact=False)
     costates, y = first_multipliers(program, e, z.y)
     return replace(z, costates=costates, y=y)

@@ -84,6 +84,7 @@ from optctl.shooting.scaling import (
     scale_prices,
     scale_values,
     sizes_within_reach,
+    steepness,
 )
 from optctl.shooting.sensitivity import settle, unknown
 from optctl.solution import FLOOR, History, Solution, cost_size
@@ -145,8 +146,9 @@ def start(
     rows = make_rows(problem, xs, us, function_shapes(problem, xs, us, params), x0_free)
     quadratic = native.is_quadratic(problem, xs, us, params, settings.exact)
     program = Program(problem, params, x0_free, rows, quadratic)
-    e = expansion_at(program, blank(program, xs, us, settings).z, settings)
-    scales = _scales(program, e, blank(program, xs, us, settings).z, settings)
+    z = blank(program, xs, us, settings).z
+    e = expansion_at(program, z, settings)
+    scales = _scales(program, e, z, settings)
     xs = _closed(program, xs, us, e, settings)
     margin = 1e-2
     xs, us = _push_inside(rows, xs, us, jnp.asarray(x0_free), margin, scales)
@@ -210,10 +212,9 @@ def _scales(program: Program, e: Expansion, z: Unknowns, settings: Settings) -> 
         later = jnp.where(fine, largest(slopes * grown[None]) * felt.cost, 0.0)
         return choose(rows, z.xs, z.us, e, sizes, later)
 
-    x, u = scales.x[None], scales.u[None]
-    said = jnp.maximum(largest(z.xs / x), largest(z.us / u))
-    slope = jnp.maximum(jnp.maximum(largest(e.qs * x), largest(e.rs * u)), largest(e.q0 * scales.x))
-    return jax.lax.cond((said < SMALL) | (slope < SMALL), step, lambda _: scales, None)
+    said = jnp.maximum(largest(z.xs / scales.x[None]), largest(z.us / scales.u[None]))
+    says_nothing = (said < SMALL) | (steepness(e, scales.x, scales.u) < SMALL)
+    return jax.lax.cond(says_nothing, step, lambda _: scales, None)
 
 
 def settle_first(program: Program, cold: State, xs: Any, us: Any, warm: dict, settings: Settings) -> State:
@@ -480,12 +481,12 @@ def finish(program: Program, asked: Problem, x0: Any, state: State, settings: Se
 
 def _leveled(program: Program, state: State, settings: Settings) -> State:
     """Return the state with parameters behind the states that are the same everywhere, and its values there."""
-    problem, xs = program.problem, state.z.xs
-    if level(problem, xs) is xs:
+    xs = level(program.problem, state.z.xs)
+    if xs is state.z.xs:
         return state
 
     def again(state: State) -> State:
-        z = replace(state.z, xs=level(problem, xs))
+        z = replace(state.z, xs=xs)
         return replace(state, z=z, e=expansion_at(program, z, settings))
 
     return jax.lax.cond(state.status == int(Status.SOLVED), lambda state: state, again, state)

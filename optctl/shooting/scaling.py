@@ -108,12 +108,17 @@ def choose(rows: Rows, xs: Any, us: Any, e: Expansion, given: Any, later: Any = 
         x = rounded(size_x)
     else:
         x = jnp.broadcast_to(jnp.asarray(of_x, xs.dtype), size_x.shape)
-    slopes = ((e.q0[None], x), (e.qs, x), (e.rs, u))
-    slope = jnp.max(jnp.stack([jnp.max(jnp.abs(g) * s[None], initial=0.0) for g, s in slopes]))
+    slope = steepness(e, x, u)
     slope = jnp.where(slope < SMALL, jnp.maximum(slope, later), slope)
     cost = rounded(jnp.maximum(slope, curvature_of(e, x, u)))
     cost = jnp.where(slope > LARGE, rounded(slope) / LARGE, jnp.minimum(cost, 1.0))
     return Scales(x, u, row_scales(rows, e, x, u), cost)
+
+
+def steepness(e: Expansion, x: Any, u: Any) -> Any:
+    """Return the largest slope of the cost along a single variable, times its size."""
+    slopes = ((e.q0[None], x), (e.qs, x), (e.rs, u))
+    return jnp.max(jnp.stack([jnp.max(jnp.abs(g) * s[None], initial=0.0) for g, s in slopes]))
 
 
 def row_scales(rows: Rows, e: Expansion, x: Any, u: Any) -> Any:

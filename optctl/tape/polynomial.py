@@ -14,11 +14,13 @@ import jax
 import numpy as np
 from jax.extend.core import Literal
 
-from optctl.tape.walk import INLINED, LOOPS, MOVES, Walker, call, factors
+from optctl.tape.walk import INLINED, LOOPS, MOVES, Walker, call, factors, registrar
 
 MORE = 3
 
 RULES: dict[str, Callable] = MOVES | LOOPS | dict.fromkeys(INLINED, call)
+"""Degrees of the results from those of the operands, or None for MORE."""
+rule = registrar(RULES)
 
 
 def degree(function: Callable, variables: Sequence[Any], others: Sequence[Any]) -> tuple[int, str]:
@@ -119,16 +121,6 @@ def _settled(body: Callable, carry: list[np.ndarray]) -> list[np.ndarray]:
         if all((a == b).all() for a, b in zip(carry, following, strict=True)):
             return carry
         carry = following
-
-
-def rule(*names: str) -> Callable:
-    """Register a rule: degrees of the results from those of the operands, or None for MORE."""
-
-    def register(function: Callable) -> Callable:
-        RULES.update(dict.fromkeys(names, function))
-        return function
-
-    return register
 
 
 @rule("add", "add_any", "sub")

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from optctl.tape.expressions import CAPTURED, LOAD, ONE, ZERO, Expressions
-from optctl.tape.walk import INLINED, LOOPS, MOVES, Walker, call, factors
+from optctl.tape.walk import INLINED, LOOPS, MOVES, Walker, call, factors, registrar
 
 CALLS = {*INLINED, *LOOPS, "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
 RULES: dict[str, Callable] = MOVES | LOOPS
@@ -255,14 +255,7 @@ class Unroller(Walker):
             array[region] = self.map(g.select, np.intp(here), self.map(combine, old, block), old)
 
 
-def rule(*names: str) -> Callable:
-    """Register a rule for primitives."""
-
-    def register(function: Callable) -> Callable:
-        RULES.update(dict.fromkeys(names, function))
-        return function
-
-    return register
+rule = registrar(RULES)
 
 
 def _elementwise(name: str, function: Callable) -> None:

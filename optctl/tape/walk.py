@@ -55,14 +55,20 @@ class Walker:
         return self.run(getattr(closed, "jaxpr", closed), getattr(closed, "consts", ()), args)
 
 
-def moves(*names: str) -> Callable:
-    """Register a rule for primitives that move elements."""
+def registrar(rules: dict[str, Callable]) -> Callable:
+    """Return a decorator that registers rules for primitives by their names, as in `@rule("add", "sub")`."""
 
-    def register(function: Callable) -> Callable:
-        MOVES.update(dict.fromkeys(names, function))
-        return function
+    def rule(*names: str) -> Callable:
+        def register(function: Callable) -> Callable:
+            rules.update(dict.fromkeys(names, function))
+            return function
 
-    return register
+        return register
+
+    return rule
+
+
+moves = registrar(MOVES)
 
 
 @moves("reshape", "squeeze", "expand_dims")
