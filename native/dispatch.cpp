@@ -7,6 +7,7 @@ namespace optctl {
   namespace isa {                                                         \
   extern const Finders lq_finders, gaussian_finders, square_root_finders; \
   extern const TapeRunner tape_runner;                                    \
+  extern const TapeRoller tape_roller;                                    \
   extern const SolverKernel interior_point;                               \
   }
 
@@ -21,11 +22,12 @@ namespace {
 struct Kernels {
   const Finders &lq, &gaussian, &square_root;
   const TapeRunner& tape_runner;
+  const TapeRoller& tape_roller;
   const SolverKernel& interior_point;
 };
 
 #define OPTCTL_CHOOSE(isa) \
-  {isa::lq_finders, isa::gaussian_finders, isa::square_root_finders, isa::tape_runner, isa::interior_point}
+  {isa::lq_finders, isa::gaussian_finders, isa::square_root_finders, isa::tape_runner, isa::tape_roller, isa::interior_point}
 
 const Kernels choose() {
 #ifdef OPTCTL_X86
@@ -56,6 +58,7 @@ template <>
 Kernel<double> find_kernel<double>(Name name, const Sizes& sizes) { return finders_for(name).in_double(name, sizes); }
 
 TapeRunner find_tape_runner() { return kernels().tape_runner; }
+TapeRoller find_tape_roller() { return kernels().tape_roller; }
 
 SolverKernel find_interior_point() { return kernels().interior_point; }
 

@@ -1,4 +1,4 @@
-// The doors: XLA's foreign function interface to the kernels.
+// The doors: XLA's foreign function interface to the kernels, and plain calls of C from the host.
 //
 // Every operand is (batch..., core): the core's rank is a digit of the signature, and where it counts stages, its first
 // axis has one row per stage or a single row for all. Batch axes of length 1 are repeated, never copied.
@@ -27,6 +27,57 @@ struct Signature {
 
 int core_rank(char kind) { return kind == 'm' ? 3 : kind == 'v' || kind == 'M' ? 2 : kind == 'V' ? 1 : 0; }
 
+// An array, whoever holds it.
+enum class Type : int64_t { f64, f32, s32, other };
+struct Buffer {
+  char* data;
+  Type type;
+  const int64_t* dims;
+  size_t rank;
+};
+
+// What a call hands over: operands, then results.
+struct Call {
+  std::vector<Buffer> in, out;
+};
+
+Buffer buffer(const ffi::AnyBuffer& given) {
+  const auto type = given.element_type();
+  return {static_cast<char*>(given.untyped_data()),
+          type == ffi::DataType::F64   ? Type::f64
+          : type == ffi::DataType::F32 ? Type::f32
+          : type == ffi::DataType::S32 ? Type::s32
+                                       : Type::other,
+          given.dimensions().begin(), given.dimensions().size()};
+}
+
+Call call_of(const ffi::RemainingArgs& args, const ffi::RemainingRets& rets) {
+  Call made;
+  for (size_t i = 0; i < args.size(); ++i) made.in.push_back(buffer(*args.get<ffi::AnyBuffer>(i)));
+  for (size_t i = 0; i < rets.size(); ++i) made.out.push_back(buffer(**rets.get<ffi::AnyBuffer>(i)));
+  return made;
+}
+
+// From the host: the numbers of operands and of results, then of each array its address, type, rank and axes.
+Call call_of(const int64_t* given) {
+  Call made;
+  const int64_t ins = given[0], outs = given[1];
+  given += 2;
+  for (int64_t i = 0; i < ins + outs; ++i) {
+    const Buffer one{reinterpret_cast<char*>(given[0]), static_cast<Type>(given[1]), given + 3, static_cast<size_t>(given[2])};
+    (i < ins ? made.in : made.out).push_back(one);
+    given += 3 + one.rank;
+  }
+  return made;
+}
+
+// In the place of XLA's threads, for calls from the host.
+struct NoThreads {
+  int64_t num_threads() const { return 1; }
+  template <class Task>
+  void Schedule(const Task&) {}
+};
+
 struct Operand {
   char* data;
   ptrdiff_t core;               // numbers of one problem
@@ -39,14 +90,23 @@ struct Shape {
   int64_t count = 1;
 };
 
-Operand operand(const ffi::AnyBuffer& buffer, char kind, size_t batch_rank) {
-  const auto dims = buffer.dimensions();
+Shape batch_of(const Buffer& number) {
+  Shape shape;
+  for (size_t i = 0; i < number.rank; ++i) {
+    shape.batch.push_back(number.dims[i]);
+    shape.count *= number.dims[i];
+  }
+  return shape;
+}
+
+Operand operand(const Buffer& buffer, char kind, size_t batch_rank) {
+  const int64_t* const dims = buffer.dims;
   const size_t rank = core_rank(kind);
-  Operand made{static_cast<char*>(buffer.untyped_data()), 1, 0, std::vector<ptrdiff_t>(batch_rank, 0)};
-  const size_t given = dims.size() - rank;
-  for (size_t i = given; i < dims.size(); ++i) made.core *= dims[i];
+  Operand made{buffer.data, 1, 0, std::vector<ptrdiff_t>(batch_rank, 0)};
+  const size_t given = buffer.rank - rank;
+  for (size_t i = given; i < buffer.rank; ++i) made.core *= dims[i];
   if ((kind == 'm' || kind == 'v') && dims[given] != 1)  // per stage, even where there are no stages
-    made.step = std::accumulate(dims.begin() + given + 1, dims.end(), ptrdiff_t{1}, std::multiplies<ptrdiff_t>());
+    made.step = std::accumulate(dims + given + 1, dims + buffer.rank, ptrdiff_t{1}, std::multiplies<ptrdiff_t>());
   ptrdiff_t stride = made.core;
   for (size_t i = given; i-- > 0;) {
     if (dims[i] > 1) made.batch[i + batch_rank - given] = stride;
@@ -64,9 +124,9 @@ T* numbers_of(const Operand& o, const Shape& shape, int64_t index) {
   return reinterpret_cast<T*>(o.data) + at;
 }
 
-template <class T, class Run>
-ffi::Error call(const Run& kernel, const Sizes& sizes, const Shape& shape, const std::vector<Operand>& ins,
-                const std::vector<Operand>& outs, int32_t* status, ffi::ThreadPool& pool) {
+template <class T, class Run, class Pool>
+void run_all(const Run& kernel, const Sizes& sizes, const Shape& shape, const std::vector<Operand>& ins,
+             const std::vector<Operand>& outs, int32_t* status, Pool& pool) {
   run_batch(pool, shape.count, [&](int64_t index) {
     constexpr size_t most = 32;
     Stages<T> in[most];
@@ -75,70 +135,48 @@ ffi::Error call(const Run& kernel, const Sizes& sizes, const Shape& shape, const
     for (size_t i = 0; i < outs.size(); ++i) out[i] = reinterpret_cast<T*>(outs[i].data) + index * outs[i].core;
     status[index] = kernel(sizes, in, out);
   });
-  return ffi::Error::Success();
 }
 
 // The last result is the status, int32, one for each problem: -1, or the stage that failed.
-// `kernel(sizes, in, out)` runs one problem, its type told by that of `in`.
-template <class Run>
-ffi::Error handle(const Signature& signature, const Run& kernel, ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
-                  int64_t N, int64_t nx, int64_t nu, int64_t ny) {
+// `kernel(sizes, in, out)` runs one problem, its type told by that of `in`. Returns what is wrong with the call, or null.
+template <class Run, class Pool>
+const char* handle(const Signature& signature, const Run& kernel, const Sizes& sizes, const Call& call, Pool& pool) {
   const std::string in_kinds = signature.in, out_kinds = signature.out;
-  if (args.size() != in_kinds.size() || rets.size() != out_kinds.size() + 1)
-    return ffi::Error(ffi::ErrorCode::kInvalidArgument, "optctl: wrong number of operands");
-  auto status = *rets.get<ffi::AnyBuffer>(out_kinds.size());
-  Shape shape;
-  for (auto n : status->dimensions()) {
-    shape.batch.push_back(n);
-    shape.count *= n;
-  }
-  if (shape.count == 0) return ffi::Error::Success();
+  if (call.in.size() != in_kinds.size() || call.out.size() != out_kinds.size() + 1) return "optctl: wrong number of operands";
+  const Shape shape = batch_of(call.out.back());
+  if (shape.count == 0) return nullptr;
   std::vector<Operand> ins, outs;
-  ffi::DataType type = ffi::DataType::F64;
+  const Type type = call.in[0].type;
   for (size_t i = 0; i < in_kinds.size(); ++i) {
-    const auto buffer = *args.get<ffi::AnyBuffer>(i);
-    if (i && buffer.element_type() != type)
-      return ffi::Error(ffi::ErrorCode::kInvalidArgument, "optctl: operands differ in type");
-    type = buffer.element_type();
-    if (static_cast<int>(buffer.dimensions().size()) < core_rank(in_kinds[i]))
-      return ffi::Error(ffi::ErrorCode::kInvalidArgument, "optctl: an operand has too few axes");
-    ins.push_back(operand(buffer, in_kinds[i], shape.batch.size()));
+    if (call.in[i].type != type) return "optctl: operands differ in type";
+    if (static_cast<int>(call.in[i].rank) < core_rank(in_kinds[i])) return "optctl: an operand has too few axes";
+    ins.push_back(operand(call.in[i], in_kinds[i], shape.batch.size()));
   }
   for (size_t i = 0; i < out_kinds.size(); ++i) {
-    auto result = *rets.get<ffi::AnyBuffer>(i);
-    if (static_cast<int>(result->dimensions().size()) < core_rank(out_kinds[i]))
-      return ffi::Error(ffi::ErrorCode::kInvalidArgument, "optctl: a result has too few axes");
-    outs.push_back(operand(*result, out_kinds[i], shape.batch.size()));
+    if (static_cast<int>(call.out[i].rank) < core_rank(out_kinds[i])) return "optctl: a result has too few axes";
+    outs.push_back(operand(call.out[i], out_kinds[i], shape.batch.size()));
   }
-  const Sizes sizes{N, static_cast<int>(nx), static_cast<int>(nu), static_cast<int>(ny)};
-  int32_t* codes = static_cast<int32_t*>(status->untyped_data());
-  if (type == ffi::DataType::F64) return call<double>(kernel, sizes, shape, ins, outs, codes, pool);
-  if (type == ffi::DataType::F32) return call<float>(kernel, sizes, shape, ins, outs, codes, pool);
-  return ffi::Error(ffi::ErrorCode::kInvalidArgument, "optctl: operands are neither float32 nor float64");
+  int32_t* const codes = reinterpret_cast<int32_t*>(call.out.back().data);
+  if (type == Type::f64) run_all<double>(kernel, sizes, shape, ins, outs, codes, pool);
+  else if (type == Type::f32) run_all<float>(kernel, sizes, shape, ins, outs, codes, pool);
+  else return "optctl: operands are neither float32 nor float64";
+  return nullptr;
 }
 
 // The interior point method; operands.h names its operands and results.
-ffi::Error solve(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets) {
+template <class Pool>
+const char* solve(const Call& call, Pool& pool) {
 #define OPTCTL_KIND(name, kind) #kind
   const std::string in_kinds = OPTCTL_OPERANDS(OPTCTL_KIND), out_kinds = OPTCTL_RESULTS(OPTCTL_KIND);
 #undef OPTCTL_KIND
-  const size_t cost = out_kinds.find('S');
-  if (args.size() != in_kinds.size() || rets.size() != out_kinds.size())
-    return ffi::Error(ffi::ErrorCode::kInvalidArgument, "optctl: wrong number of operands");
-  Shape shape;
-  for (auto n : (*rets.get<ffi::AnyBuffer>(cost))->dimensions()) {
-    shape.batch.push_back(n);
-    shape.count *= n;
-  }
+  if (call.in.size() != in_kinds.size() || call.out.size() != out_kinds.size()) return "optctl: wrong number of operands";
+  const Shape shape = batch_of(call.out[out_kinds.find('S')]);
   std::vector<Operand> ins, outs;
   for (size_t i = 0; i < in_kinds.size(); ++i) {
-    const auto buffer = *args.get<ffi::AnyBuffer>(i);
-    if (buffer.element_type() != (i < 2 ? ffi::DataType::S32 : ffi::DataType::F64))
-      return ffi::Error(ffi::ErrorCode::kInvalidArgument, "optctl: an operand has the wrong type");
-    ins.push_back(operand(buffer, in_kinds[i], shape.batch.size()));
+    if (call.in[i].type != (i < 2 ? Type::s32 : Type::f64)) return "optctl: an operand has the wrong type";
+    ins.push_back(operand(call.in[i], in_kinds[i], shape.batch.size()));
   }
-  for (size_t i = 0; i < out_kinds.size(); ++i)
-    outs.push_back(operand(**rets.get<ffi::AnyBuffer>(i), out_kinds[i], shape.batch.size()));
+  for (size_t i = 0; i < out_kinds.size(); ++i) outs.push_back(operand(call.out[i], out_kinds[i], shape.batch.size()));
   run_batch(pool, shape.count, [&](int64_t index) {
     const void* in[32];
     double* out[32];
@@ -149,36 +187,55 @@ ffi::Error solve(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRe
     for (size_t i = 0; i < outs.size(); ++i) out[i] = numbers_of<double>(outs[i], shape, index);
     find_interior_point()(in, out);
   });
-  return ffi::Error::Success();
+  return nullptr;
+}
+
+ffi::Error answer(const char* wrong) {
+  return wrong ? ffi::Error(ffi::ErrorCode::kInvalidArgument, wrong) : ffi::Error::Success();
 }
 
 }  // namespace
 }  // namespace optctl
 
-// A door called `name`: `kernel` runs one problem on (sizes, data, results) of type T. `more` are parameters behind the
-// sizes, and `bound` is what XLA passes.
-#define OPTCTL_DOOR(name, in, out, more, bound, kernel)                                                          \
-  static ffi::Error name##_door(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets, int64_t N, \
-                                int64_t nx, int64_t nu, int64_t ny more) {                                       \
+// Two doors called `name`, for XLA and for the host: `kernel` runs one problem on (sizes, data, results) of type T.
+// `more` are parameters behind the sizes, `bound` is what XLA passes, `given` what the host does.
+#define OPTCTL_DOOR(name, in, out, more, bound, given, kernel)                                                   \
+  template <class Pool>                                                                                          \
+  static const char* name##_run(const optctl::Call& call, Pool& pool, int64_t N, int64_t nx, int64_t nu, int64_t ny more) { \
     auto run = [=](const auto& sizes, auto* data, auto* results) {                                               \
       using T = std::remove_reference_t<decltype(**results)>;                                                    \
       return optctl::kernel;                                                                                     \
     };                                                                                                           \
-    return optctl::handle({in, out}, run, pool, args, rets, N, nx, nu, ny);                                      \
+    const optctl::Sizes sizes{N, static_cast<int>(nx), static_cast<int>(nu), static_cast<int>(ny)};              \
+    return optctl::handle({in, out}, run, sizes, call, pool);                                                    \
   }                                                                                                              \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(optctl_##name, name##_door, bound)
+  static ffi::Error name##_door(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets, int64_t N, \
+                                int64_t nx, int64_t nu, int64_t ny more) {                                       \
+    return optctl::answer(name##_run(optctl::call_of(args, rets), pool, N, nx, nu, ny OPTCTL_PASSED##given));    \
+  }                                                                                                              \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(optctl_##name, name##_door, bound);                                              \
+  extern "C" const char* optctl_##name##_now(const int64_t* arrays, const int64_t* options) {                    \
+    optctl::NoThreads alone;                                                                                     \
+    const int64_t N = options[0], nx = options[1], nu = options[2], ny = options[3];                             \
+    OPTCTL_READ##given return name##_run(optctl::call_of(arrays), alone, N, nx, nu, ny OPTCTL_PASSED##given);    \
+  }
 
 #define OPTCTL_NO_MORE
+#define OPTCTL_PASSED_NOTHING
+#define OPTCTL_READ_NOTHING
 #define OPTCTL_SIZES_BOUND                                                                            \
   ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets().Attr<int64_t>("N").Attr<int64_t>("nx") \
       .Attr<int64_t>("nu").Attr<int64_t>("ny")
-#define OPTCTL_LQ_DOOR(name, in, out) \
-  OPTCTL_DOOR(name, in, out, OPTCTL_NO_MORE, OPTCTL_SIZES_BOUND, find_kernel<T>(optctl::Name::name, sizes)(sizes, data, results))
+#define OPTCTL_LQ_DOOR(name, in, out)                                            \
+  OPTCTL_DOOR(name, in, out, OPTCTL_NO_MORE, OPTCTL_SIZES_BOUND, _NOTHING, \
+              find_kernel<T>(optctl::Name::name, sizes)(sizes, data, results))
 
 // Of series of a linear-Gaussian model; `roots` asks for square roots throughout.
 #define OPTCTL_ROOTS , bool roots
+#define OPTCTL_PASSED_ROOTS , roots
+#define OPTCTL_READ_ROOTS const bool roots = options[4];
 #define OPTCTL_SERIES_DOOR(name, out)                                                              \
-  OPTCTL_DOOR(name, "mmmmVMvv", out, OPTCTL_ROOTS, OPTCTL_SIZES_BOUND.Attr<bool>("roots"), \
+  OPTCTL_DOOR(name, "mmmmVMvv", out, OPTCTL_ROOTS, OPTCTL_SIZES_BOUND.Attr<bool>("roots"), _ROOTS, \
               name<T>(roots, sizes, data, results))
 
 // What operands.h says, for Python: one line for each list.
@@ -201,11 +258,21 @@ static ffi::Error tape_door(ffi::Buffer<ffi::S32> program, ffi::Buffer<ffi::F64>
   return ffi::Error::Success();
 }
 
+static ffi::Error interior_point_door(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets) {
+  return optctl::answer(optctl::solve(optctl::call_of(args, rets), pool));
+}
+
 #pragma GCC visibility push(default)
 // A tape run without XLA, for those who judge it: its body once, inputs and results (N, .).
 extern "C" void optctl_run_tape(const int32_t* program, const double* memory, int64_t N, double* values,
                                 double* results) {
   optctl::find_tape_runner()(program, memory, N, values, results, 1);
+}
+
+// The states (N+1, nx) from the first on.
+extern "C" void optctl_roll(const int32_t* program, const double* memory, int64_t N, int64_t nx, int64_t nu, double* xs,
+                            const double* us) {
+  optctl::find_tape_roller()(program, memory, N, nx, nu, xs, us);
 }
 
 extern "C" const char* optctl_operand_names() { return operand_names(); }
@@ -217,12 +284,16 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(optctl_tape, tape_door,
                                   .Ret<ffi::Buffer<ffi::F64>>()
                                   .Attr<int64_t>("repeat"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(optctl_unset, unset_door, ffi::Ffi::Bind().RemainingRets());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(optctl_interior_point, optctl::solve,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(optctl_interior_point, interior_point_door,
                               ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets());
-OPTCTL_LQ_DOOR(lq_factor, "mmmmmMMV", "mmmM");
-OPTCTL_LQ_DOOR(lq_sweep, "mmvvvVVmmmM", "Vvvvvv");
-OPTCTL_SERIES_DOOR(estimate_likelihood, "S");
-OPTCTL_SERIES_DOOR(estimate_filter, "Svmvm");
-OPTCTL_SERIES_DOOR(estimate_smoother, "Svmmv");
-OPTCTL_SERIES_DOOR(estimate_score, "SmmmmVMvv");
+extern "C" const char* optctl_interior_point_now(const int64_t* arrays, const int64_t*) {
+  optctl::NoThreads alone;
+  return optctl::solve(optctl::call_of(arrays), alone);
+}
+OPTCTL_LQ_DOOR(lq_factor, "mmmmmMMV", "mmmM")
+OPTCTL_LQ_DOOR(lq_sweep, "mmvvvVVmmmM", "Vvvvvv")
+OPTCTL_SERIES_DOOR(estimate_likelihood, "S")
+OPTCTL_SERIES_DOOR(estimate_filter, "Svmvm")
+OPTCTL_SERIES_DOOR(estimate_smoother, "Svmmv")
+OPTCTL_SERIES_DOOR(estimate_score, "SmmmmVMvv")
 #pragma GCC visibility pop

@@ -56,6 +56,11 @@ using TapeRunner = void (*)(const int32_t* program, const double* memory, int64_
                             int64_t repeat);
 TapeRunner find_tape_runner();
 
+// A tape of (x, u, t) whose last nx results are the next state, from xs[0] over N stages; xs is (N+1, nx).
+using TapeRoller = void (*)(const int32_t* program, const double* memory, int64_t N, int64_t nx, int64_t nu, double* xs,
+                            const double* us);
+TapeRoller find_tape_roller();
+
 // The interior point method: its operands and results as operands.h lists them.
 using SolverKernel = void (*)(const void* const* in, double* const* out);
 SolverKernel find_interior_point();

@@ -16,4 +16,17 @@ extern const TapeRunner tape_runner = [](const int32_t* program, const double* m
   for (int64_t k = 0; k < repeat; ++k) tape.run(in, out);
 };
 
+extern const TapeRoller tape_roller = [](const int32_t* program, const double* memory, int64_t N, int64_t nx,
+                                         int64_t nu, double* xs, const double* us) {
+  StageTape tape;
+  tape.read(program, memory, 1);
+  std::vector<double> in(nx + nu + 1);
+  for (int64_t t = 0; t < N; ++t, xs += nx, us += nu) {
+    std::copy_n(xs, nx, in.begin());
+    std::copy_n(us, nu, in.begin() + nx);
+    in.back() = static_cast<double>(t);
+    tape.step(in.data(), tape.outputs() - static_cast<int>(nx), xs + nx);
+  }
+};
+
 }  // namespace optctl::OPTCTL_ISA

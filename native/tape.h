@@ -188,6 +188,14 @@ class StageTape {
     started_ = true;
   }
 
+  // One stage after another, each with a prologue of its own: lane 0 of `in`, then what the outputs from `first` on are.
+  void step(const double* in, int first, double* out) {
+    for (int k = 0; k < inputs_count_; ++k)
+      if (inputs_[k] >= 0) std::fill_n(first_ + inputs_[k] * tape_lanes, tape_lanes, in[k]);
+    run_tape<tape_lanes>(code_, 0, length_, memory_, numbers_, first_);
+    for (int k = first; k < outputs_count_; ++k) out[k - first] = first_[outputs_[k] * tape_lanes];
+  }
+
   int inputs() const { return inputs_count_; }
   int outputs() const { return outputs_count_; }
 

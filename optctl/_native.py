@@ -8,11 +8,14 @@ import ctypes
 import functools
 import importlib.util
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from optctl._arrays import on_host
 
 KERNELS = (
     "unset",
@@ -87,15 +90,55 @@ def unset(shape: tuple[int, ...], dtype: Any) -> Any:
     return jax.ffi.ffi_call("optctl_unset", jax.ShapeDtypeStruct(shape, dtype))()
 
 
-def run_tape(packed: np.ndarray, memory: np.ndarray, values: np.ndarray, outputs: int) -> np.ndarray:
-    """Return the results (N, outputs) of a packed tape for inputs (N, .), without XLA."""
+def run_tape(packed: np.ndarray, memory: Any, values: Any, outputs: int, repeat: int = 1) -> Any:
+    """Return the results (N, outputs) of a packed tape for inputs (N, .); the body is run `repeat` times under XLA."""
+    if not on_host(values) or not on_host(memory):
+        made = jax.ShapeDtypeStruct((values.shape[0], outputs), jnp.float64)
+        kernel = jax.ffi.ffi_call("optctl_tape", made, vmap_method="sequential")
+        return kernel(packed, memory, values, repeat=np.int64(repeat))
     library = _library()
     assert library is not None
-    packed, values = np.ascontiguousarray(packed, np.int32), np.array(values, np.float64)  # the body may overwrite it
+    packed, values = np.ascontiguousarray(packed, np.int32), np.ascontiguousarray(values, np.float64)
     memory, results = np.ascontiguousarray(memory, np.float64), np.empty((len(values), outputs))
-    pointers = [ctypes.c_void_p(array.ctypes.data) for array in (packed, memory, values, results)]
+    pointers = [ctypes.c_void_p(_address(array)) for array in (packed, memory, values, results)]
     library.optctl_run_tape(*pointers[:2], ctypes.c_int64(len(values)), *pointers[2:])
     return results
+
+
+def roll(packed: np.ndarray, memory: np.ndarray, x0: np.ndarray, us: np.ndarray) -> np.ndarray:
+    """Return the states (N+1, nx) of a packed tape whose last results are the next state, without XLA."""
+    library = _library()
+    assert library is not None
+    N, nx, nu = len(us), x0.size, us.shape[1]
+    us, xs = np.ascontiguousarray(us, np.float64), np.empty((N + 1, nx))
+    xs[0] = x0
+    sizes = [ctypes.c_int64(size) for size in (N, nx, nu)]
+    first, second, third, fourth = [ctypes.c_void_p(_address(array)) for array in (packed, memory, xs, us)]
+    library.optctl_roll(first, second, *sizes, third, fourth)
+    return xs
+
+
+def _address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
+
+
+_TYPES = {np.dtype(np.float64): 0, np.dtype(np.float32): 1, np.dtype(np.int32): 2}
+
+
+def _call_now(name: str, operands: Sequence[np.ndarray], results: Sequence[np.ndarray], options: Sequence[int]) -> None:
+    """Run a kernel on NumPy arrays; it writes into `results`."""
+    library = _library()
+    assert library is not None
+    operands = [np.ascontiguousarray(operand) for operand in operands]
+    said = [len(operands), len(results)]
+    for array in (*operands, *results):
+        said += (_address(array), _TYPES[array.dtype], array.ndim, *array.shape)
+    door = getattr(library, f"optctl_{name}_now")
+    door.restype = ctypes.c_char_p
+    given = [(ctypes.c_int64 * len(numbers))(*numbers) for numbers in (said, options)]
+    wrong = door(*given)
+    if wrong is not None:
+        raise RuntimeError(wrong.decode())
 
 
 def call(
@@ -104,10 +147,16 @@ def call(
 ) -> Any:  # fmt: skip
     """Call a kernel: results of the given shapes, and what failed where (-1: nothing) as last one.
 
-    Under `vmap` operands that do not vary are passed once; the kernel runs the batch on all cores.
+    Under `vmap` operands that do not vary are passed once; the kernel runs the batch on all cores. NumPy's arrays are
+    worked on at once.
     """
     require()
     dtype = operands[0].dtype
+    if all(on_host(operand) for operand in operands):
+        made = [np.empty(shape, dtype) for shape in shapes]
+        made.append(np.empty((), np.int32))
+        _call_now(name, [o.astype(dtype, copy=False) for o in operands], made, (N, nx, nu, ny, *options.values()))
+        return made
     results = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
     results.append(jax.ShapeDtypeStruct((), np.int32))
     kernel = jax.ffi.ffi_call(f"optctl_{name}", results, vmap_method="expand_dims")
@@ -120,6 +169,11 @@ def call(
 def solve(operands: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     """Call the interior point kernel; operands, and the shapes of its results, by the names of `operand_names`."""
     names = operand_names()
+    ordered = [operands[name] for name in names["operands"]]
+    if on_host(operands["xs"]):
+        made = [np.empty(shapes[name]) for name in names["results"]]
+        _call_now("interior_point", ordered, made, (0,))
+        return dict(zip(names["results"], made, strict=True))
     results = [jax.ShapeDtypeStruct(shapes[name], np.float64) for name in names["results"]]
 
     @jax.custom_jvp
@@ -133,5 +187,5 @@ def solve(operands: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> dict[
             " parameters: f(x, u, t, params), and Problem(..., params=value)."
         )
 
-    made = kernel(*(operands[name] for name in names["operands"]))
+    made = kernel(*ordered)
     return dict(zip(names["results"], made, strict=True))

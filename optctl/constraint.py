@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from optctl._arrays import namespace
 from optctl._record import record
 from optctl._validate import as_float, is_concrete
 from optctl.dynamics.stage import STAGE, STATE, StageFunction, stage_function, takes_all
@@ -100,8 +101,9 @@ class Constraint:
 
     def prices(self, shape: tuple[int, ...], dtype: Any) -> tuple[Any, Any]:
         """Return l1 and l2 for rows of this shape; infinity and zero of a hard constraint."""
-        l1, l2 = (jnp.inf, 0.0) if self.l1 is None else (self.l1, self.l2)
-        return jnp.broadcast_to(jnp.asarray(l1, dtype), shape), jnp.broadcast_to(jnp.asarray(l2, dtype), shape)
+        l1, l2 = (np.asarray(np.inf), np.asarray(0.0)) if self.l1 is None else (self.l1, self.l2)
+        l1, l2 = (namespace(price).asarray(price, dtype) for price in (l1, l2))
+        return namespace(l1).broadcast_to(l1, shape), namespace(l2).broadcast_to(l2, shape)
 
     def __repr__(self) -> str:
         return f"Soft({self.function!r}, l1={self.l1}, l2={self.l2})" if self.soft else repr(self.function)

@@ -3,9 +3,9 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from optctl._arrays import namespace
 from optctl._record import record
 from optctl.result import Result, Status
 
@@ -23,10 +23,11 @@ def cost_size(cost: Any, first_cost: Any) -> Any:
     It is |J|, or the change since the first guess where that is smaller (a constant in J must not make everything
     look small), but at least 1e-3 |J|, and 1e-6 of the first cost for a J that vanishes; 1 where both vanish.
     """
-    changed = jnp.minimum(jnp.abs(cost), jnp.abs(first_cost - cost))
-    least = jnp.maximum(1e-3 * jnp.abs(cost), 1e-6 * jnp.abs(first_cost))
-    size = jnp.maximum(jnp.maximum(changed, least), jnp.finfo(cost.dtype).tiny ** 0.5)
-    return jnp.where((cost == 0) & (first_cost == 0), 1.0, size)
+    xp = namespace(cost)
+    changed = xp.minimum(xp.abs(cost), xp.abs(first_cost - cost))
+    least = xp.maximum(1e-3 * xp.abs(cost), 1e-6 * xp.abs(first_cost))
+    size = xp.maximum(xp.maximum(changed, least), xp.finfo(cost.dtype).tiny ** 0.5)
+    return xp.where((cost == 0) & (first_cost == 0), 1.0, size)
 
 
 @record()
@@ -65,8 +66,9 @@ class Certificate:
     @property
     def holds(self) -> Any:
         """True if every scaled figure is within the tolerance."""
-        worst = jnp.maximum(self.stationarity_scaled, self.complementarity_scaled)
-        worst = jnp.maximum(worst, jnp.maximum(self.primal_feasibility_scaled, self.dual_feasibility_scaled))
+        xp = namespace(self.stationarity)
+        worst = xp.maximum(self.stationarity_scaled, self.complementarity_scaled)
+        worst = xp.maximum(worst, xp.maximum(self.primal_feasibility_scaled, self.dual_feasibility_scaled))
         return worst <= self.tolerance
 
 

@@ -21,23 +21,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optctl._arrays import namespace, pick, repeat, to_device, to_host
 from optctl._record import record
 from optctl._validate import as_float, as_whole, check_tree, is_concrete, runs_now
 from optctl.control.model import controlled
 from optctl.problem import Problem
 from optctl.result import Result, Status
-from optctl.shooting.expansion import function_values
 from optctl.shooting.interior_point import (
     Settings,
     check_guess,
-    compiled,
     expansion_at,
     iterate,
+    make_program,
+    now,
     run,
-    runs_natively,
     settle_first,
     start,
 )
+from optctl.shooting.native import roll, runs_on_host, step
 from optctl.shooting.primal_dual import (
     Program,
     Unknowns,
@@ -49,7 +50,7 @@ from optctl.shooting.primal_dual import (
     price_of_misses,
     solve_step,
 )
-from optctl.shooting.rows import PATH, Rows, bound_arrays, flatten, make_rows
+from optctl.shooting.rows import PATH, Rows, bound_arrays, flatten
 from optctl.shooting.scaling import given_scales
 from optctl.solvers.constrained import InteriorPoint
 
@@ -286,11 +287,13 @@ class MPC:
             xs = jnp.concatenate([xs, jnp.concatenate([u[None], us])], axis=1)
         free = (False,) * xs.shape[1]
         settings = replace(self.settings, barrier=None, max_iterations=1000)
-        natively = runs_natively(self.problem, xs, us, full, settings)
-        now = runs_now((xs, us, full))
-        program, state = compiled(start, natively and now)(self.problem, xs, us, full, free, None, settings)
+        at_once = runs_now((xs, us, full))
+        move = to_host if self._on_host(xs, us, full) else to_device
+        problem, xs, us, full = move((self.problem, xs, us, full))
+        program = now(make_program, problem, xs, us, full, free, settings)
+        state = now(start, program, xs, us, None, settings)
         check_guess(program, state)
-        state = run(program, state, settings) if now else iterate(program, state, settings, settings.max_iterations)
+        state = run(program, state, settings) if at_once else iterate(program, state, settings, settings.max_iterations)
         i, z = state.iterations, state.z
         violation = state.history.infeasibility[i]
         plan = MPCPlan(
@@ -299,8 +302,13 @@ class MPC:
         )  # fmt: skip
         return self.prepare(plan, params, shift=False) if self.real_time else plan
 
-    def _runs_natively(self, z: Unknowns, params: Any) -> bool:
-        return runs_natively(self.problem, z.xs, z.us, params, self.settings)
+    def _on_host(self, xs: Any, us: Any, params: Any, *more: Any) -> bool:
+        return runs_on_host(self.problem, xs, us, params, self.settings) and runs_now(more)
+
+    def _call(self, function: Callable, params: Any, z: Unknowns, *more: Any) -> Any:
+        """Call a function of (problem, params, z, ...) by NumPy where it can be, else by XLA."""
+        move = to_host if self._on_host(z.xs, z.us, params, z, more) else to_device
+        return now(function, *move((self.problem, params, z, *more)))
 
     def _params(self, params: Any) -> Any:
         if params is None:
@@ -322,8 +330,7 @@ class MPC:
             shift: move the plan on by one step.
         """
         full = (self._params(params), plan.offset)
-        prepare = compiled(_prepare, runs_now((plan.z, full)) and self._runs_natively(plan.z, full))
-        return replace(plan, ready=prepare(self.problem, full, plan.z, self.settings, shift))
+        return replace(plan, ready=self._call(_prepare, full, plan.z, self.settings, shift))
 
     def step(self, plan: MPCPlan, x: Any, params: Any = None) -> tuple[Any, MPCPlan]:
         """Return the input for the measured state, and the plan.
@@ -348,12 +355,9 @@ class MPC:
                 plan = self.prepare(plan, params)
             else:
                 plan = self._prepared_for(plan, params, full[0])
-            feedback = compiled(_feedback, runs_now((plan.z, full, x)) and self._runs_natively(plan.z, full))
-            first, *out = feedback(self.problem, full, plan.ready, x, last, self.settings)
+            first, *out = self._call(_feedback, full, plan.z, plan.ready, x, last, self.settings)
         elif self.time_limit is None:
-            natively = runs_now((plan.z, full, x)) and self._runs_natively(plan.z, full)
-            most = self.settings.max_iterations
-            *out, _ = compiled(_resolve, natively)(self.problem, full, plan.z, x, last, self.settings, most)
+            *out, _ = self._call(_resolve, full, plan.z, x, last, self.settings, self.settings.max_iterations)
         else:
             out = self._in_time(full, plan.z, x, last)
         z, status, iterations, cost, violation = out
@@ -383,12 +387,12 @@ class MPC:
             raise ValueError("`time_limit` needs the clock of the host; leave it out where `step` is traced.")
         assert self.time_limit is not None
         began, most = time.perf_counter(), self.settings.max_iterations
-        natively = self._runs_natively(z, full)
+        natively = self._on_host(z.xs, z.us, full)
         seconds = float(np.median(self._around)) if self._around else 0.0
         left = max(0.0, self.time_limit - seconds) if natively else np.inf
         stop = most if natively or not self._around else int(np.clip(TIME_SHARE * self.time_limit / seconds, 1, most))
         settings = replace(self.settings, seconds=left)
-        out = compiled(_resolve, natively)(self.problem, full, z, x, last, settings, stop)
+        out = self._call(_resolve, full, z, x, last, settings, stop)
         *out, seconds = out
         if int(out[1]) == Status.ITERATION_LIMIT and int(out[2]) < most:
             out[1] = jnp.asarray(int(Status.TIME_LIMIT))
@@ -504,7 +508,7 @@ def _shift(rows: Rows, z: Unknowns) -> Unknowns:
     """Move all rows of all stages on by one; the last is repeated."""
 
     def later(values: Any) -> Any:
-        return jnp.concatenate([values[1:], values[-1:]])
+        return namespace(values).concatenate([values[1:], values[-1:]])
 
     def flat(values: Any) -> Any:
         blocks = rows.split(values)
@@ -515,25 +519,21 @@ def _shift(rows: Rows, z: Unknowns) -> Unknowns:
     return Unknowns(later(z.xs), later(z.us), later(z.costates), flat(z.s), flat(z.y), e, v)
 
 
-def _rows_at(problem: Problem, params: Any, z: Unknowns) -> Program:
-    free = (False,) * z.xs.shape[1]
-    shapes = jax.eval_shape(lambda: function_values(problem, z.xs, z.us, params))
-    return Program(problem, params, free, make_rows(problem, z.xs, z.us, shapes, free))
-
-
-def _guess(problem: Problem, params: Any, z: Unknowns, x: Any, last: Any) -> Any:
+def _guess(program: Program, z: Unknowns, x: Any, last: Any) -> Any:
     """Return the states of a plan that was moved on, from the measured state to where the model leads in the end."""
-    N = z.us.shape[0]
-    first = x if last is None else jnp.concatenate([x, last])
-    end = problem.dynamics.step(z.xs[-2], z.us[-1], jnp.asarray(N - 1), params)
-    return z.xs.at[0].set(first).at[-1].set(jnp.where(jnp.all(jnp.isfinite(end)), end, z.xs[-1]))
+    xp = namespace(z.xs)
+    first = x if last is None else xp.concatenate([x, last])
+    end = step(program, z.xs[-2], z.us[-1], z.us.shape[0] - 1)
+    end = xp.where(xp.all(xp.isfinite(end)), end, z.xs[-1])
+    return xp.concatenate([first[None], z.xs[1:-1], end[None]])
 
 
-def _unguided(problem: Problem, params: Any, x: Any, us: Any) -> tuple[Any, Any]:
+def _unguided(program: Program, x: Any, us: Any) -> tuple[Any, Any]:
     """Return the guess that knows nothing: no inputs and where they lead, or the first state if that is not finite."""
-    us = jnp.zeros_like(us)
-    xs = problem.dynamics.roll(x, us, params)
-    return jnp.where(jnp.all(jnp.isfinite(xs)), xs, x), us
+    xp = namespace(us)
+    us = xp.zeros_like(us)
+    xs = roll(program, x, us)
+    return xp.where(xp.all(xp.isfinite(xs)), xs, x), us
 
 
 @record()
@@ -553,9 +553,9 @@ def _tried(z: Unknowns, state: Any, row: Any) -> _Tried:
 def _better(new: _Tried, old: _Tried) -> _Tried:
     """Return the plan that is solved, or else feasible at a lower cost, or else less infeasible."""
     feasible = (new.violation <= FEASIBLE) & (old.violation <= FEASIBLE)
-    ahead = jnp.where(feasible, new.cost < old.cost, new.violation < old.violation)
+    ahead = namespace(new.cost).where(feasible, new.cost < old.cost, new.violation < old.violation)
     ahead = (new.status == int(Status.SOLVED)) | (ahead & (old.status != int(Status.SOLVED)))
-    return jax.tree.map(lambda a, b: jnp.where(ahead, a, b), new, old)
+    return pick(ahead, new, old)
 
 
 def _resolve(
@@ -566,21 +566,23 @@ def _resolve(
     Where nothing converges, the best of all is returned. A quadratic program has one solution, to which no guess of
     the states is needed.
     """
-    moved_on = _shift(_rows_at(problem, params, z).rows, z)
-    xs, us, free = _guess(problem, params, moved_on, x, last), moved_on.us, (False,) * z.xs.shape[1]
+    xp = namespace(z.xs)
+    program = make_program(problem, z.xs, z.us, params, (False,) * z.xs.shape[1], settings)
+    moved_on = _shift(program.rows, z)
+    xs, us = _guess(program, moved_on, x, last), moved_on.us
     warm = {"costates": moved_on.costates, "y": moved_on.y}
-    program, cold = start(problem, xs, us, params, free, None, settings)
+    cold = start(program, xs, us, None, settings)
     state = settle_first(program, cold, xs, us, warm, settings)
-    kept = replace(_tried(replace(moved_on, xs=xs, us=us), state, 0), status=jnp.asarray(int(Status.ITERATION_LIMIT)))
+    kept = replace(_tried(replace(moved_on, xs=xs, us=us), state, 0), status=xp.asarray(int(Status.ITERATION_LIMIT)))
     best = _better(_tried(state.z, state, state.iterations), kept)
 
     def attempt(carry: tuple) -> tuple:
         k, best, state, seconds = carry
         left = replace(settings, seconds=settings.seconds - seconds)
-        alone = _unguided(problem, params, xs[0], us)
-        own_xs, own_us = (jnp.where(k == 0, plan, own) for plan, own in zip((xs, us), alone, strict=True))
-        program, cold = start(problem, own_xs, own_us, params, free, None, left)
-        half = jnp.where(k == 0, state.iterations + (stop - state.iterations + 1) // 2, stop)
+        alone = _unguided(program, xs[0], us)
+        own_xs, own_us = (xp.where(k == 0, plan, own) for plan, own in zip((xs, us), alone, strict=True))
+        cold = start(program, own_xs, own_us, None, left)
+        half = xp.where(k == 0, state.iterations + (stop - state.iterations + 1) // 2, stop)
         state = iterate(program, replace(cold, iterations=state.iterations, history=state.history), left, half)
         return k + 1, _better(_tried(state.z, state, state.iterations), best), state, seconds + state.seconds
 
@@ -589,29 +591,29 @@ def _resolve(
         unsolved = (best.status != int(Status.SOLVED)) & (k < 2)
         return unsolved & (state.iterations < stop) & (seconds <= settings.seconds)
 
-    first = jnp.asarray(int(program.quadratic)), best, state, state.seconds
-    _, best, state, seconds = jax.lax.while_loop(going, attempt, first)
+    first = xp.asarray(int(program.quadratic)), best, state, state.seconds
+    _, best, state, seconds = repeat(going, attempt, first)
     solved = best.status == int(Status.SOLVED)
     unfinished = (state.status == int(Status.STALLED)) & (state.mu == 0)  # by the first steps alone
-    status = jnp.where(unfinished, int(Status.ITERATION_LIMIT), state.status)
-    status = jnp.where(solved, int(Status.SOLVED), status)
+    status = xp.where(unfinished, int(Status.ITERATION_LIMIT), state.status)
+    status = xp.where(solved, int(Status.SOLVED), status)
     return _finite_or(moved_on, best.z), status, state.iterations, best.cost, best.violation, seconds
 
 
 def _finite_or(last: Unknowns, new: Unknowns) -> Unknowns:
     """Return the new plan, or the last one moved on where a measurement or the model was not finite."""
-    good = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(new)]))
-    return jax.tree.map(lambda new, last: jnp.where(good, new, last), new, last)
+    xp = namespace(new.xs)
+    return pick(xp.all(xp.stack([xp.all(xp.isfinite(leaf)) for leaf in jax.tree.leaves(new)])), new, last)
 
 
 def _prepare(problem: Problem, params: Any, z: Unknowns, settings: Settings, shift: bool) -> tuple[Any, ...]:
     """Linearize and factor at the predicted state; return the parameters, too."""
-    program = _rows_at(problem, params, z)
+    program = make_program(problem, z.xs, z.us, params, (False,) * z.xs.shape[1], settings)
     mu = _barrier(settings)
     z = _inside(program.rows, _shift(program.rows, z) if shift else z, mu)
     e = expansion_at(program, z, settings)
     _, weight = newton_rows(program.rows, e.at.c, z, mu)
-    return params, z, e, weight, *factor(program, e, weight, jnp.zeros((), z.xs.dtype))
+    return params, z, e, weight, *factor(program, e, weight, namespace(z.xs).zeros((), z.xs.dtype))
 
 
 def _barrier(settings: Settings) -> Any:
@@ -620,12 +622,13 @@ def _barrier(settings: Settings) -> Any:
 
 def _inside(rows: Rows, z: Unknowns, mu: Any) -> Unknowns:
     """Return the point with products s y = mu (and e v), s - y kept: a solution has zeros among them."""
+    xp = namespace(z.xs)
 
     def apart(s: Any, y: Any, which: Any) -> tuple[Any, Any]:
-        root = jnp.sqrt((s - y) ** 2 + 4 * mu)
-        low = 2 * mu / (root + jnp.abs(s - y))
-        high = (root + jnp.abs(s - y)) / 2
-        return jnp.where(which, jnp.where(s > y, high, low), s), jnp.where(which, jnp.where(s > y, low, high), y)
+        root = xp.sqrt((s - y) ** 2 + 4 * mu)
+        low = 2 * mu / (root + xp.abs(s - y))
+        high = (root + xp.abs(s - y)) / 2
+        return xp.where(which, xp.where(s > y, high, low), s), xp.where(which, xp.where(s > y, low, high), y)
 
     s, y = apart(z.s, z.y, rows.inequality)
     if rows.soft is None:
@@ -634,19 +637,22 @@ def _inside(rows: Rows, z: Unknowns, mu: Any) -> Unknowns:
     return replace(z, s=s, y=y, e=e, v=v)
 
 
-def _feedback(problem: Problem, params: Any, ready: Any, x: Any, last: Any, settings: Settings) -> tuple[Any, ...]:
+def _feedback(
+    problem: Problem, params: Any, _: Unknowns, ready: Any, x: Any, last: Any, settings: Settings
+) -> tuple[Any, ...]:
     """One right-hand side: move the plan's x_0 to the measured state."""
     _, z, e, weight, model, factors, _ = ready
-    program = _rows_at(problem, params, z)
+    xp = namespace(z.xs)
+    program = make_program(problem, z.xs, z.us, params, (False,) * z.xs.shape[1], settings)
     rows, mu = program.rows, _barrier(settings)
-    dx0 = (x if last is None else jnp.concatenate([x, last])) - z.xs[0]
+    dx0 = (x if last is None else xp.concatenate([x, last])) - z.xs[0]
     d = solve_step(program, model, factors, e, z, gaps=e.at.gaps, c=e.at.c, weight=weight, mu=mu, dx0=dx0)
-    good = (factors.failed_stage < 0) & jnp.all(jnp.isfinite(d.us))
-    d = jax.tree.map(lambda leaf: jnp.where(good, leaf, 0.0), d)
+    good = (factors.failed_stage < 0) & xp.all(xp.isfinite(d.us))
+    d = jax.tree.map(lambda leaf: xp.where(good, leaf, 0.0), d)
     alpha = longest_primal(rows, z, d, 0.99)
     point = moved(rows, z, d, alpha, 0.99, mu)
-    violation = jnp.maximum(jnp.max(jnp.abs(e.at.gaps)), jnp.max(jnp.abs(missed(rows, e.at.c, z)), initial=0.0))
+    violation = xp.maximum(xp.max(xp.abs(e.at.gaps)), xp.max(xp.abs(missed(rows, e.at.c, z)), initial=0.0))
     cost = e.at.cost + price_of_misses(rows, z)
-    status = jnp.where(good, int(Status.ITERATION_LIMIT), int(Status.STALLED))
+    status = xp.where(good, int(Status.ITERATION_LIMIT), int(Status.STALLED))
     low, high = bound_arrays(rows, "u", z.us)
-    return jnp.clip(z.us[0] + d.us[0], low[0], high[0]), point, status, jnp.asarray(1), cost, violation
+    return xp.clip(z.us[0] + d.us[0], low[0], high[0]), point, status, xp.asarray(1), cost, violation

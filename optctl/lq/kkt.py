@@ -21,6 +21,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from optctl._arrays import namespace
 from optctl._record import record
 from optctl.lq.model import LQ
 
@@ -87,12 +88,14 @@ def cost(lq: LQ, xs: Any, us: Any) -> Any:
 
 def times(matrix: Any, rows: Any) -> Any:
     """Multiply each row by its stage's matrix, or by the one matrix of all stages."""
-    return jnp.einsum("...ij,...j->...i", matrix, rows)
+    xp = namespace(rows)
+    return xp.einsum("...ij,...j->...i", matrix, rows)
 
 
 def transposed_times(matrix: Any, rows: Any) -> Any:
     """Multiply each row by the transpose of its stage's matrix."""
-    return jnp.einsum("...ji,...j->...i", matrix, rows)
+    xp = namespace(rows)
+    return xp.einsum("...ji,...j->...i", matrix, rows)
 
 
 def dots(vector: Any, rows: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optctl._arrays import namespace
 from optctl._record import record
 from optctl.lq import sweeps
 from optctl.result import Status
@@ -121,7 +122,8 @@ class Residuals:
 
 def largest(values: Any) -> Any:
     """Return the largest absolute value, 0 of none."""
-    return jnp.max(jnp.abs(values), initial=0.0)
+    xp = namespace(values)
+    return xp.max(xp.abs(values), initial=0.0)
 
 
 def residuals(program: Program, state: State, e: Expansion) -> Residuals:

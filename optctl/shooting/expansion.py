@@ -77,7 +77,8 @@ def function_values(problem: Problem, xs: Any, us: Any, params: Any) -> dict[str
 
 def function_shapes(problem: Problem, xs: Any, us: Any, params: Any) -> dict[str, Any]:
     """Return the shapes of `function_values`."""
-    return jax.eval_shape(lambda: function_values(problem, xs, us, params))
+    values = jax.eval_shape(lambda: function_values(problem, xs, us, params))
+    return {name: value.shape for name, value in values.items()}
 
 
 def evaluate(problem: Problem, rows: Rows, xs: Any, us: Any, params: Any) -> Values:

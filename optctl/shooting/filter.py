@@ -11,6 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from optctl._arrays import namespace
 from optctl._record import record
 
 SIZE = 32
@@ -44,6 +45,7 @@ class Filter:
         return Filter(jnp.where(when, jnp.inf, self.theta), jnp.where(when, jnp.inf, self.phi))
 
 
-def empty(dtype: Any) -> Filter:
-    """Return a filter without entries."""
-    return Filter(jnp.full(SIZE, jnp.inf, dtype), jnp.full(SIZE, jnp.inf, dtype))
+def empty(like: Any) -> Filter:
+    """Return a filter without entries, of arrays like this one."""
+    nothing = namespace(like).full(SIZE, jnp.inf, like.dtype)
+    return Filter(nothing, nothing)

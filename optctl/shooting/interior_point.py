@@ -22,13 +22,14 @@ import inspect
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optctl._arrays import constant, either, namespace, pick, to_device, to_host
 from optctl._record import record
 from optctl._validate import runs_now
 from optctl.lq import sweeps
@@ -66,7 +67,6 @@ from optctl.shooting.rows import (
     PATH,
     TERMINAL,
     Rows,
-    all_counted,
     bound_arrays,
     flatten,
     make_rows,
@@ -95,13 +95,6 @@ ACTIVE = 1e-9
 BACKENDS = ("auto", "native", "jax")
 FIRST_SECONDS, TURN, TURN_SECONDS = 0.5, 64, 0.2
 """Seconds that the first call from the host should take; iterations of the next one, seconds of later ones."""
-
-QUICKLY = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_cpu_parallel_codegen_split_count": 1,
-}
-"""How XLA is to compile what goes before and after the native iterations: five times faster, and nothing to gain."""
 
 
 @record(static=("exact", "max_iterations", "backend", "gains", "warm"))
@@ -134,54 +127,64 @@ class Settings:
     warm: bool = False
 
 
-def start(
-    problem: Problem, xs: Any, us: Any, params: Any, x0_free: tuple[bool, ...], warm: dict | None, settings: Settings
-) -> tuple[Program, State]:
+def start(program: Program, xs: Any, us: Any, warm: dict | None, settings: Settings) -> State:
     """Return the first state: the guess pushed inside its bounds, slacks, and multipliers.
 
     `warm` holds costates, and multipliers by name (or y, flat), of a similar problem's solution. Where a few steps from
     its active rows reach the solution, the state is SOLVED; else iterations start from the guess as if it were cold.
     """
-    guess = xs, us
-    rows = make_rows(problem, xs, us, function_shapes(problem, xs, us, params), x0_free)
-    quadratic = native.is_quadratic(problem, xs, us, params, settings.exact)
-    program = Program(problem, params, x0_free, rows, quadratic)
+    xp = namespace(xs)
+    guess, rows, quadratic = (xs, us), program.rows, program.quadratic
     z = blank(program, xs, us, settings).z
     e = expansion_at(program, z, settings)
     scales = _scales(program, e, z, settings)
-    xs = _closed(program, xs, us, e, settings)
+    xs = _closed(program, xs, e)
     margin = 1e-2
-    xs, us = _push_inside(rows, xs, us, jnp.asarray(x0_free), margin, scales)
+    xs, us = _push_inside(rows, xs, us, xp.asarray(program.x0_free), margin, scales)
     empty = replace(blank(program, xs, us, settings), scales=scales)
-    moved = jnp.any(xs != guess[0]) | jnp.any(us != guess[1])
-    e = jax.lax.cond(moved, lambda z: expansion_at(program, z, settings), lambda z: e, empty.z)
+    moved = xp.any(xs != guess[0]) | xp.any(us != guess[1])
+    e = either(moved, lambda z: expansion_at(program, z, settings), lambda z: e, empty.z)
     at = scale_values(scales, e.at)
     mu = settings.barrier
     if mu is None:
-        per_row = jnp.abs(at.cost) / jnp.maximum(1, jnp.sum(rows.inequality))
-        mu = FIRST_BARRIER * jnp.maximum(1.0, jnp.where(jnp.isfinite(per_row), per_row, 0.0))
-    mu = jnp.asarray(mu, xs.dtype)
-    s = jnp.where(rows.inequality, jnp.maximum(-at.c, margin), 1.0)
-    y, costates = jnp.where(rows.inequality, mu / s, 0.0), jnp.zeros_like(xs)
+        per_row = xp.abs(at.cost) / xp.maximum(1, xp.sum(rows.inequality))
+        mu = FIRST_BARRIER * xp.maximum(1.0, xp.where(xp.isfinite(per_row), per_row, 0.0))
+    mu = xp.asarray(mu, xs.dtype)
+    s = xp.where(rows.inequality, xp.maximum(-at.c, margin), 1.0)
+    y, costates = xp.where(rows.inequality, mu / s, 0.0), xp.zeros_like(xs)
     miss = v = None
     if rows.soft is not None:
-        miss = jnp.where(rows.soft, jnp.maximum(at.c, 0.0) + margin, 1.0)  # the violation, and some distance from zero
-        s = jnp.where(rows.soft, miss - at.c, s)
-        y, v = jnp.where(rows.soft, mu / s, y), jnp.where(rows.soft, mu / miss, 1.0)
+        miss = xp.where(rows.soft, xp.maximum(at.c, 0.0) + margin, 1.0)  # the violation, and some distance from zero
+        s = xp.where(rows.soft, miss - at.c, s)
+        y, v = xp.where(rows.soft, mu / s, y), xp.where(rows.soft, mu / miss, 1.0)
     z = Unknowns(xs / scales.x[None], us / scales.u[None], costates, s, y, miss, v)
     theta = infeasibility(rows, at, z)
-    size_x, size_u = [jnp.maximum(s, jnp.max(jnp.abs(v), axis=0)) for s, v in ((scales.x, xs), (scales.u, us))]
-    floor = jnp.maximum(settings.floor, FLOOR * curvature_of(e, size_x, size_u) / scales.cost)
+    size_x, size_u = [xp.maximum(s, xp.max(xp.abs(v), axis=0)) for s, v in ((scales.x, xs), (scales.u, us))]
+    floor = xp.maximum(settings.floor, FLOOR * curvature_of(e, size_x, size_u) / scales.cost)
     state = replace(
         empty, z=scale_point(scales.inverse(), z), mu=mu, floor=floor, theta_first=theta, first_cost=at.cost,
-        mark=theta, mu_restore=mu, phase=jnp.asarray(PREDICT if quadratic else OPTIMIZE),
+        mark=theta, mu_restore=mu, phase=xp.asarray(PREDICT if quadratic else OPTIMIZE),
     )  # fmt: skip
     if warm is None:
-        return program, state
+        return state
     settled = settle_first(program, state, *guess, warm, settings)
     again = replace(state, iterations=settled.iterations, history=settled.history)
     good = settled.status == int(Status.SOLVED)
-    return program, jax.tree.map(lambda new, old: jnp.where(good, new, old), settled, again)
+    return pick(good, settled, again)
+
+
+def make_program(
+    problem: Problem, xs: Any, us: Any, params: Any, x0_free: tuple[bool, ...], settings: Settings
+) -> Program:
+    """Return the problem as the solver sees it, with its tapes if the compiled kernel is to iterate.
+
+    Raises:
+        ValueError: if the kernel was asked for and cannot.
+    """
+    tapes, natively = native.find_tapes(problem, xs, us, params, settings)
+    shapes = function_shapes(problem, xs, us, params) if tapes is None else tapes.shapes
+    rows = make_rows(problem, xs, us, shapes, x0_free)
+    return Program(problem, params, x0_free, rows, tapes, natively)
 
 
 def _scales(program: Program, e: Expansion, z: Unknowns, settings: Settings) -> Scales:
@@ -190,6 +193,7 @@ def _scales(program: Program, e: Expansion, z: Unknowns, settings: Settings) -> 
     It is Newton's step on the cost and the equalities alone: it tells where all is small, in metres instead of
     micrometres, and how steep a cost gets that is flat at the guess.
     """
+    xp = namespace(z.xs)
     rows = program.rows
     scales = choose(rows, z.xs, z.us, e, settings.scale)
 
@@ -197,24 +201,25 @@ def _scales(program: Program, e: Expansion, z: Unknowns, settings: Settings) -> 
         # With states as large as the inputs make them: else the equalities would hardly be felt.
         felt = choose(rows, z.xs, z.us, e, settings.scale, least=0.0)
         here, near = scale_point(felt.inverse(), z), scale_expansion(felt, rows, e)
-        _, weight = newton_rows(rows, near.at.c, here, jnp.zeros_like(e.at.cost))
-        model = quadratic_model(program, near, weight, jnp.zeros_like(e.at.cost))
+        _, weight = newton_rows(rows, near.at.c, here, xp.zeros_like(e.at.cost))
+        model = quadratic_model(program, near, weight, xp.zeros_like(e.at.cost))
         factors = sweeps.factor(model)
         d = solve_step(program, model, factors, near, here, gaps=near.at.gaps, c=near.at.c, weight=weight, mu=0.0)
         sizes = {"x": scales.x, "u": scales.u}
-        fine = (factors.failed_stage < 0) & jnp.all(jnp.isfinite(d.xs)) & jnp.all(jnp.isfinite(d.us))
+        fine = (factors.failed_stage < 0) & xp.all(xp.isfinite(d.xs)) & xp.all(xp.isfinite(d.us))
         if settings.scale is None:
             within = sizes_within_reach(felt, here, d, sizes)
-            sizes = {name: jnp.where(fine, within[name], size) for name, size in sizes.items()}
-        dz = jnp.concatenate([d.xs[:-1], d.us], axis=1)
-        slopes = jnp.concatenate([near.qs[:-1], near.rs], axis=1) + jnp.einsum("tij,tj->ti", near.W, dz)
-        grown = jnp.concatenate([sizes["x"] / felt.x, sizes["u"] / felt.u])
-        later = jnp.where(fine, largest(slopes * grown[None]) * felt.cost, 0.0)
+            sizes = {name: xp.where(fine, within[name], size) for name, size in sizes.items()}
+        dz = xp.concatenate([d.xs[:-1], d.us], axis=1)
+        slopes = xp.concatenate([near.qs[:-1], near.rs], axis=1) + xp.einsum("tij,tj->ti", near.W, dz)
+        grown = xp.concatenate([sizes["x"] / felt.x, sizes["u"] / felt.u])
+        later = xp.where(fine, largest(slopes * grown[None]) * felt.cost, 0.0)
         return choose(rows, z.xs, z.us, e, sizes, later)
 
-    said = jnp.maximum(largest(z.xs / scales.x[None]), largest(z.us / scales.u[None]))
+    said = xp.maximum(largest(z.xs / scales.x[None]), largest(z.us / scales.u[None]))
     says_nothing = (said < SMALL) | (steepness(e, scales.x, scales.u) < SMALL)
-    return jax.lax.cond(says_nothing, step, lambda _: scales, None)
+    says_nothing = says_nothing & xp.all(xp.stack([xp.all(xp.isfinite(leaf)) for leaf in jax.tree.leaves(e)]))
+    return either(says_nothing, step, lambda _: scales, None)
 
 
 def settle_first(program: Program, cold: State, xs: Any, us: Any, warm: dict, settings: Settings) -> State:
@@ -229,98 +234,95 @@ def _holding(rows: Rows, xs: Any, us: Any, y: Any, z: Unknowns, scale: Any) -> U
 
     Multipliers are compared in the units of the iterations: `scale` is what they multiply rows by.
     """
+    xp = namespace(xs)
     size = y / scale
-    held = rows.inequality & (size > ACTIVE * largest(jnp.where(rows.inequality, size, 0.0)))
-    y = jnp.where(rows.inequality & ~held, 0.0, jnp.where(rows.inequality | rows.equality, y, 0.0))
-    s, e = jnp.where(held, 0.0, 1.0), None
+    held = rows.inequality & (size > ACTIVE * largest(xp.where(rows.inequality, size, 0.0)))
+    y = xp.where(rows.inequality & ~held, 0.0, xp.where(rows.inequality | rows.equality, y, 0.0))
+    s, e = xp.where(held, 0.0, 1.0), None
     if rows.soft is not None:
-        e = jnp.where(rows.soft & ~(held & (y >= (1 - ACTIVE) * rows.l1)), 0.0, 1.0)
+        e = xp.where(rows.soft & ~(held & (y >= (1 - ACTIVE) * rows.l1)), 0.0, 1.0)
     return replace(z, xs=xs, us=us, s=s, y=y, e=e)
 
 
-def _closed(program: Program, xs: Any, us: Any, e: Expansion, settings: Settings) -> Any:
+def _closed(program: Program, xs: Any, e: Expansion) -> Any:
     """Return the guess with constant states and clocks, x+ = x + c, as their dynamics have them from x_0 on.
 
     No step of the iterations opens a gap of linear dynamics again.
     """
-    linear = native.linear_states(program.problem, xs, us, program.params, settings.exact)
-    if not any(linear):
+    xp = namespace(xs)
+    if program.tapes is None or not any(program.tapes.linear_states):
         return xs
-    moves = still(e) & jnp.asarray(linear)
-    return xs.at[1:].add(jnp.where(moves[None] & jnp.isfinite(e.at.gaps), jnp.cumsum(e.at.gaps, axis=0), 0.0))
+    moves = still(e) & xp.asarray(program.tapes.linear_states)
+    closed = xp.where(moves[None] & xp.isfinite(e.at.gaps), xp.cumsum(e.at.gaps, axis=0), 0.0)
+    return xp.concatenate([xs[:1], xs[1:] + closed])
 
 
 def blank(program: Program, xs: Any, us: Any, settings: Settings) -> State:
     """Return a state at a trajectory, with nothing known about it."""
+    xp = namespace(xs)
     rows = program.rows
     N, nx, nu = len(us), xs.shape[1], us.shape[1]
     z, dtype = nx + nu, xs.dtype
     m = int(np.sum([np.prod(shape, dtype=int) for _, shape in rows.shapes], dtype=int))
-    flat, number = jnp.zeros(m, dtype), jnp.zeros((), dtype)
+    flat, number = xp.zeros(m, dtype), xp.zeros((), dtype)
     J = {
-        name: jnp.zeros((*shape, z if name in PATH else nx), dtype)
+        name: xp.zeros((*shape, z if name in PATH else nx), dtype)
         for name, shape in rows.shapes
         if name in (*PATH, *TERMINAL)
     }
     e = Expansion(
-        Values(number, jnp.zeros((N, nx), dtype), flat), xs[0], xs, us, jnp.zeros((N, nx, nx), dtype),
-        jnp.zeros((N, nx, nu), dtype), J, *(jnp.zeros(shape, dtype) for shape in ((nx, nx), (N, z, z), (nx, nx))),
+        Values(number, xp.zeros((N, nx), dtype), flat), xs[0], xs, us, xp.zeros((N, nx, nx), dtype),
+        xp.zeros((N, nx, nu), dtype), J, *(xp.zeros(shape, dtype) for shape in ((nx, nx), (N, z, z), (nx, nx))),
     )  # fmt: skip
-    column = jnp.full(settings.max_iterations + 1, jnp.nan, dtype)
+    column = xp.full(settings.max_iterations + 1, xp.nan, dtype)
     one, soft = flat + 1, rows.soft is not None
     return State(
-        z=Unknowns(xs, us, jnp.zeros_like(xs), one, flat, *(one if soft else None for _ in "ev")), e=e,
-        scales=no_scales(nx, nu, m, dtype),
-        filter=filters.empty(dtype), history=History(*(column,) * 6), K=jnp.zeros((N, nu, nx), dtype),
-        **{name: jnp.asarray(value, dtype if isinstance(value, float) else int) for name, value in NUMBERS.items()},
+        z=Unknowns(xs, us, xp.zeros_like(xs), one, flat, *(one if soft else None for _ in "ev")), e=e,
+        scales=no_scales(nx, nu, m, xs),
+        filter=filters.empty(xs), history=History(*(column,) * 6), K=xp.zeros((N, nu, nx), dtype),
+        **{name: xp.asarray(value, dtype if isinstance(value, float) else int) for name, value in NUMBERS.items()},
     )  # fmt: skip
 
 
-def without_held_rows(
-    problem: Problem, us: Any, xs: Any, params: Any, x0_free: tuple[bool, ...], settings: Settings
-) -> Problem:
-    """Return the problem with those path rows off that nothing free can change at their stage, and that hold there.
+def without_held_rows(program: Program, xs: Any, us: Any, settings: Settings) -> Program:
+    """Return the program with those path rows off that nothing free can change at their stage, and that hold there.
 
     Such are rows that t switches on, and rows of a given x_0. They have no interior where they hold with equality, and
     no multiplier; rows with a price have both, and stay. A row depends on what is free if it is NaN where that is NaN,
     or (comparisons hide NaN) another number at other points. What does not hold stays on. A row that depends on
     something in a small region alone may be missed: `finish` looks at all rows again.
     """
+    xp = namespace(xs)
+    problem, rows = program.problem, program.rows
     names = [name for name in PATH if getattr(problem, name) is not None]
-    if not any(getattr(problem, name).takes("t") or not all(x0_free) for name in names):
-        return problem
-    still, us, xs, params = jax.lax.stop_gradient((problem, us, xs, params))
-    free = jnp.asarray(x0_free)
+    if not any(getattr(problem, name).takes("t") or not all(program.x0_free) for name in names):
+        return program
+    still, xs, us = constant((program, xs, us))
+    free = xp.asarray(program.x0_free)
 
     def at(xs_free: Any, us_free: Any) -> dict[str, Any]:
-        xs_free = xs_free.at[0].set(jnp.where(free, xs_free[0], xs[0]))
-        if not runs_natively(still, xs, us, params, settings):
-            return function_values(still, xs_free, us_free, params)
-        rows = make_rows(still, xs, us, function_shapes(still, xs, us, params), x0_free)
-        program = Program(still, params, x0_free, rows)
-        return rows.split(expansion_at(program, blank(program, xs_free, us_free, settings).z, settings).at.c)
+        xs_free = xp.concatenate([xp.where(free, xs_free[0], xs[0])[None], xs_free[1:]])
+        return native.row_values(still, xs_free, us_free)
 
-    values = at(jnp.full_like(xs, jnp.nan), jnp.full_like(us, jnp.nan))
+    values = at(xp.full_like(xs, xp.nan), xp.full_like(us, xp.nan))
     rng = np.random.default_rng(0)
-    noise = [jnp.asarray(rng.normal(size=z.shape), z.dtype) for z in (xs, us)]
+    noise = [xp.asarray(rng.normal(size=z.shape), z.dtype) for z in (xs, us)]
     others = [at(xs + scale * noise[0], us + scale * noise[1]) for scale in (0.1, 10.0)]
-    changes = {}
+    on = {name: xp.ones(shape, bool) for name, shape in rows.shapes}
     for name in names:
-        constraint = getattr(problem, name)
-        held = values[name] if name.endswith("inequality") else jnp.abs(values[name])
-        priced = jnp.isfinite(constraint.prices(held.shape, held.dtype)[0])
-        on = jnp.isnan(values[name]) | (held > settings.tolerance) | priced
+        held = values[name] if name.endswith("inequality") else xp.abs(values[name])
+        priced = xp.isfinite(getattr(problem, name).prices(held.shape, held.dtype)[0])
+        on[name] = xp.isnan(values[name]) | (held > settings.tolerance) | priced
         for other in others:
-            on = on | (other[name] != values[name])
-        counted = True if constraint.on is None else constraint.on
-        changes[name] = replace(constraint, on=on & jnp.broadcast_to(counted, on.shape))
-    return problem.replace(**changes)
+            on[name] = on[name] | (other[name] != values[name])
+    counted = flatten(on, bool)
+    return replace(program, rows=replace(rows, inequality=rows.inequality & counted, equality=rows.equality & counted))
 
 
 def expansion_at(program: Program, z: Unknowns, settings: Settings) -> Expansion:
     """Return the expansion at a point, by whatever iterates there."""
     problem, params = program.problem, program.params
-    if runs_natively(problem, z.xs, z.us, params, settings):
+    if program.natively:
         state = replace(blank(program, z.xs, z.us, settings), z=z)
         return native.iterate(program, state, replace(settings, gains=False), 0).e
     return expand(problem, program.rows, z.xs, z.us, params, z.costates if settings.exact else None, z.y)
@@ -328,38 +330,25 @@ def expansion_at(program: Program, z: Unknowns, settings: Settings) -> Expansion
 
 def _push_inside(rows: Rows, xs: Any, us: Any, x0_free: Any, margin: Any, scales: Scales) -> tuple[Any, Any]:
     """Move a guess into its bounds, a little away from them; onto bounds that are equal."""
+    xp = namespace(xs)
 
     def push(z: Any, stem: str) -> Any:
-        size = jnp.broadcast_to(scales.u if stem == "u" else scales.x, z.shape)
+        size = xp.broadcast_to(scales.u if stem == "u" else scales.x, z.shape)
         lower, upper = bound_arrays(rows, stem, z)
         width = upper - lower
-        low = lower + margin * jnp.minimum(jnp.maximum(size, jnp.abs(lower)), width)
-        high = upper - margin * jnp.minimum(jnp.maximum(size, jnp.abs(upper)), width)
-        low, high = jnp.where(jnp.isfinite(lower), low, lower), jnp.where(jnp.isfinite(upper), high, upper)
-        return jnp.where(lower == upper, lower, jnp.clip(z, low, high))
+        low = lower + margin * xp.minimum(xp.maximum(size, xp.abs(lower)), width)
+        high = upper - margin * xp.minimum(xp.maximum(size, xp.abs(upper)), width)
+        low, high = xp.where(xp.isfinite(lower), low, lower), xp.where(xp.isfinite(upper), high, upper)
+        return xp.where(lower == upper, lower, xp.clip(z, low, high))
 
-    first = jnp.where(x0_free, push(xs[0], "x0"), xs[0])
-    return jnp.concatenate([first[None], push(xs[1:], "x")]), push(us, "u")
-
-
-def runs_natively(problem: Problem, xs: Any, us: Any, params: Any, settings: Settings) -> bool:
-    """True if the compiled kernel is to iterate.
-
-    Raises:
-        ValueError: if it was asked for and cannot.
-    """
-    if settings.backend == "jax":
-        return False
-    why = native.reason_against(problem, xs, us, params, settings.exact)
-    if why is not None and settings.backend == "native":
-        raise ValueError(f"`backend` is 'native', but {why}; use 'auto' or 'jax'.")
-    return why is None
+    first = xp.where(x0_free, push(xs[0], "x0"), xs[0])
+    return xp.concatenate([first[None], push(xs[1:], "x")]), push(us, "u")
 
 
 def iterate(program: Program, state: State, settings: Settings, stop: Any) -> State:
     """Iterate until the tolerance, a failure, or `stop` iterations."""
     problem, rows, params = program.problem, program.rows, program.params
-    if runs_natively(problem, state.z.xs, state.z.us, params, settings):
+    if program.natively:
         return native.iterate(program, state, settings, stop)
     tolerance, scales = settings.tolerance, state.scales
     program = replace(program, rows=scale_prices(scales, rows))
@@ -416,7 +405,7 @@ def run(
 ) -> State:
     """Iterate to the end, in turns. The kernel minds the time by itself; without it, limits make turns of one."""
     last = settings.max_iterations
-    natively = runs_natively(program.problem, state.z.xs, state.z.us, program.params, settings)
+    natively = program.natively
     began, turn, done = time.perf_counter(), TURN, int(state.iterations)
     if state.status != Status.ITERATION_LIMIT:
         return state
@@ -428,47 +417,47 @@ def run(
         before, stop = time.perf_counter(), min(last, done + turn)
         if time_limit is not None:
             settings = replace(settings, seconds=max(0.0, time_limit - (before - began)))
-        state = compiled(iterate, natively)(program, state, settings, stop)
+        state = now(iterate, program, state, settings, stop)
         status, done = int(state.status), int(state.iterations)
-        now = time.perf_counter()
+        after = time.perf_counter()
         if callback is not None:
             callback(state)
         if status != Status.ITERATION_LIMIT or done >= last:
             return state
-        ahead = 0.0 if natively else now - before  # what another turn would take
-        if time_limit is not None and (done < stop or now - began + ahead > time_limit):
+        ahead = 0.0 if natively else after - before  # what another turn would take
+        if time_limit is not None and (done < stop or after - began + ahead > time_limit):
             return replace(state, status=jnp.asarray(int(Status.TIME_LIMIT)))
         if callback is None and (natively or time_limit is None):
-            turn = int(np.clip(turn * TURN_SECONDS / max(now - before, 1e-6), 1, last))
+            turn = int(np.clip(turn * TURN_SECONDS / max(after - before, 1e-6), 1, last))
 
 
-def finish(program: Program, asked: Problem, x0: Any, state: State, settings: Settings, failed: Any) -> Solution:
+def finish(program: Program, every: Rows, x0: Any, state: State, settings: Settings, failed: Any) -> Solution:
     """Certify the last point afresh and pack the result, with its derivative in the program (times `failed`, if so).
 
-    `asked` is the problem with all its rows on, which have to hold at the end whatever was switched off.
+    `every` are all rows of the problem, which have to hold at the end whatever was switched off.
     """
-    still, asked, state = jax.lax.stop_gradient((program, asked, state))
+    xp = namespace(x0)
+    still, every, state = constant((program, every, state))
     state = _leveled(still, state, settings)
-    rows, every, e = still.rows, all_counted(asked, still.rows), state.e
-    z = replace(state.z, y=jnp.where(rows.inequality | rows.equality, state.z.y, 0.0))
+    rows, e = still.rows, state.e
+    z = replace(state.z, y=xp.where(rows.inequality | rows.equality, state.z.y, 0.0))
     first_cost = state.first_cost * state.scales.cost
     floor = state.floor * state.scales.cost
     certificate = certify_point(
         still, every, e, z, state.scales, first_cost=first_cost, floor=floor, tolerance=settings.tolerance
     )
     converged = certificate.holds & (state.status == int(Status.SOLVED))
-    status = jnp.where(~converged & (state.status == int(Status.SOLVED)), int(Status.STALLED), state.status)
+    status = xp.where(~converged & (state.status == int(Status.SOLVED)), int(Status.STALLED), state.status)
     stuck = (status == int(Status.STALLED)) | (status == int(Status.ITERATION_LIMIT))
     # Iterates that were feasible say more than where the last one happens to be.
     history = state.history
-    far_below = -1e6 * (state.scales.cost + jnp.abs(first_cost))
-    fallen = jnp.any((history.cost < far_below) & (history.infeasibility <= 1e-2))
-    status = jnp.where(stuck & fallen, int(Status.UNBOUNDED), status)
-    met = jnp.any(history.infeasibility <= settings.tolerance)
-    status = jnp.where((status == int(Status.INFEASIBLE)) & met, int(Status.STALLED), status)
-    K = unknown(state.K, (program, x0))
-    k = unknown(z.us - times(state.K, z.xs[:-1]), (program, x0))
-    best = settle(program, x0, z, e, state.mu * state.scales.cost, jnp.where(converged, 1.0, failed))
+    far_below = -1e6 * (state.scales.cost + xp.abs(first_cost))
+    fallen = xp.any((history.cost < far_below) & (history.infeasibility <= 1e-2))
+    status = xp.where(stuck & fallen, int(Status.UNBOUNDED), status)
+    met = xp.any(history.infeasibility <= settings.tolerance)
+    status = xp.where((status == int(Status.INFEASIBLE)) & met, int(Status.STALLED), status)
+    K, k = unknown((state.K, z.us - times(state.K, z.xs[:-1])), (program, x0))
+    best = settle(program, x0, z, e, state.mu * state.scales.cost, xp.where(converged, 1.0, failed))
     return Solution(
         xs=best.xs, us=best.us, x0=best.xs[0], params=program.params, costates=best.costates,
         multipliers=_by_name(still, best.y), K=K, k=k, cost=best.cost,
@@ -489,40 +478,42 @@ def _leveled(program: Program, state: State, settings: Settings) -> State:
         z = replace(state.z, xs=xs)
         return replace(state, z=z, e=expansion_at(program, z, settings))
 
-    return jax.lax.cond(state.status == int(Status.SOLVED), lambda state: state, again, state)
+    return either(state.status == int(Status.SOLVED), lambda state: state, again, state)
 
 
 def strict_complementarity(rows: Rows, z: Unknowns, size: Any) -> Any:
     """Return the smallest over the inequalities of max(s, y/size), and of max(e, v/size) of soft ones."""
+    xp = namespace(z.s)
     pairs = [(rows.inequality, z.s, z.y)]
     if rows.soft is not None:
         pairs.append((rows.soft, z.e, z.v))
-    least = [jnp.min(jnp.where(on, jnp.maximum(a, b / size), jnp.inf), initial=jnp.inf) for on, a, b in pairs]
-    return jnp.min(jnp.stack(least))
+    least = [xp.min(xp.where(on, xp.maximum(a, b / size), xp.inf), initial=xp.inf) for on, a, b in pairs]
+    return xp.min(xp.stack(least))
 
 
 def _by_name(program: Program, y: Any) -> dict[str, Any]:
     """Return multipliers by the name of the constraint, shaped like what it bounds; those of bounds are >= 0."""
+    xp = namespace(y)
     problem, ys = program.problem, program.rows.split(y)
     made = {name: value for name, value in ys.items() if name in (*PATH, *TERMINAL)}
     for stem in ("x0", "x", "u"):
         low, high = ys.get(f"{stem}_min"), ys.get(f"{stem}_max")
         # Where both bounds are equal one multiplier of either sign stands for both.
         if low is not None:
-            made[f"{stem}_min"] = jnp.maximum(low, 0.0)
+            made[f"{stem}_min"] = xp.maximum(low, 0.0)
         if high is not None:
-            made[f"{stem}_max"] = high if low is None else high + jnp.maximum(-low, 0.0)
+            made[f"{stem}_max"] = high if low is None else high + xp.maximum(-low, 0.0)
     for side in ("min", "max"):
         first, rest = made.pop(f"x0_{side}", None), made.get(f"x_{side}")
         own = getattr(problem, f"x0_{side}")
         if rest is not None:
-            mine = jnp.zeros_like(rest[0]) if first is None else first
+            mine = xp.zeros_like(rest[0]) if first is None else first
             if own is not None and first is not None:
-                bound = jnp.broadcast_to(jnp.asarray(getattr(problem, f"x_{side}")), (len(rest) + 1, len(mine)))[0]
+                bound = xp.broadcast_to(xp.asarray(getattr(problem, f"x_{side}")), (len(rest) + 1, len(mine)))[0]
                 tighter = (own > bound) if side == "min" else (own < bound)
-                made[f"x0_{side}"] = jnp.where(tighter, mine, 0.0)
-                mine = jnp.where(tighter, 0.0, mine)
-            made[f"x_{side}"] = jnp.concatenate([mine[None], rest])
+                made[f"x0_{side}"] = xp.where(tighter, mine, 0.0)
+                mine = xp.where(tighter, 0.0, mine)
+            made[f"x_{side}"] = xp.concatenate([mine[None], rest])
         elif own is not None:
             made[f"x0_{side}"] = first
     return made
@@ -530,22 +521,23 @@ def _by_name(program: Program, y: Any) -> dict[str, Any]:
 
 def _of_rows(rows: Rows, multipliers: dict[str, Any]) -> Any:
     """Undo `_by_name`; rows without a multiplier get zero."""
+    xp = namespace(rows.equality)
     blocks = {}
     for name, shape in rows.shapes:
         stem, side = name[:-4], name[-3:]
         if name in (*PATH, *TERMINAL):
-            blocks[name] = multipliers.get(name, jnp.zeros(shape))
+            blocks[name] = multipliers.get(name, xp.zeros(shape))
         elif stem == "x0":
             later = multipliers.get(f"x_{side}")
-            blocks[name] = multipliers.get(name, jnp.zeros(shape)) + (0.0 if later is None else later[0])
+            blocks[name] = multipliers.get(name, xp.zeros(shape)) + (0.0 if later is None else later[0])
         else:
-            value = multipliers.get(name, jnp.zeros(shape))
+            value = multipliers.get(name, xp.zeros(shape))
             blocks[name] = value[-shape[0] :]
     y = flatten(blocks, float)
     # An equality made of two bounds has one multiplier of either sign.
     opposite = {f"{stem}_min": blocks.get(f"{stem}_max") for stem in ("x0", "x", "u")}
-    less = {name: jnp.zeros(shape) if opposite.get(name) is None else opposite[name] for name, shape in rows.shapes}
-    return jnp.where(rows.equality, y - flatten(less, float), y)
+    less = {name: xp.zeros(shape) if opposite.get(name) is None else opposite[name] for name, shape in rows.shapes}
+    return xp.where(rows.equality, y - flatten(less, float), y)
 
 
 def interior_point(
@@ -556,11 +548,12 @@ def interior_point(
     x0_free: tuple[bool, ...],
     settings: Settings,
     *,
+    roll_out: bool = False,
     warm: dict | None = None,
     failed_derivative: Any = jnp.nan,
     time_limit: float | None = None,
     callback: Callable | None = None,
-    every: int = 1,
+    between: int = 1,
 ) -> Solution:
     """Solve from the guess (xs, us); components of xs[0] that are not free are the given x_0.
 
@@ -571,38 +564,55 @@ def interior_point(
         params: parameters.
         x0_free: which components of x_0 are free.
         settings: how to run.
+        roll_out: take for the states where the inputs lead from xs[0].
         warm: None, or a dictionary of costates and multipliers of a similar problem.
         failed_derivative: what the derivative of a point that is no optimum is multiplied by.
         time_limit: seconds.
-        callback: called with a `Solution` every `every` iterations.
-        every: iterations between calls.
+        callback: called with a `Solution`, as it stands.
+        between: iterations between calls.
     """
     failed = failed_derivative
-    concrete = runs_now((problem, us, xs, params, settings))
-    natively = concrete and runs_natively(problem, xs, us, params, settings)
+    at_once = runs_now((problem, us, xs, params, settings))
+    move = to_host if native.runs_on_host(problem, xs, us, params, settings) else to_device
+    problem, us, xs, params, warm, settings = move((problem, us, xs, params, warm, settings))
+    if roll_out:
+        xs = now(_first_states, problem, us, xs, params, x0_free, settings)
     last = settings.max_iterations
-    in_turns = concrete and (callback is not None or time_limit is not None)
-    first = last if not concrete else min(last, int(FIRST_SECONDS / _guess_seconds(problem, xs, us)) + 1)
+    in_turns = at_once and (callback is not None or time_limit is not None)
+    first = last if not at_once else min(last, int(FIRST_SECONDS / _guess_seconds(problem, xs, us)) + 1)
     if not in_turns:
-        solve = partial(compiled(_solve, natively), problem)
-        solution, finite = solve(us, xs, params, x0_free, warm, settings, failed, first)
-        if concrete and bool(finite) and int(solution.status) == Status.STALLED:
+        solution, finite = now(_solve, problem, us, xs, params, x0_free, warm, settings, failed, first)
+        if at_once and bool(finite) and int(solution.status) == Status.STALLED:
             # The scales of the guess may not be those of where it led.
-            again, _ = solve(solution.us, solution.xs, params, x0_free, None, settings, failed, first)
+            from_there = solution.us, solution.xs, params, x0_free, None, settings, failed, first
+            again, _ = now(_solve, problem, *from_there)
             solution = again if bool(again.converged) else solution
-        if not concrete or (bool(finite) and (int(solution.status) != Status.ITERATION_LIMIT or first == last)):
+        if not at_once or (bool(finite) and (int(solution.status) != Status.ITERATION_LIMIT or first == last)):
             return solution
-    asked, problem = problem, compiled(without_held_rows, natively)(problem, us, xs, params, x0_free, settings)
-    program, state = compiled(start, natively)(problem, xs, us, params, x0_free, warm, settings)
+    program = now(make_program, problem, xs, us, params, x0_free, settings)
+    every, program = program.rows, now(without_held_rows, program, xs, us, settings)
+    state = now(start, program, xs, us, warm, settings)
     check_guess(program, state)
 
     def report(state: State) -> None:
         assert callback is not None
-        callback(compiled(finish, natively)(program, asked, xs[0], state, settings, failed))
+        callback(now(finish, program, every, xs[0], state, settings, failed))
 
     report_or_none = None if callback is None else report
-    state = run(program, state, settings, time_limit=time_limit, callback=report_or_none, every=every)
-    return compiled(finish, natively)(program, asked, xs[0], state, settings, failed)
+    state = run(program, state, settings, time_limit=time_limit, callback=report_or_none, every=between)
+    return now(finish, program, every, xs[0], state, settings, failed)
+
+
+def _first_states(
+    problem: Problem, us: Any, xs: Any, params: Any, x0_free: tuple[bool, ...], settings: Settings
+) -> Any:
+    """Roll out the guess from xs[0]; where the states run away, stay there."""
+    xp = namespace(xs)
+    program, x0, us = constant((make_program(problem, xs, us, params, x0_free, settings), xs[0], us))
+    rolled = native.roll(program, x0, us)
+    tame = xp.isfinite(rolled) & (xp.abs(rolled) <= 1e4 * (1 + xp.max(xp.abs(x0))))
+    tame = xp.cumprod(xp.all(tame, axis=1))[:, None] == 1
+    return xp.concatenate([xs[:1], xp.where(tame, rolled, x0[None])[1:]])
 
 
 def _guess_seconds(problem: Problem, xs: Any, us: Any) -> float:
@@ -615,23 +625,20 @@ def _solve(
     failed: Any, stop: Any,
 ) -> tuple[Solution, Any]:  # fmt: skip
     """Solve in one program; return the solution, and whether all functions were finite at the guess."""
-    asked, problem = problem, without_held_rows(problem, us, xs, params, x0_free, settings)
-    still = jax.lax.stop_gradient((problem, xs, us, params, warm, settings, stop))
-    through = partial(_run_through, x0_free)
-    state = (through if runs_natively(problem, xs, us, params, settings) else one_by_one(through))(*still)
-    finite = jnp.isfinite(state.theta_first) & jnp.isfinite(state.first_cost)
-    rows = make_rows(problem, xs, us, function_shapes(problem, xs, us, params), x0_free)
-    return finish(Program(problem, params, x0_free, rows), asked, xs[0], state, settings, failed), finite
+    program = make_program(problem, xs, us, params, x0_free, settings)
+    every, program = program.rows, without_held_rows(program, xs, us, settings)
+    still = constant((program, xs, us, warm, settings, stop))
+    state = (_run_through if program.natively else one_by_one(_run_through))(*still)
+    finite = namespace(xs).isfinite(state.theta_first + state.first_cost)
+    return finish(program, every, xs[0], state, settings, failed), finite
 
 
-def _run_through(
-    x0_free: tuple[bool, ...], problem: Any, xs: Any, us: Any, params: Any, warm: Any, settings: Settings, stop: Any
-) -> State:
-    program, state = start(problem, xs, us, params, x0_free, warm, settings)
+def _run_through(program: Program, xs: Any, us: Any, warm: Any, settings: Settings, stop: Any) -> State:
+    state = start(program, xs, us, warm, settings)
     if warm is None:
         return iterate(program, state, settings, stop)
     unsolved = state.status == int(Status.ITERATION_LIMIT)
-    return jax.lax.cond(unsolved, lambda s: iterate(program, s, settings, stop), lambda s: s, state)
+    return either(unsolved, lambda s: iterate(program, s, settings, stop), lambda s: s, state)
 
 
 def one_by_one(function: Callable) -> Callable:
@@ -659,11 +666,18 @@ def one_by_one(function: Callable) -> Callable:
     return batched
 
 
+def now(function: Callable, *arguments: Any) -> Any:
+    """Call a function from the host: as it is where its arrays are NumPy's, else compiled by XLA."""
+    if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(arguments)):
+        return _compiled(function)(*arguments)
+    with np.errstate(all="ignore"):
+        return function(*arguments)
+
+
 @cache
-def compiled(function: Callable, natively: bool) -> Callable:
-    """Return a function compiled for calls from the host; quickly, where the kernel does the work."""
+def _compiled(function: Callable) -> Callable:
     static = [name for name in ("x0_free", "shift") if name in inspect.signature(function).parameters]
-    return jax.jit(function, static_argnames=static, compiler_options=QUICKLY if natively else None)
+    return jax.jit(function, static_argnames=static)
 
 
 def check_guess(program: Program, state: State) -> None:

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from optctl._arrays import namespace
 from optctl._record import record
 from optctl.dynamics.base import Labels
 from optctl.dynamics.view import View, ViewedDynamics, behind
@@ -70,7 +71,11 @@ def level(problem: Problem, xs: Any) -> Any:
     Iterations that end early may leave them apart, and only one of them is returned. Other problems' stay as they are.
     """
     view = getattr(problem.dynamics, "view", None)
-    return xs.at[1:, view.nx :].set(xs[0, view.nx :]) if isinstance(view, ParamsBehindStates) else xs
+    if not isinstance(view, ParamsBehindStates):
+        return xs
+    xp = namespace(xs)
+    behind_xs = xp.broadcast_to(xs[:1, view.nx :], (len(xs), xs.shape[1] - view.nx))
+    return xp.concatenate([xs[:, : view.nx], behind_xs], axis=1)
 
 
 def lift(problem: Problem, params: Any, nx: int, nu: int) -> Problem:

@@ -6,6 +6,8 @@
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -13,17 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl import _native
+from optctl._arrays import namespace, on_host
+from optctl._validate import runs_now
 from optctl.adjoint.interpreter import Uninterpreted
 from optctl.constraint import Constraint
 from optctl.problem import STAGE_FUNCTIONS, STATE_FUNCTIONS, Problem
-from optctl.shooting.expansion import Expansion, Values, differentiate
+from optctl.shooting.expansion import Expansion, Values, differentiate, function_values
 from optctl.shooting.filter import Filter
 from optctl.shooting.primal_dual import Program, Unknowns
 from optctl.shooting.rows import BLOCKS, PATH, TERMINAL, flatten
 from optctl.shooting.scaling import scale_prices
 from optctl.shooting.tape_check import check_tapes
 from optctl.solution import History
-from optctl.tape import Tape, Unsupported, compile_tape, memory
+from optctl.tape import Tape, Unsupported, compile_tape, memories
 
 LONGEST = 30_000
 """Most instructions of a tape; beyond, matrices are large and XLA is the better choice."""
@@ -31,21 +35,86 @@ REMEMBERED = 64
 _TAPES: dict[Any, Any] = {}
 
 
-def reason_against(problem: Problem, xs: Any, us: Any, params: Any, exact: bool) -> str | None:
-    """Return why the kernel cannot run this problem, or None."""
+@dataclass(frozen=True, eq=False)
+class Tapes:
+    """The functions of a problem on tapes; it is the same object for problems that differ in numbers alone.
+
+    Attributes:
+        every: values and expansion of a stage, of the end, and of the start.
+        shapes: of the functions among the rows, by name.
+        nx: number of states.
+        nu: number of inputs.
+    """
+
+    every: tuple[Tape, ...]
+    shapes: dict[str, tuple[int, ...]]
+    nx: int
+    nu: int
+    _packed: dict[Any, np.ndarray] = field(default_factory=dict)
+
+    @cached_property
+    def quadratic(self) -> bool:
+        """True if all Jacobians and curvatures are constant."""
+        _, stage, _, end, _, start = self.every
+        nx, nz = self.nx, self.nx + self.nu
+        values, values_end = len(stage.inputs) - nz, len(end.inputs) - nx + 1  # then slopes, Jacobians, curvature
+        slopes = ((stage, values + nz), (end, values_end + nx), (start, 1 + nx))
+        return all(tape.once[behind:].all() for tape, behind in slopes)
+
+    @cached_property
+    def linear_states(self) -> tuple[bool, ...]:
+        """Which states have dynamics that are linear in states and inputs."""
+        nx, stage = self.nx, self.every[1]
+        begin = len(stage.inputs)  # behind the values and the slope of the cost
+        A, B = np.split(stage.once[begin : begin + nx * (nx + self.nu)], [nx * nx])
+        return tuple([bool(np.all(a) and np.all(b)) for a, b in zip(A.reshape(nx, nx), B.reshape(nx, -1), strict=True)])
+
+    def packed(self, sizes: tuple[int, ...], begins: tuple[int, ...]) -> np.ndarray:
+        """Return sizes and tapes as the kernel reads them; the tapes' memories begin at `begins`."""
+        key = sizes, begins
+        if key not in self._packed:
+            pairs = zip(self.every, begins, strict=True)
+            made = np.concatenate([sizes, *(tape.packed(begin) for tape, begin in pairs)])
+            self._packed[key] = made.astype(np.int32)
+        return self._packed[key]
+
+
+def find_tapes(problem: Problem, xs: Any, us: Any, params: Any, settings: Any) -> tuple[Tapes | None, bool]:
+    """Return the tapes of a problem, None where there are none, and whether the compiled kernel is to iterate on them.
+
+    Raises:
+        ValueError: if the kernel was asked for and cannot.
+    """
+    found = _usable(problem, xs, us, params, settings.exact)
+    if isinstance(found, Tapes):
+        return found, settings.backend != "jax"
+    if settings.backend == "native":
+        raise ValueError(f"`backend` is 'native', but {found}; use 'auto' or 'jax'.")
+    return None, False
+
+
+def _usable(problem: Problem, xs: Any, us: Any, params: Any, exact: bool) -> Tapes | str:
+    """Return the tapes, or why the kernel cannot run this problem."""
     if not _native.available():
         return "the compiled kernels are not available, or arrays do not live on a CPU"
     if xs.dtype != jnp.float64:
         return f"it computes in float64, and the data are {xs.dtype}"
     try:
-        tapes(problem, xs, us, params, exact)
+        return tapes(problem, xs, us, params, exact)
     except Unsupported as why:
         return f"no tape holds {why}"
-    return None
 
 
-def tapes(problem: Problem, xs: Any, us: Any, params: Any, exact: bool) -> tuple[Tape, ...]:
-    """Return the tapes of a problem's functions: of a stage, of the end and of the start, values and expansion of each.
+def runs_on_host(problem: Problem, xs: Any, us: Any, params: Any, settings: Any) -> bool:
+    """True if the kernel and NumPy can do all of a solve: nothing is being traced, and the kernel is to iterate."""
+    if not runs_now((problem, xs, us, params, settings)):
+        return False
+    made, natively = find_tapes(problem, xs, us, params, settings)
+    return natively and made is not None and not any(tape.captured for tape in made.every)
+
+
+def tapes(problem: Problem, xs: Any, us: Any, params: Any, exact: bool) -> Tapes:
+    """Return the tapes of a problem's functions.
 
     Raises:
         Unsupported: if a function holds something that no tape can.
@@ -57,8 +126,8 @@ def tapes(problem: Problem, xs: Any, us: Any, params: Any, exact: bool) -> tuple
     found = _TAPES.get(key)
     if found is None:
         try:
-            found = _make_tapes(uniform, xs, us, exact)
-            wrong = check_tapes(found, problem, params, uniform, xs, us, exact)
+            found = _make_tapes(problem, uniform, xs, us, exact)
+            wrong = check_tapes(found.every, problem, params, uniform, xs, us, exact)
             if wrong is not None:
                 found = Unsupported(f"`{wrong.function}` rightly: {wrong}, by NumPy (please report this)")
                 warnings.warn(f"Not used, which is slower: no tape holds {found}.", RuntimeWarning, stacklevel=2)
@@ -66,7 +135,7 @@ def tapes(problem: Problem, xs: Any, us: Any, params: Any, exact: bool) -> tuple
             found = why
         except Uninterpreted as why:
             found = Unsupported(f"a function that NumPy cannot check: {why}")
-        if isinstance(found, Unsupported) or not any(tape.captured for tape in found):
+        if isinstance(found, Unsupported) or not any(tape.captured for tape in found.every):
             if len(_TAPES) >= REMEMBERED:
                 _TAPES.clear()
             _TAPES[key] = found
@@ -75,28 +144,43 @@ def tapes(problem: Problem, xs: Any, us: Any, params: Any, exact: bool) -> tuple
     return found
 
 
-def is_quadratic(problem: Problem, xs: Any, us: Any, params: Any, exact: bool) -> bool:
-    """True if the tapes tell that all Jacobians and curvatures are constant."""
-    try:
-        _, stage, _, end, _, start = tapes(problem, xs, us, params, exact)
-    except Unsupported:
-        return False
-    nx, nz = xs.shape[1], xs.shape[1] + us.shape[1]
-    values, values_end = len(stage.inputs) - nz, len(end.inputs) - nx + 1  # then come slopes, then Jacobians, curvature
-    slopes = ((stage, values + nz), (end, values_end + nx), (start, 1 + nx))
-    return all(tape.once[behind:].all() for tape, behind in slopes)
+def roll(program: Program, x0: Any, us: Any) -> Any:
+    """Return the states (N+1, nx) that inputs lead to."""
+    if not on_host(x0):
+        return program.problem.dynamics.roll(x0, us, program.params)
+    packed, held = _values_tape(program)
+    return _native.roll(packed, held, x0, us)
 
 
-def linear_states(problem: Problem, xs: Any, us: Any, params: Any, exact: bool) -> tuple[bool, ...]:
-    """Return which states have dynamics that are linear in states and inputs, as far as the tapes tell."""
-    nx, nz = xs.shape[1], xs.shape[1] + us.shape[1]
-    try:
-        stage = tapes(problem, xs, us, params, exact)[1]
-    except Unsupported:
-        return (False,) * nx
-    begin = len(stage.inputs)  # behind the values and the slope of the cost
-    A, B = np.split(stage.once[begin : begin + nx * nz], [nx * nx])
-    return tuple([bool(np.all(a) and np.all(b)) for a, b in zip(A.reshape(nx, nx), B.reshape(nx, -1), strict=True)])
+def step(program: Program, x: Any, u: Any, t: int) -> Any:
+    """Return the state that one step leads to."""
+    if not on_host(x):
+        return program.problem.dynamics.step(x, u, jnp.asarray(t), program.params)
+    packed, held = _values_tape(program)
+    outputs = program.tapes.every[0].outputs.size
+    return _native.run_tape(packed, held, np.concatenate([x, u, [t]])[None], outputs)[0, -x.size :]
+
+
+def row_values(program: Program, xs: Any, us: Any) -> dict[str, Any]:
+    """Return the values (N, m) of the path's functions by name."""
+    if not program.natively:
+        values = function_values(program.problem, xs, us, program.params)
+        return {name: value for name, value in values.items() if name in PATH}
+    packed, held = _values_tape(program)
+    values = namespace(xs).concatenate([xs[:-1], us, np.arange(len(us), dtype=float)[:, None]], axis=1)
+    results, at = _native.run_tape(packed, held, values, program.tapes.every[0].outputs.size), 1  # behind the cost
+    found = {}
+    for name in PATH:
+        if name in program.tapes.shapes:
+            found[name] = results[:, at : at + program.tapes.shapes[name][1]]
+            at += program.tapes.shapes[name][1]
+    return found
+
+
+def _values_tape(program: Program) -> tuple[np.ndarray, Any]:
+    """Return the tape of a stage's values, packed, and its memory."""
+    tape = program.tapes.every[0]
+    return tape.packed(), memories((tape,), _parts(program.problem, program.params))[0]
 
 
 def _parts(problem: Problem, params: Any) -> dict[str, Any]:
@@ -106,8 +190,8 @@ def _parts(problem: Problem, params: Any) -> dict[str, Any]:
     return {"dynamics": problem.dynamics, "params": params} | functions
 
 
-def _make_tapes(uniform: Any, xs: Any, us: Any, exact: bool) -> tuple[Tape, ...]:
-    nx, nu = xs.shape[1], us.shape[1]
+def _make_tapes(problem: Problem, uniform: Any, xs: Any, us: Any, exact: bool) -> Tapes:
+    N, nx, nu = us.shape[0], xs.shape[1], us.shape[1]
     upper = np.triu_indices(nx + nu)
 
     def cost(z: Any, t: Any, parts: Any) -> Any:
@@ -165,59 +249,55 @@ def _make_tapes(uniform: Any, xs: Any, us: Any, exact: bool) -> tuple[Tape, ...]
         start_values: (x,),
         start_expansion: (x,),
     }
-    return tuple(
+    shapes = {name: (N, *of.shape) for name, of in zip(PATH, path, strict=True)}
+    shapes |= {name: of.shape for name, of in zip(TERMINAL, end, strict=True)}
+    every = tuple(
         compile_tape(f, inputs, uniform, fixed=(2,) if t in inputs else (), limit=LONGEST)
         for f, inputs in arguments.items()
     )
+    return Tapes(every, {name: of for name, of in shapes.items() if getattr(problem, name) is not None}, nx, nu)
 
 
 def iterate(program: Program, state: Any, settings: Any, stop: Any) -> Any:
     """Iterate until the tolerance, a failure, or `stop` iterations."""
-    problem, rows, z, xs, us = program.problem, program.rows, state.z, state.z.xs, state.z.us
-    N, nx, nu = problem.steps, xs.shape[1], us.shape[1]
-    made = tapes(problem, xs, us, program.params, settings.exact)
-    uniform = _parts(problem, program.params)
-    memories = [memory(tape, uniform) for tape in made]
+    problem, rows, z, xs, us, made = program.problem, program.rows, state.z, state.z.xs, state.z.us, program.tapes
+    xp = namespace(xs)
+    N, nx, nu = us.shape[0], xs.shape[1], us.shape[1]
+    memory, begins = memories(made.every, _parts(problem, program.params))
     names, shapes = _native.operand_names(), dict(rows.shapes)
     widths = {name: shapes[name][-1] if name in shapes else 0 for name in (*PATH, *TERMINAL)}
     sizes = {
         "N": N, "nx": nx, "nu": nu, "path_inequalities": widths["path_inequality"],
         "path_equalities": widths["path_equality"], "terminal_inequalities": widths["terminal_inequality"],
-        "terminal_equalities": widths["terminal_equality"], "rows": z.s.size, "has_soft": rows.soft is not None,
-        "history": state.history.cost.size, "gains": settings.gains, "warm": settings.warm,
+        "terminal_equalities": widths["terminal_equality"], "rows": z.s.size, "has_soft": int(rows.soft is not None),
+        "history": state.history.cost.size, "gains": int(settings.gains), "warm": int(settings.warm),
         **_offsets(rows.shapes),
     }  # fmt: skip
-    begins = np.cumsum([0, *(m.size for m in memories)])
-    info = np.concatenate([
-        [sizes[name] for name in names["sizes"]],
-        *(tape.packed(begin) for tape, begin in zip(made, begins, strict=False)),
-    ]).astype(np.int32)  # fmt: skip
+    info = made.packed(tuple([sizes[name] for name in names["sizes"]]), begins)
     kinds = (rows.inequality, rows.equality, rows.elastic, rows.soft)
-    kind = sum(jnp.where(on, 2**k, 0) for k, on in enumerate(kinds) if on is not None)
+    kind = sum(xp.where(on, 2**k, 0) for k, on in enumerate(kinds) if on is not None)
 
-    scales, priced = state.scales, scale_prices(state.scales, rows)
+    scales, priced, nothing = state.scales, scale_prices(state.scales, rows), xp.zeros(0, xs.dtype)
 
     def stack(values: dict[str, Any], which: str) -> Any:
-        return jnp.stack([jnp.asarray(values[name], xs.dtype) for name in names[which]])
-
-    def given(value: Any) -> Any:
-        return jnp.zeros(0, xs.dtype) if value is None else value
+        return xp.stack([xp.asarray(values[name], xs.dtype) for name in names[which]])
 
     operands = {
-        "info": jnp.asarray(info), "kind": jnp.asarray(kind, jnp.int32), "memory": jnp.concatenate(memories),
-        "bounds": flatten(rows.bounds, xs.dtype), "l1": given(priced.l1), "l2": given(priced.l2),
+        "info": xp.asarray(info), "kind": xp.asarray(kind, xp.int32), "memory": memory,
+        "bounds": flatten(rows.bounds, xs.dtype), "l1": priced.l1, "l2": priced.l2,
         "x_scale": scales.x, "u_scale": scales.u, "row_scale": scales.rows, "cost_scale": scales.cost,
-        "x0_free": jnp.asarray(program.x0_free, xs.dtype),
+        "x0_free": xp.asarray(program.x0_free, xs.dtype),
         "settings": stack(vars(settings) | {"stop": stop}, "settings"),
-        "numbers": stack(vars(state), "numbers"), "filter": jnp.stack([state.filter.theta, state.filter.phi]),
-        "history": jnp.stack(list(vars(state.history).values())), **{name: given(v) for name, v in vars(z).items()},
+        "numbers": stack(vars(state), "numbers"), "filter": xp.stack([state.filter.theta, state.filter.phi]),
+        "history": xp.stack(list(vars(state.history).values())), **vars(z),
     }  # fmt: skip
+    operands = {name: nothing if value is None else value for name, value in operands.items()}
     of_rows = {name: (N, m, nx + nu) if name in PATH else (m, nx) for name, m in widths.items()}
     e = state.e
     like = {"K": state.K, "cost": e.at.cost, "gaps": e.at.gaps, "c": e.at.c} | {
         name: getattr(e, name) for name in ("q0", "qs", "rs", "A", "B", "W0", "W", "Wf")
     }
-    out = _native.solve(operands, {name: jnp.shape(value) for name, value in (operands | like).items()} | of_rows)
+    out = _native.solve(operands, {name: np.shape(value) for name, value in (operands | like).items()} | of_rows)
     numbers = dict(zip(names["numbers"], out["numbers"], strict=True))
     return type(state)(
         z=Unknowns(**{name: None if value is None else out[name] for name, value in vars(z).items()}),

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optctl._arrays import namespace
 from optctl._record import record
 from optctl.lq import sweeps
 from optctl.lq.kkt import Point, transposed_times
@@ -28,7 +29,7 @@ LARGEST_MULTIPLIER = 1e3
 """Larger first estimates say that the constraints are nearly dependent at the guess, and nothing else."""
 
 
-@record(static=("x0_free", "quadratic"))
+@record(static=("x0_free", "tapes", "natively"))
 class Program:
     """The problem as the solver sees it.
 
@@ -37,14 +38,21 @@ class Program:
         params: its parameters.
         x0_free: which components of x_0 are free, nx booleans.
         rows: its `Rows`.
-        quadratic: costs quadratic, dynamics and all constraints linear.
+        tapes: its functions on tapes, which tell about their structure; None where no tape holds them.
+        natively: whether the compiled kernel iterates, on these tapes.
     """
 
     problem: Problem
     params: Any
     x0_free: tuple[bool, ...]
     rows: Rows
-    quadratic: bool = False
+    tapes: Any = None
+    natively: bool = False
+
+    @property
+    def quadratic(self) -> bool:
+        """True if the tapes tell that costs are quadratic, dynamics and all constraints linear."""
+        return self.tapes is not None and self.tapes.quadratic
 
 
 @record()
@@ -72,13 +80,15 @@ class Unknowns:
 
 def missed(rows: Rows, c: Any, z: Unknowns) -> Any:
     """Return c + s of inequalities (less e of soft ones), c of equalities, 0 of rows that are off."""
-    slack = z.s if rows.soft is None else z.s - jnp.where(rows.soft, z.e, 0.0)
-    return jnp.where(rows.inequality, c + slack, jnp.where(rows.equality, c, 0.0))
+    xp = namespace(c)
+    slack = z.s if rows.soft is None else z.s - xp.where(rows.soft, z.e, 0.0)
+    return xp.where(rows.inequality, c + slack, xp.where(rows.equality, c, 0.0))
 
 
 def infeasibility(rows: Rows, at: Values, z: Unknowns) -> Any:
     """Return theta, the sum of all violations."""
-    return jnp.sum(jnp.abs(at.gaps)) + jnp.sum(jnp.abs(missed(rows, at.c, z)))
+    xp = namespace(at.c)
+    return xp.sum(xp.abs(at.gaps)) + xp.sum(xp.abs(missed(rows, at.c, z)))
 
 
 def barrier_cost(rows: Rows, cost: Any, z: Unknowns, mu: Any) -> Any:
@@ -92,9 +102,10 @@ def barrier_cost(rows: Rows, cost: Any, z: Unknowns, mu: Any) -> Any:
 
 def price_of_misses(rows: Rows, z: Unknowns) -> Any:
     """Return what the misses of soft rows cost."""
+    xp = namespace(z.xs)
     if rows.soft is None:
-        return jnp.zeros((), z.xs.dtype)
-    return jnp.sum(jnp.where(rows.soft, rows.l1 * z.e + 0.5 * rows.l2 * z.e**2, 0.0))
+        return xp.zeros((), z.xs.dtype)
+    return xp.sum(xp.where(rows.soft, rows.l1 * z.e + 0.5 * rows.l2 * z.e**2, 0.0))
 
 
 def barrier_slope(rows: Rows, e: Expansion, z: Unknowns, d: Unknowns, mu: Any) -> Any:
@@ -108,11 +119,12 @@ def barrier_slope(rows: Rows, e: Expansion, z: Unknowns, d: Unknowns, mu: Any) -
 
 def lagrangian_slopes(program: Program, e: Expansion, costates: Any, y: Any) -> tuple[Any, Any, Any]:
     """Return the slopes of the Lagrangian in a free x_0 (nx,), in the states (N+1, nx) and in the inputs (N, nu)."""
+    xp = namespace(costates)
     N, nx = e.at.gaps.shape
     g0, gx, gu = transposed(program.rows, e.J, y, N, nx, e.rs.shape[1])
     later = costates[1:]
-    pulled = jnp.concatenate([transposed_times(e.A, later), jnp.zeros_like(costates[:1])])
-    in_start = jnp.where(jnp.asarray(program.x0_free), e.q0 + g0 + costates[0], 0.0)
+    pulled = xp.concatenate([transposed_times(e.A, later), xp.zeros_like(costates[:1])])
+    in_start = xp.where(xp.asarray(program.x0_free), e.q0 + g0 + costates[0], 0.0)
     return in_start, e.qs + gx + pulled - costates, e.rs + gu + transposed_times(e.B, later)
 
 
@@ -133,36 +145,38 @@ def newton_rows(rows: Rows, c: Any, z: Unknowns, mu: Any, nu: Any = None) -> tup
     The products s y are to become mu, and e v of soft rows nu (None: mu, too), numbers or one for each row. Where s, y
     or e is zero, as a polished solution has them, it is the limit: an equality, a row that is off, a hard row.
     """
+    xp = namespace(c)
     nu = mu if nu is None else nu
     off = rows.inequality & (z.y == 0) & (z.s > 0)
-    y = jnp.where(rows.inequality & (z.y > 0), z.y, 1.0)
-    delta = DELTA if c.dtype == jnp.float64 else DELTA_SINGLE
-    d = jnp.where(rows.inequality, jnp.where(z.s == 0, delta, z.s / y), delta)
-    r, weight = jnp.where(rows.inequality, c + mu / y, c), 1 / d
+    y = xp.where(rows.inequality & (z.y > 0), z.y, 1.0)
+    delta = DELTA if c.dtype == xp.float64 else DELTA_SINGLE
+    d = xp.where(rows.inequality, xp.where(z.s == 0, delta, z.s / y), delta)
+    r, weight = xp.where(rows.inequality, c + mu / y, c), 1 / d
     if rows.soft is not None:
         gives = rows.soft & (z.e > 0)
-        e = jnp.where(gives, z.e, 1.0)
+        e = xp.where(gives, z.e, 1.0)
         w, ratio = rows.l2 + z.v / e, z.s / y
         missing = z.y + nu / e - rows.l1 - rows.l2 * e
-        weight = jnp.where(gives, w / (1 + w * ratio), weight)
-        push = jnp.where(gives, weight * (r - e) - missing / (1 + w * ratio), weight * r)
+        weight = xp.where(gives, w / (1 + w * ratio), weight)
+        push = xp.where(gives, weight * (r - e) - missing / (1 + w * ratio), weight * r)
     else:
         push = weight * r
     on = (rows.inequality & ~off) | rows.equality
-    return jnp.where(on, push, 0.0), jnp.where(on, weight, 0.0)
+    return xp.where(on, push, 0.0), xp.where(on, weight, 0.0)
 
 
 def quadratic_model(program: Program, e: Expansion, weight: Any, shift: Any) -> LQ:
     """Return the model of Newton's step: the curvature, J'(weight)J of the rows, and the shift."""
+    xp = namespace(weight)
     N, nx = e.at.gaps.shape
     nu = e.rs.shape[1]
     W0, W, Wf = squared(program.rows, e.J, weight, N, nx, nu)
-    W = e.W + W + shift * jnp.eye(nx + nu, dtype=W.dtype)[None]
-    eye = shift * jnp.eye(nx, dtype=W.dtype)
+    W = e.W + W + shift * xp.eye(nx + nu, dtype=W.dtype)[None]
+    eye = shift * xp.eye(nx, dtype=W.dtype)
     all_free = all(program.x0_free)
     return LQ(
         A=e.A, B=e.B, Q=W[:, :nx, :nx], R=W[:, nx:, nx:], M=W[:, :nx, nx:], Qf=e.Wf + Wf + eye, Q0=e.W0 + W0 + eye,
-        x0=None if all_free else jnp.zeros(nx, W.dtype), x0_free=program.x0_free,
+        x0=None if all_free else xp.zeros(nx, W.dtype), x0_free=program.x0_free,
     )  # fmt: skip
 
 
@@ -210,24 +224,25 @@ def solve_step(
     dx0: Any = None,
 ) -> Unknowns:
     """Return Newton's direction for these gaps and rows, with the factors at hand; dx0 moves a given x_0."""
+    xp = namespace(gaps)
     rows = program.rows
     nu = mu if nu is None else nu
     N, nx = gaps.shape
     push, _ = newton_rows(rows, c, z, mu, nu)
     g0, gx, gu = transposed(rows, e.J, z.y + push, N, nx, e.rs.shape[1])
-    given = jnp.where(jnp.asarray(program.x0_free), 0.0, 0.0 if dx0 is None else dx0)
-    start = jnp.where(jnp.asarray(program.x0_free), -(e.q0 + g0), given)
-    b = Point(start=start, xs=-(e.qs + gx), us=-(e.rs + gu), costates=jnp.concatenate([-given[None], -gaps]))
+    given = xp.where(xp.asarray(program.x0_free), 0.0, 0.0 if dx0 is None else dx0)
+    start = xp.where(xp.asarray(program.x0_free), -(e.q0 + g0), given)
+    b = Point(start=start, xs=-(e.qs + gx), us=-(e.rs + gu), costates=xp.concatenate([-given[None], -gaps]))
     solved = sweeps.sweep(model, factors, b)
     dy = weight * along(rows, e.J, solved.xs, solved.us) + push
-    s, y = jnp.where(rows.inequality, z.s, 1.0), jnp.where(rows.inequality & (z.y > 0), z.y, 1.0)
-    ds = jnp.where(rows.inequality, mu / y - s - s / y * dy, 0.0)
+    s, y = xp.where(rows.inequality, z.s, 1.0), xp.where(rows.inequality & (z.y > 0), z.y, 1.0)
+    ds = xp.where(rows.inequality, mu / y - s - s / y * dy, 0.0)
     de = dv = None
     if rows.soft is not None:
-        miss, v = jnp.where(rows.soft & (z.e > 0), z.e, 1.0), jnp.where(rows.soft & (z.e > 0), z.v, 1.0)
+        miss, v = xp.where(rows.soft & (z.e > 0), z.e, 1.0), xp.where(rows.soft & (z.e > 0), z.v, 1.0)
         de = (dy + y + nu / miss - rows.l1 - rows.l2 * miss) / (rows.l2 + v / miss)
-        dv = jnp.where(rows.soft, nu / miss - v - v / miss * de, 0.0)
-        de = jnp.where(rows.soft, de, 0.0)
+        dv = xp.where(rows.soft, nu / miss - v - v / miss * de, 0.0)
+        de = xp.where(rows.soft, de, 0.0)
     return Unknowns(solved.xs, solved.us, solved.costates - z.costates, ds, dy, de, dv)
 
 

@@ -16,12 +16,12 @@ References: Waechter and Biegler (2006), On the implementation of an interior-po
 Friedlander and Orban (2012), A primal-dual regularized interior-point method for convex quadratic programs.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from optctl._arrays import namespace, on_host
 from optctl._record import record
 from optctl.problem import Problem
 
@@ -69,62 +69,53 @@ class Rows:
         return made
 
 
-def make_rows(problem: Problem, xs: Any, us: Any, functions: dict[str, Any], x0_free: tuple[bool, ...]) -> Rows:
-    """Return the rows of a problem; `functions` holds the values of the functions among them, for their shapes."""
+def make_rows(problem: Problem, xs: Any, us: Any, functions: dict[str, tuple], x0_free: tuple[bool, ...]) -> Rows:
+    """Return the rows of a problem; `functions` holds the shapes of the functions among them."""
+    xp = namespace(xs)
     bounds = bound_values(problem, xs, us, any(x0_free))
     inequality, equality, elastic = {}, {}, {}
     for name, value in bounds.items():
         stem, side = name[:-4], name[-3:]
         other = bounds.get(f"{stem}_{'max' if side == 'min' else 'min'}")
-        there = jnp.isfinite(value) & (jnp.asarray(x0_free) if stem == "x0" else True)
-        same = jnp.zeros(value.shape, bool) if other is None else (value == other) & there
+        there = xp.isfinite(value) & (xp.asarray(x0_free) if stem == "x0" else True)
+        same = xp.zeros(value.shape, bool) if other is None else (value == other) & there
         inequality[name] = there & ~same
         equality[name] = same & (side == "min")
-        elastic[name] = jnp.zeros(value.shape, bool)
+        elastic[name] = xp.zeros(value.shape, bool)
     soft, l1, l2 = {}, {}, {}
     for name, value in bounds.items():
-        soft[name] = jnp.zeros(value.shape, bool)
-        l1[name] = l2[name] = jnp.zeros(value.shape, xs.dtype)
-    for name, value in functions.items():
+        soft[name] = xp.zeros(value.shape, bool)
+        l1[name] = l2[name] = xp.zeros(value.shape, xs.dtype)
+    for name, shape in functions.items():
         constraint = getattr(problem, name)
         equal = name.endswith("_equality")
-        on = jnp.broadcast_to(True if constraint.on is None else constraint.on, value.shape)
+        on = xp.broadcast_to(True if constraint.on is None else constraint.on, shape)
         inequality[name] = on & (not equal)
         equality[name] = on & equal
-        elastic[name] = jnp.ones(value.shape, bool)
-        price, l2[name] = constraint.prices(value.shape, xs.dtype)
-        soft[name] = inequality[name] & jnp.isfinite(price)
-        l1[name] = jnp.where(soft[name], price, 0.0)
-    values = bounds | functions
-    shapes = tuple((name, tuple(values[name].shape)) for name in BLOCKS if name in values)
+        elastic[name] = xp.ones(shape, bool)
+        price, l2[name] = constraint.prices(shape, xs.dtype)
+        soft[name] = inequality[name] & xp.isfinite(price)
+        l1[name] = xp.where(soft[name], price, 0.0)
+    every = {name: value.shape for name, value in bounds.items()} | functions
+    shapes = tuple((name, tuple(every[name])) for name in BLOCKS if name in every)
     is_soft = any(getattr(problem, name).soft for name in functions)
     prices = (flatten(soft, bool), flatten(l1, xs.dtype), flatten(l2, xs.dtype)) if is_soft else (None, None, None)
     return Rows(bounds, shapes, flatten(inequality, bool), flatten(equality, bool), flatten(elastic, bool), *prices)
 
 
-def all_counted(problem: Problem, rows: Rows) -> Rows:
-    """Return the rows with those on that the problem counts, also where a solve has switched some off."""
-    made = {"inequality": rows.split(rows.inequality), "equality": rows.split(rows.equality)}
-    for name in PATH:
-        blocks = made[name.removeprefix("path_")]
-        if name in blocks:
-            on = getattr(problem, name).on
-            blocks[name] = jnp.broadcast_to(True if on is None else on, blocks[name].shape)
-    return replace(rows, **{kind: flatten(blocks, bool) for kind, blocks in made.items()})
-
-
 def bound_values(problem: Problem, xs: Any, us: Any, start_free: bool) -> dict[str, Any]:
     """Return the bounds that are present, each in the shape of what it bounds: x_0, x_1..x_N or u_0..u_{N-1}."""
+    xp = namespace(xs)
     made = {}
-    for side, nothing, tighter in (("min", -jnp.inf, jnp.maximum), ("max", jnp.inf, jnp.minimum)):
+    for side, nothing, tighter in (("min", -xp.inf, xp.maximum), ("max", xp.inf, xp.minimum)):
         x, x0, u = (getattr(problem, f"{name}_{side}") for name in ("x", "x0", "u"))
         if start_free and (x is not None or x0 is not None):
-            first = jnp.broadcast_to(jnp.asarray(nothing if x is None else x, xs.dtype), xs.shape)[0]
-            made[f"x0_{side}"] = tighter(first, jnp.asarray(nothing if x0 is None else x0, xs.dtype))
+            first = xp.broadcast_to(xp.asarray(nothing if x is None else x, xs.dtype), xs.shape)[0]
+            made[f"x0_{side}"] = tighter(first, xp.asarray(nothing if x0 is None else x0, xs.dtype))
         if x is not None:
-            made[f"x_{side}"] = jnp.broadcast_to(jnp.asarray(x, xs.dtype), xs.shape)[1:]
+            made[f"x_{side}"] = xp.broadcast_to(xp.asarray(x, xs.dtype), xs.shape)[1:]
         if u is not None:
-            made[f"u_{side}"] = jnp.broadcast_to(jnp.asarray(u, us.dtype), us.shape)
+            made[f"u_{side}"] = xp.broadcast_to(xp.asarray(u, us.dtype), us.shape)
     return {name: made[name] for name in BOUNDS if name in made}
 
 
@@ -141,16 +132,20 @@ def bounded_values(bounds: dict[str, Any], xs: Any, us: Any) -> dict[str, Any]:
 
 def flatten(blocks: dict[str, Any], dtype: Any) -> Any:
     """Stack blocks into one vector, in a fixed order."""
-    ordered = [jnp.ravel(blocks[name]) for name in BLOCKS if name in blocks]
-    return jnp.concatenate(ordered) if ordered else jnp.zeros(0, dtype)
+    ordered = [blocks[name] for name in BLOCKS if name in blocks]
+    if not ordered:
+        return np.zeros(0, dtype)
+    xp = np if all(on_host(block) for block in ordered) else jnp
+    return xp.concatenate([block.ravel() for block in ordered])
 
 
 def along(rows: Rows, J: dict[str, Any], dxs: Any, dus: Any) -> Any:
     """Return J dz, flat; `J` holds the Jacobians of the functions among the rows."""
+    xp = namespace(dxs)
     made = {}
     for name, _ in rows.shapes:
         if name in PATH:
-            made[name] = jnp.einsum("tij,tj->ti", J[name], jnp.concatenate([dxs[:-1], dus], axis=1))
+            made[name] = xp.einsum("tij,tj->ti", J[name], xp.concatenate([dxs[:-1], dus], axis=1))
         elif name in TERMINAL:
             made[name] = J[name] @ dxs[-1]
         else:
@@ -161,48 +156,51 @@ def along(rows: Rows, J: dict[str, Any], dxs: Any, dus: Any) -> Any:
 
 def transposed(rows: Rows, J: dict[str, Any], v: Any, N: int, nx: int, nu: int) -> tuple[Any, Any, Any]:
     """Return J'v: in a free x_0 (nx,), in the states (N+1, nx), in the inputs (N, nu)."""
+    xp = namespace(v)
     vs = rows.split(v)
-    start, later, us = jnp.zeros(nx, v.dtype), jnp.zeros((N, nx), v.dtype), jnp.zeros((N, nu), v.dtype)
+    start, later, us = xp.zeros(nx, v.dtype), xp.zeros((N, nx), v.dtype), xp.zeros((N, nu), v.dtype)
     for side, sign in (("min", -1.0), ("max", 1.0)):
         start = start + sign * vs.get(f"x0_{side}", 0.0)
         later = later + sign * vs.get(f"x_{side}", 0.0)
         us = us + sign * vs.get(f"u_{side}", 0.0)
-    xs = jnp.concatenate([jnp.zeros((1, nx), v.dtype), later])
+    xs = xp.concatenate([xp.zeros((1, nx), v.dtype), later])
     for name in PATH:
         if name in vs:
-            g = jnp.einsum("tij,ti->tj", J[name], vs[name])
+            g = xp.einsum("tij,ti->tj", J[name], vs[name])
             us = us + g[:, nx:]
-            xs = xs + jnp.pad(g[:, :nx], ((0, 1), (0, 0)))
+            xs = xs + xp.pad(g[:, :nx], ((0, 1), (0, 0)))
     for name in TERMINAL:
         if name in vs:
-            xs = xs + jnp.pad((J[name].T @ vs[name])[None], ((N, 0), (0, 0)))
+            xs = xs + xp.pad((J[name].T @ vs[name])[None], ((N, 0), (0, 0)))
     return start, xs, us
 
 
 def squared(rows: Rows, J: dict[str, Any], weight: Any, N: int, nx: int, nu: int) -> tuple[Any, Any, Any]:
     """Return J' diag(weight) J: of x_0 (nx, nx), of the stages (N, nx+nu, nx+nu), of the end (nx, nx)."""
+    xp = namespace(weight)
     ws = rows.split(weight)
-    start, later, us = jnp.zeros(nx, weight.dtype), jnp.zeros((N, nx), weight.dtype), jnp.zeros((N, nu), weight.dtype)
+    start, later, us = xp.zeros(nx, weight.dtype), xp.zeros((N, nx), weight.dtype), xp.zeros((N, nu), weight.dtype)
     for side in ("min", "max"):
         start, later, us = (z + ws.get(f"{name}_{side}", 0.0) for name, z in (("x0", start), ("x", later), ("u", us)))
-    inner = jnp.concatenate([jnp.zeros((1, nx), weight.dtype), later[:-1]])
-    diagonal = jnp.concatenate([inner, us], axis=1)
-    stages = diagonal[:, :, None] * jnp.eye(nx + nu, dtype=weight.dtype)[None]
-    end = jnp.diag(later[-1])
+    inner = xp.concatenate([xp.zeros((1, nx), weight.dtype), later[:-1]])
+    diagonal = xp.concatenate([inner, us], axis=1)
+    stages = diagonal[:, :, None] * xp.eye(nx + nu, dtype=weight.dtype)[None]
+    end = xp.diag(later[-1])
     for name in PATH:
         if name in ws:
-            stages = stages + jnp.einsum("tki,tk,tkj->tij", J[name], ws[name], J[name])
+            stages = stages + xp.einsum("tki,tk,tkj->tij", J[name], ws[name], J[name])
     for name in TERMINAL:
         if name in ws:
             end = end + (J[name].T * ws[name][None]) @ J[name]
-    return jnp.diag(start), stages, end
+    return xp.diag(start), stages, end
 
 
 def bound_arrays(rows: Rows, stem: str, z: Any) -> tuple[Any, Any]:
     """Return the lower and upper bounds of x0, x or u, infinite where there are none."""
+    xp = namespace(z)
     lower, upper = rows.bounds.get(f"{stem}_min"), rows.bounds.get(f"{stem}_max")
-    lower = jnp.full_like(z, -jnp.inf) if lower is None else lower
-    return lower, jnp.full_like(z, jnp.inf) if upper is None else upper
+    lower = xp.full_like(z, -xp.inf) if lower is None else lower
+    return lower, xp.full_like(z, xp.inf) if upper is None else upper
 
 
 def residuals_by_name(problem: Problem, rows: Rows, c: Any, gaps: Any) -> dict[str, Any]:
@@ -210,8 +208,9 @@ def residuals_by_name(problem: Problem, rows: Rows, c: Any, gaps: Any) -> dict[s
 
     Blocks of x have a row for each of the stages 0..N, whatever the first one is bounded by.
     """
+    xp = namespace(c)
     hard = rows.inequality if rows.soft is None else rows.inequality & ~rows.soft
-    blocks = rows.split(jnp.where(rows.equality, jnp.abs(c), jnp.where(hard, jnp.maximum(c, 0.0), 0.0)))
+    blocks = rows.split(xp.where(rows.equality, xp.abs(c), xp.where(hard, xp.maximum(c, 0.0), 0.0)))
     for side in ("min", "max"):
         first, rest = blocks.pop(f"x0_{side}", None), blocks.pop(f"x_{side}", None)
         own = first is not None and getattr(problem, f"x0_{side}") is not None
@@ -219,5 +218,5 @@ def residuals_by_name(problem: Problem, rows: Rows, c: Any, gaps: Any) -> dict[s
             blocks[f"x0_{side}"] = first
         if rest is not None:
             nothing = first is None or own
-            blocks[f"x_{side}"] = jnp.concatenate([jnp.zeros_like(rest[:1]) if nothing else first[None], rest])
-    return {name: jnp.atleast_2d(block) for name, block in blocks.items()} | {"dynamics": jnp.abs(gaps)}
+            blocks[f"x_{side}"] = xp.concatenate([xp.zeros_like(rest[:1]) if nothing else first[None], rest])
+    return {name: xp.atleast_2d(block) for name, block in blocks.items()} | {"dynamics": xp.abs(gaps)}

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optctl._arrays import namespace, on_host
 from optctl._record import record
 from optctl.lq.kkt import Point
 from optctl.lq.solution import solve_system
@@ -37,18 +38,24 @@ class Optimum:
     y: Any
 
 
-@jax.custom_jvp
 def settle(program: Program, x0: Any, z: Unknowns, e: Expansion, mu: Any, factor_of: Any) -> Optimum:
     """Return the optimum z of a program, computed elsewhere, with its derivative in the program and in a given x_0.
 
     The derivative is multiplied by `factor_of`: 1, or NaN (or 0) for a point that is no optimum. The cost is that of
     the states and inputs, also where z.e is not what they miss yet.
     """
-    there = z if z.e is None else replace(z, e=jnp.maximum(e.at.c, 0.0))
+    return (_optimum if on_host(z.xs) else _settled)(program, x0, z, e, mu, factor_of)
+
+
+def _optimum(program: Program, x0: Any, z: Unknowns, e: Expansion, mu: Any, factor_of: Any) -> Optimum:
+    there = z if z.e is None else replace(z, e=namespace(z.e).maximum(e.at.c, 0.0))
     return Optimum(e.at.cost + price_of_misses(program.rows, there), z.xs, z.us, z.costates, z.y)
 
 
-@settle.defjvp
+_settled = jax.custom_jvp(_optimum)
+
+
+@_settled.defjvp
 def _tangent(primals: tuple, tangents: tuple) -> tuple[Optimum, Optimum]:
     program, _, z, e, mu, factor_of = primals
     program = _once(program)
@@ -80,7 +87,7 @@ def _tangent(primals: tuple, tangents: tuple) -> tuple[Optimum, Optimum]:
     # At an optimum the cost moves as the Lagrangian does where states, inputs and multipliers stay (envelope theorem).
     dcost = dcost + jnp.vdot(z.costates[1:], gaps) + jnp.vdot(z.y, c) + jnp.vdot(e.q0 + z.costates[0], d_start)
     tangent = Optimum(dcost, d.xs, d.us, d.costates, dy)
-    return settle(*primals), jax.tree.map(lambda leaf: factor_of * leaf, tangent)
+    return _settled(*primals), jax.tree.map(lambda leaf: factor_of * leaf, tangent)
 
 
 def _conditions(program: Program, z: Unknowns, mu: Any) -> tuple[Any, ...]:
@@ -116,13 +123,17 @@ def _twice(primals: tuple, tangents: tuple) -> tuple:
     )
 
 
+def unknown(values: tuple, of: Any) -> tuple:
+    """Return values whose derivative in `of` is not known: NaN, where one asks for it."""
+    return values if on_host(values[0]) else _unknown(values, of)
+
+
 @jax.custom_jvp
-def unknown(value: Any, of: Any) -> Any:
-    """Return a value whose derivative in `of` is not known: NaN, where one asks for it."""
-    return value
+def _unknown(values: tuple, of: Any) -> tuple:
+    return values
 
 
-@unknown.defjvp
+@_unknown.defjvp
 def _unknown_tangent(primals: tuple, tangents: tuple) -> tuple:
-    moved = [jnp.sum(t) for t in jax.tree.leaves(tangents) if t.dtype != jax.dtypes.float0]
-    return primals[0], jnp.full_like(primals[0], jnp.nan) * sum(moved)
+    moved = sum([jnp.sum(t) for t in jax.tree.leaves(tangents) if t.dtype != jax.dtypes.float0])
+    return primals[0], tuple([jnp.full_like(value, jnp.nan) * moved for value in primals[0]])

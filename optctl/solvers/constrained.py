@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optctl._arrays import namespace
 from optctl._validate import as_float, as_whole, cast, check_time_limit, is_concrete, is_number, runs_now
 from optctl.problem import once
 from optctl.shooting.expansion import function_values
@@ -121,8 +122,9 @@ def constrained(objective: Objective, settings: Settings, options: InteriorPoint
     us = objective.us if us is None else cast(as_float(us, "us"), dtype)
     x0 = objective.x0
     _check_constraints(objective)
+    roll_out = xs is None
     if xs is None:
-        xs = _first_states(problem, x0, us, params)
+        xs = namespace(x0).broadcast_to(x0, (N + 1, nx))
     else:
         xs = cast(as_float(xs, "xs", (N + 1, nx)), dtype)
         if "x0" not in objective.free:
@@ -132,9 +134,9 @@ def constrained(objective: Objective, settings: Settings, options: InteriorPoint
     settings = replace(settings, scale=form.scale(settings.scale))
     # What is not free is no guess: derivatives go through it.
     solution = interior_point(
-        program, us, xs, None if form.lifted else params, x0_free, settings,
+        program, us, xs, None if form.lifted else params, x0_free, settings, roll_out=roll_out,
         warm=None if warm is None else form.warm(warm), failed_derivative=options.failed_derivative,
-        time_limit=options.time_limit, every=options.callback_every,
+        time_limit=options.time_limit, between=options.callback_every,
         callback=None if callback is None else lambda solution: callback(form.back(solution)),
     )  # fmt: skip
     return form.back(solution)
@@ -156,17 +158,6 @@ def _with_first(xs: Any, x0: Any) -> Any:
     xs = np.array(xs)
     xs[0] = x0
     return xs
-
-
-@jax.jit
-def _first_states(problem: Any, x0: Any, us: Any, params: Any) -> Any:
-    """Roll out the guess; where the states run away, stay at x_0."""
-    still = jax.lax.stop_gradient((problem, x0, us, params))
-    xs = still[0].dynamics.roll(*still[1:])
-    tame = jnp.isfinite(xs) & (jnp.abs(xs) <= 1e4 * (1 + jnp.max(jnp.abs(x0))))
-    tame = jnp.cumprod(jnp.all(tame, axis=1))[:, None] == 1
-    xs = jnp.where(tame, xs, still[1])
-    return xs.at[0].set(x0)
 
 
 def _check_constraints(objective: Objective) -> None:

@@ -44,7 +44,7 @@ class Form:
         problem = self.problem
         if soft_equalities(problem):
             shapes = function_shapes(problem, xs, us, None if self.lifted else self.params)
-            problem = two_sided(problem, {name: value.shape[-1] for name, value in shapes.items()})
+            problem = two_sided(problem, {name: shape[-1] for name, shape in shapes.items()})
         return problem, us, xs, x0_free
 
     def scale(self, scale: Any) -> Any:

@@ -113,19 +113,34 @@ def compile_tape(
     return _assemble(g, inputs, outputs, uniforms, tuple(walk.captured), limit)
 
 
+def memories(tapes: Sequence[Tape], uniform: Any) -> tuple[Any, tuple[int, ...]]:
+    """Return what tapes read, one after another, and where each begins.
+
+    Each has the uniform values, its constants and what it captured, side by side; of NumPy where all of that is.
+    """
+    leaves = jax.tree.leaves(uniform)
+    captured = [part for tape in tapes for part in tape.captured]
+    xp = jnp if any(isinstance(leaf, jax.Array) for leaf in (*leaves, *captured)) else np
+
+    def flat(parts: Sequence[Any]) -> Any:
+        return xp.concatenate([xp.ravel(xp.asarray(part, np.float64)) for part in parts] or [xp.zeros(0)])
+
+    same, parts, begins = flat(leaves), [], [0]
+    for tape in tapes:
+        parts += [same, tape.constants, *([flat(tape.captured)] if tape.captured else [])]
+        begins.append(begins[-1] + same.size + tape.constants.size + sum([part.size for part in tape.captured]))
+    return xp.concatenate(parts), tuple(begins[:-1])
+
+
 def memory(tape: Tape, uniform: Any) -> Any:
-    """Return what the tape reads: the uniform values, its constants and what it captured, side by side."""
-    parts = [*jax.tree.leaves(uniform), tape.constants, *tape.captured]
-    return jnp.concatenate([jnp.ravel(jnp.asarray(part, jnp.float64)) for part in parts])
+    """Return what a tape reads."""
+    return memories((tape,), uniform)[0]
 
 
 def run(tape: Tape, values: Any, uniform: Any, repeat: int = 1) -> Any:
     """Return the results (N, outputs) of a tape for varying inputs (N, inputs); the body is run `repeat` times."""
     _native.require()
-    result = jax.ShapeDtypeStruct((values.shape[0], tape.outputs.size), jnp.float64)
-    return jax.ffi.ffi_call("optctl_tape", result)(
-        tape.packed(), memory(tape, uniform), values, repeat=np.int64(repeat)
-    )
+    return _native.run_tape(tape.packed(), memory(tape, uniform), jnp.asarray(values), tape.outputs.size, repeat)
 
 
 def _spec(leaf: Any) -> jax.ShapeDtypeStruct:

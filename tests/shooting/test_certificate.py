@@ -12,7 +12,7 @@ from optctl import _native
 from optctl.adjoint import evaluation
 from optctl.shooting import native
 from optctl.shooting.certificate import certify_point
-from optctl.shooting.interior_point import Settings, expansion_at, start
+from optctl.shooting.interior_point import Settings, expansion_at, make_program, start
 from optctl.tape import unroll
 
 PROBLEM = oc.Problem(
@@ -48,8 +48,10 @@ def judged():
     solved = oc.solve(PROBLEM, method="interior_point").raise_if_failed()
     settings = replace(Settings(1e-8, None, True, 50, backend="jax"), barrier=1e-9)
     warm = {"costates": solved.costates, "multipliers": solved.multipliers}
-    begin = jax.jit(lambda xs, us, warm: start(PROBLEM, xs, us, None, (False, False), warm, settings))
-    program, state = begin(solved.xs, solved.us, warm)
+    make = jax.jit(lambda xs, us: make_program(PROBLEM, xs, us, None, (False, False), settings))
+    program = make(solved.xs, solved.us)
+    begin = jax.jit(lambda xs, us, warm: start(program, xs, us, warm, settings))
+    state = begin(solved.xs, solved.us, warm)
 
     @jax.jit
     def figures(z):

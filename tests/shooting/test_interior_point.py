@@ -68,13 +68,14 @@ def test_too_little_force_is_locally_infeasible(limits):
         sol.raise_if_failed()
 
 
-def test_second_solve_does_not_recompile_and_warm_starts_are_short(swing):
-    from optctl.shooting import interior_point
+def test_second_solve_compiles_nothing_and_warm_starts_are_short(swing, caplog):
+    from optctl.shooting import native
 
-    solves = interior_point.compiled(interior_point._solve, True)
-    before = solves._cache_size()
-    again = oc.solve(SWING.problem.replace(u_max=19.0, x0=np.full(4, 0.01)), SWING.us, xs=SWING.xs)
-    assert solves._cache_size() == before
+    before = dict(native._TAPES)
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        again = oc.solve(SWING.problem.replace(u_max=19.0, x0=np.full(4, 0.01)), SWING.us, xs=SWING.xs)
+    assert before == native._TAPES
+    assert not [record for record in caplog.records if "Finished XLA" in record.message]
     assert again.converged
     near = SWING.problem.replace(x0=np.full(4, 1e-3))
     cold, warm = oc.solve(near, SWING.us, xs=SWING.xs), oc.solve(near, method=oc.InteriorPoint(warm_start=swing))
@@ -350,7 +351,7 @@ def test_what_a_rollout_meets_is_never_called_infeasible():
     def possible(**more):
         problem = oc.Problem(oc.LinearDynamics([[1.0]], [[1.0]]), lambda x, u: u @ u, horizon=3, u_max=1.0, **more)
         xs, us = jnp.zeros((4, 1)), jnp.zeros((3, 1))
-        functions = {"path_inequality": jnp.zeros((3, 1))} if "path_inequality" in more else {}
+        functions = {"path_inequality": (3, 1)} if "path_inequality" in more else {}
         return bool(can_be_infeasible(make_rows(problem, xs, us, functions, (True,))))
 
     assert not possible(x0_min=[0.0])

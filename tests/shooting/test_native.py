@@ -11,7 +11,7 @@ import optctl as oc
 from optctl import _native
 from optctl.shooting.barrier import NUMBERS
 from optctl.shooting.expansion import expand
-from optctl.shooting.interior_point import Settings, iterate, start
+from optctl.shooting.interior_point import Settings, iterate, make_program, now, start
 from optctl.shooting.rows import flatten
 from optctl.shooting.scaling import Scales
 
@@ -164,7 +164,8 @@ def test_units_change_on_the_way_into_tapes_and_out_of_them(rng):
     problem, settings = everything(), Settings(1e-8, None, True, 20)
     xs, us = 0.3 + 0.1 * rng.normal(size=(13, 2)), 0.1 * rng.normal(size=(12, 2))
     xs, us, params = jnp.asarray(xs), jnp.asarray(us), problem.params
-    program, state = start(problem, xs, us, params, (True, True), None, settings)
+    program = make_program(problem, xs, us, params, (True, True), settings)
+    state = start(program, xs, us, None, settings)
     x, u = jnp.array([2.0, 0.3]), jnp.array([0.5, 7.0])
     rows = {}
     for name, shape in program.rows.shapes:
@@ -190,7 +191,8 @@ def test_a_guess_that_stays_is_expanded_once_and_one_that_moves_anew():
     us = np.zeros((15, 1))
     for value, moved in ((0.5, False), (3.0, True)):
         xs = np.full((16, 2), value)
-        program, state = start(problem, jnp.asarray(xs), jnp.asarray(us), None, (True, True), None, settings)
+        program = make_program(problem, xs, us, None, (True, True), settings)
+        state = now(start, program, xs, us, None, settings)
         assert bool(jnp.any(state.z.xs != xs)) == moved
         at = expand(problem, program.rows, state.z.xs, state.z.us, None, state.z.costates, state.z.y).at
         np.testing.assert_allclose(state.first_cost * state.scales.cost, at.cost, rtol=1e-12)

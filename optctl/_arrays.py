@@ -1,0 +1,60 @@
+"""One text for two kinds of arrays: NumPy's, where a call on the host computes now; JAX's, where it traces.
+
+A function that both kinds may enter asks one of its arrays for the `namespace`, and writes `xp.where` for `jnp.where`.
+XLA then compiles nothing for what runs once, and small arrays do not pay for its calls.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def on_host(value: Any) -> bool:
+    """True for NumPy's arrays and numbers."""
+    return isinstance(value, np.ndarray | np.generic)
+
+
+def namespace(value: Any) -> Any:
+    """Return `numpy` for an array of NumPy, else `jax.numpy`."""
+    return np if on_host(value) else jnp
+
+
+def to_host(tree: Any) -> Any:
+    """Return a pytree with NumPy arrays in the place of JAX's; on a CPU they share their memory."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, tree)
+
+
+def to_device(tree: Any) -> Any:
+    """Return a pytree with JAX arrays in the place of NumPy's."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if on_host(leaf) else leaf, tree)
+
+
+def constant(tree: Any) -> Any:
+    """Return a pytree whose derivative is zero; on the host it has none anyway."""
+    return jax.lax.stop_gradient(tree) if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tree)) else tree
+
+
+def either(condition: Any, yes: Callable, no: Callable, *operands: Any) -> Any:
+    """Return `yes(*operands)` or `no(*operands)`: `jax.lax.cond`, and on the host an `if`."""
+    if on_host(condition):
+        return yes(*operands) if condition else no(*operands)
+    return jax.lax.cond(condition, yes, no, *operands)
+
+
+def repeat(going: Callable, body: Callable, carry: Any) -> Any:
+    """Return what `body` makes of `carry` while `going(carry)`: `jax.lax.while_loop`, and on the host a `while`."""
+    if not on_host(jax.tree.leaves(carry)[0]):
+        return jax.lax.while_loop(going, body, carry)
+    while going(carry):
+        carry = body(carry)
+    return carry
+
+
+def pick(condition: Any, yes: Any, no: Any) -> Any:
+    """Return one of two pytrees of the same structure."""
+    if on_host(condition):
+        return yes if condition else no
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
