@@ -174,6 +174,7 @@ const char* solve(const Call& call, Pool& pool) {
   std::vector<Operand> ins, outs;
   for (size_t i = 0; i < in_kinds.size(); ++i) {
     if (call.in[i].type != (i < 2 ? Type::s32 : Type::f64)) return "optctl: an operand has the wrong type";
+    if (static_cast<int>(call.in[i].rank) < core_rank(in_kinds[i])) return "optctl: an operand has too few axes";
     ins.push_back(operand(call.in[i], in_kinds[i], shape.batch.size()));
   }
   for (size_t i = 0; i < out_kinds.size(); ++i) outs.push_back(operand(call.out[i], out_kinds[i], shape.batch.size()));

@@ -179,6 +179,16 @@ class InteriorPoint {
 
   double cost() const { return cost_; }
 
+  // Newton's step on the cost and the equalities alone, at a point that is expanded already; null where it has none.
+  const Unknowns* newton_step() {
+    aim(0);
+    if (!direction_to_zero()) return nullptr;
+    auto finite = [](const double* v, int64_t count) {
+      return std::all_of(v, v + count, [](double x) { return std::isfinite(x); });
+    };
+    return finite(d_.xs, (p_.N + 1) * p_.nx) && finite(d_.us, p_.N * p_.nu) ? &d_ : nullptr;
+  }
+
  private:
   static size_t room(const Layout& p) {
     const size_t N = p.N, nx = p.nx, nu = p.nu, m = p.rows;
@@ -745,19 +755,6 @@ class InteriorPoint {
     return rows > 0;
   }
 
-  // True of a state that keeps its value whatever one does: x+ = x.
-  bool stands_still(int i) const {
-    const int nx = p_.nx, nu = p_.nu;
-    for (int64_t t = 0; t < p_.N; ++t) {
-      const double *A = e_.A + (t * nx + i) * nx, *B = e_.B + (t * nx + i) * nu;
-      for (int j = 0; j < nx; ++j)
-        if (A[j] != (i == j)) return false;
-      for (int j = 0; j < nu; ++j)
-        if (B[j] != 0) return false;
-    }
-    return true;
-  }
-
   // Factor the model of half the squared violation, damped; false where it is not convex.
   bool factor_violation(double damping) {
     const int nx = p_.nx, nu = p_.nu, wide = nu + nx;
@@ -770,7 +767,7 @@ class InteriorPoint {
     std::fill_n(m.weights.R, p_.N * wide * wide, 0.0);
     std::fill_n(m.weights.M, p_.N * nx * wide, 0.0);
     std::vector<double> price(nx);
-    for (int i = 0; i < nx; ++i) price[i] = stands_still(i) ? still_price : 1;
+    for (int i = 0; i < nx; ++i) price[i] = stands_still(p_, e_, i) ? still_price : 1;
     for (int64_t t = 0; t < p_.N; ++t) {
       double *R = m.weights.R + t * wide * wide, *M = m.weights.M + t * nx * wide, *B = wide_B_.data() + t * nx * wide;
       for (int i = 0; i < nu; ++i) std::copy_n(narrow.weights.R + (t * nu + i) * nu, nu, R + i * wide);

@@ -231,6 +231,18 @@ inline double barrier_slope(const Layout& p, const Expansion& e, const Unknowns&
   return value;
 }
 
+// True of a state that keeps its value whatever one does: x+ = x.
+inline bool stands_still(const Layout& p, const Expansion& e, int i) {
+  for (int64_t t = 0; t < p.N; ++t) {
+    const double *A = e.A + (t * p.nx + i) * p.nx, *B = e.B + (t * p.nx + i) * p.nu;
+    for (int j = 0; j < p.nx; ++j)
+      if (A[j] != (i == j)) return false;
+    for (int j = 0; j < p.nu; ++j)
+      if (B[j] != 0) return false;
+  }
+  return true;
+}
+
 constexpr double proximal = 1e-8;  // weight of equalities
 
 // r/d and 1/d of each row, J dz - d dy = -r; zeros where it is off. The products s y are to become mu, e v nu. Where s, y

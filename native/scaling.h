@@ -24,6 +24,12 @@ class Scaling {
   bool trivial() const { return trivial_; }
   double cost() const { return cost_; }
 
+  // States and inputs alone, to the units of the iterations.
+  void inward_point(const Unknowns& z) const {
+    for (int64_t k = 0; k < (p_.N + 1) * p_.nx; ++k) z.xs[k] *= inverse_[k % p_.nx];
+    for (int64_t k = 0; k < p_.N * p_.nu; ++k) z.us[k] *= inverse_[p_.nx + k % p_.nu];
+  }
+
   // To the units of the iterations, or back to the user's; from one point to another, or in place.
   void inward(const Unknowns& from, const Unknowns& to) const { move(from, to, inverse_.data(), z_.data(), false); }
   void outward(const Unknowns& from, const Unknowns& to) const { move(from, to, z_.data(), inverse_.data(), true); }

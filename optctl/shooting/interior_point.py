@@ -133,6 +133,8 @@ def start(program: Program, xs: Any, us: Any, warm: dict | None, settings: Setti
     `warm` holds costates, and multipliers by name (or y, flat), of a similar problem's solution. Where a few steps from
     its active rows reach the solution, the state is SOLVED; else iterations start from the guess as if it were cold.
     """
+    if program.natively:
+        return native.begin(program, xs, us, _of_warm(program, warm), settings, -1)
     xp = namespace(xs)
     guess, rows, quadratic = (xs, us), program.rows, program.quadratic
     z = blank(program, xs, us, settings).z
@@ -224,9 +226,16 @@ def _scales(program: Program, e: Expansion, z: Unknowns, settings: Settings) -> 
 
 def settle_first(program: Program, cold: State, xs: Any, us: Any, warm: dict, settings: Settings) -> State:
     """Return where a few steps from the active rows of a similar solution lead: SOLVED, if they are nearly right."""
-    given = warm["y"] if "y" in warm else _of_rows(program.rows, warm["multipliers"])
-    z = _holding(program.rows, xs, us, given, replace(cold.z, costates=warm["costates"]), cold.scales.rows)
+    warm = _of_warm(program, warm)
+    z = _holding(program.rows, xs, us, warm["y"], replace(cold.z, costates=warm["costates"]), cold.scales.rows)
     return iterate(program, replace(cold, z=z), replace(settings, warm=True), settings.max_iterations // 2)
+
+
+def _of_warm(program: Program, warm: dict | None) -> Any:
+    """Return costates and the flat multipliers of the rows of a similar solution, or None."""
+    if warm is None or "y" in warm:
+        return warm
+    return {"costates": warm["costates"], "y": _of_rows(program.rows, warm["multipliers"])}
 
 
 def _holding(rows: Rows, xs: Any, us: Any, y: Any, z: Unknowns, scale: Any) -> Unknowns:
@@ -323,8 +332,7 @@ def expansion_at(program: Program, z: Unknowns, settings: Settings) -> Expansion
     """Return the expansion at a point, by whatever iterates there."""
     problem, params = program.problem, program.params
     if program.natively:
-        state = replace(blank(program, z.xs, z.us, settings), z=z)
-        return native.iterate(program, state, replace(settings, gains=False), 0).e
+        return native.expansion(program, z, settings)
     return expand(problem, program.rows, z.xs, z.us, params, z.costates if settings.exact else None, z.y)
 
 
@@ -634,6 +642,8 @@ def _solve(
 
 
 def _run_through(program: Program, xs: Any, us: Any, warm: Any, settings: Settings, stop: Any) -> State:
+    if program.natively:
+        return native.begin(program, xs, us, _of_warm(program, warm), settings, stop)
     state = start(program, xs, us, warm, settings)
     if warm is None:
         return iterate(program, state, settings, stop)

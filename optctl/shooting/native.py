@@ -6,7 +6,7 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,10 +21,11 @@ from optctl.adjoint.interpreter import Uninterpreted
 from optctl.constraint import Constraint
 from optctl.problem import STAGE_FUNCTIONS, STATE_FUNCTIONS, Problem
 from optctl.shooting.expansion import Expansion, Values, differentiate, function_values
-from optctl.shooting.filter import Filter
+from optctl.shooting.barrier import NUMBERS, State
+from optctl.shooting.filter import SIZE, Filter, empty
 from optctl.shooting.primal_dual import Program, Unknowns
 from optctl.shooting.rows import BLOCKS, PATH, TERMINAL, flatten
-from optctl.shooting.scaling import scale_prices
+from optctl.shooting.scaling import Scales, no_scales
 from optctl.shooting.tape_check import check_tapes
 from optctl.solution import History
 from optctl.tape import Tape, Unsupported, compile_tape, memories
@@ -258,56 +259,106 @@ def _make_tapes(problem: Problem, uniform: Any, xs: Any, us: Any, exact: bool) -
     return Tapes(every, {name: of for name, of in shapes.items() if getattr(problem, name) is not None}, nx, nu)
 
 
+def begin(program: Program, xs: Any, us: Any, warm: dict[str, Any] | None, settings: Any, stop: Any) -> Any:
+    """Return the state after the start and `stop` iterations; the start alone where `stop` is negative.
+
+    `warm` holds costates and the rows' multipliers y of a similar solution.
+    """
+    xp, (N, nu), nx = namespace(xs), us.shape, xs.shape[1]
+    rows, given = program.rows, {} if settings.scale is None else settings.scale
+    m, misses = rows.inequality.size, rows.inequality.size if rows.soft is not None else 0
+    known = {"xs": xs, "us": us, "x_scale": given.get("x"), "u_scale": given.get("u")} | (warm or {})
+    numbers = dict.fromkeys(_native.operand_names()["numbers"], 0.0) | NUMBERS
+    shapes = {
+        "x_scale": (nx,), "u_scale": (nu,), "row_scale": (m,), "cost_scale": (), "filter": (2, SIZE),
+        "history": (len(fields(History)), settings.max_iterations + 1), "costates": (N + 1, nx), "s": (m,), "y": (m,),
+        "e": (misses,), "v": (misses,),
+    }  # fmt: skip
+    known |= {"numbers": xp.asarray([float(numbers[name]) for name in _native.operand_names()["numbers"]], xs.dtype)}
+    flags = {"begin": 1, "warm": int(warm is not None), "x_given": int("x" in given), "u_given": int("u" in given)}
+    return _call(program, known, shapes, flags, settings, stop)
+
+
 def iterate(program: Program, state: Any, settings: Any, stop: Any) -> Any:
     """Iterate until the tolerance, a failure, or `stop` iterations."""
-    problem, rows, z, xs, us, made = program.problem, program.rows, state.z, state.z.xs, state.z.us, program.tapes
-    xp = namespace(xs)
-    N, nx, nu = us.shape[0], xs.shape[1], us.shape[1]
+    xp, names = namespace(state.z.xs), _native.operand_names()["numbers"]
+    numbers = xp.stack([xp.asarray(getattr(state, name), state.z.xs.dtype) for name in names])
+    scales = {f"{name}_scale": getattr(state.scales, field) for name, field in _SCALES.items()}
+    known = vars(state.z) | scales | {
+        "numbers": numbers, "filter": xp.stack(list(vars(state.filter).values())),
+        "history": xp.stack(list(vars(state.history).values())),
+    }  # fmt: skip
+    return _call(program, known, {}, {"warm": int(settings.warm)}, settings, stop)
+
+
+def expansion(program: Program, z: Unknowns, settings: Any) -> Expansion:
+    """Return the expansion at a point."""
+    like = z.xs
+    state = State(
+        z=z, e=None, scales=no_scales(like.shape[1], z.us.shape[1], z.s.size, like), filter=empty(like),
+        history=History(*(namespace(like).full((1,), np.nan),) * len(fields(History))), K=None, **NUMBERS,
+    )  # fmt: skip
+    return iterate(program, state, replace(settings, gains=False), 0).e
+
+
+_SCALES = {"x": "x", "u": "u", "row": "rows", "cost": "cost"}
+
+
+def _call(
+    program: Program, known: dict[str, Any], shapes: dict[str, tuple], flags: dict[str, int], settings: Any, stop: Any
+) -> State:
+    """Call the kernel with the operands that are known; the others are empty, and results of them have `shapes`."""
+    problem, rows, xs, us, made = program.problem, program.rows, known["xs"], known["us"], program.tapes
+    xp, (N, nu), nx = namespace(xs), us.shape, xs.shape[1]
     memory, begins = memories(made.every, _parts(problem, program.params))
-    names, shapes = _native.operand_names(), dict(rows.shapes)
-    widths = {name: shapes[name][-1] if name in shapes else 0 for name in (*PATH, *TERMINAL)}
+    names, of_rows = _native.operand_names(), dict(rows.shapes)
+    m = rows.inequality.size
+    shapes = {name: np.shape(value) for name, value in known.items() if value is not None} | shapes
+    widths = {name: of_rows[name][-1] if name in of_rows else 0 for name in (*PATH, *TERMINAL)}
     sizes = {
         "N": N, "nx": nx, "nu": nu, "path_inequalities": widths["path_inequality"],
         "path_equalities": widths["path_equality"], "terminal_inequalities": widths["terminal_inequality"],
-        "terminal_equalities": widths["terminal_equality"], "rows": z.s.size, "has_soft": int(rows.soft is not None),
-        "history": state.history.cost.size, "gains": int(settings.gains), "warm": int(settings.warm),
-        **_offsets(rows.shapes),
+        "terminal_equalities": widths["terminal_equality"], "rows": m, "has_soft": int(rows.soft is not None),
+        "history": shapes["history"][1], "gains": int(settings.gains), "quadratic": int(made.quadratic),
+        **dict.fromkeys(("begin", "warm", "x_given", "u_given"), 0), **flags, **_offsets(rows.shapes),
     }  # fmt: skip
-    info = made.packed(tuple([sizes[name] for name in names["sizes"]]), begins)
     kinds = (rows.inequality, rows.equality, rows.elastic, rows.soft)
-    kind = sum(xp.where(on, 2**k, 0) for k, on in enumerate(kinds) if on is not None)
-
-    scales, priced, nothing = state.scales, scale_prices(state.scales, rows), xp.zeros(0, xs.dtype)
-
-    def stack(values: dict[str, Any], which: str) -> Any:
-        return xp.stack([xp.asarray(values[name], xs.dtype) for name in names[which]])
-
-    operands = {
-        "info": xp.asarray(info), "kind": xp.asarray(kind, xp.int32), "memory": memory,
-        "bounds": flatten(rows.bounds, xs.dtype), "l1": priced.l1, "l2": priced.l2,
-        "x_scale": scales.x, "u_scale": scales.u, "row_scale": scales.rows, "cost_scale": scales.cost,
-        "x0_free": xp.asarray(program.x0_free, xs.dtype),
-        "settings": stack(vars(settings) | {"stop": stop}, "settings"),
-        "numbers": stack(vars(state), "numbers"), "filter": xp.stack([state.filter.theta, state.filter.phi]),
-        "history": xp.stack(list(vars(state.history).values())), **vars(z),
+    barrier = np.nan if settings.barrier is None else settings.barrier
+    how = vars(settings) | {"stop": stop, "barrier": barrier, "least": settings.floor}
+    operands = known | {
+        "info": xp.asarray(made.packed(tuple([sizes[name] for name in names["sizes"]]), begins)),
+        "kind": xp.asarray(sum(xp.where(on, 2**k, 0) for k, on in enumerate(kinds) if on is not None), xp.int32),
+        "memory": memory, "bounds": flatten(rows.bounds, xs.dtype), "l1": rows.l1, "l2": rows.l2,
+        "x0_free": xp.asarray(program.x0_free, xs.dtype), "x_linear": xp.asarray(made.linear_states, xs.dtype),
+        "settings": xp.stack([xp.asarray(how[name], xs.dtype) for name in names["settings"]]),
     }  # fmt: skip
-    operands = {name: nothing if value is None else value for name, value in operands.items()}
-    of_rows = {name: (N, m, nx + nu) if name in PATH else (m, nx) for name, m in widths.items()}
-    e = state.e
-    like = {"K": state.K, "cost": e.at.cost, "gaps": e.at.gaps, "c": e.at.c} | {
-        name: getattr(e, name) for name in ("q0", "qs", "rs", "A", "B", "W0", "W", "Wf")
-    }
-    out = _native.solve(operands, {name: np.shape(value) for name, value in (operands | like).items()} | of_rows)
+    missing = [name for name in names["operands"] if operands.get(name) is None]
+    operands |= {name: xp.zeros(_NOTHING.get(name, (0,)), xs.dtype) for name in missing}
+    z = nx + nu
+    shapes |= {name: (N, width, z) if name in PATH else (width, nx) for name, width in widths.items()}
+    shapes |= {
+        "cost": (), "gaps": (N, nx), "c": (m,), "q0": (nx,), "qs": (N + 1, nx), "rs": (N, nu), "A": (N, nx, nx),
+        "B": (N, nx, nu), "W0": (nx, nx), "W": (N, z, z), "Wf": (nx, nx), "K": (N, nu, nx),
+    }  # fmt: skip
+    shapes |= {name: (0,) for name in ("e", "v") if rows.soft is None}
+    out = _native.solve(operands, shapes)
+    soft = rows.soft is not None
+    unknowns = {name: None if name in "ev" and not soft else out[name] for name in _UNKNOWNS}
     numbers = dict(zip(names["numbers"], out["numbers"], strict=True))
-    return type(state)(
-        z=Unknowns(**{name: None if value is None else out[name] for name, value in vars(z).items()}),
+    whole = {name: numbers[name].astype(int) for name, value in NUMBERS.items() if isinstance(value, int)}
+    return State(
+        z=Unknowns(**unknowns),
         e=Expansion(
-            at=Values(out["cost"], out["gaps"], out["c"]), J={name: out[name] for name in e.J},
+            at=Values(out["cost"], out["gaps"], out["c"]), J={name: out[name] for name in widths if name in of_rows},
             **{name: out[name] for name in ("q0", "qs", "rs", "A", "B", "W0", "W", "Wf")},
         ),
-        scales=scales, filter=Filter(*out["filter"]), history=History(*out["history"]), K=out["K"],
-        **{name: numbers[name].astype(getattr(state, name).dtype) for name in numbers},
+        scales=Scales(**{field: out[f"{name}_scale"] for name, field in _SCALES.items()}),
+        filter=Filter(*out["filter"]), history=History(*out["history"]), K=out["K"], **numbers | whole,
     )  # fmt: skip
+
+
+_NOTHING: dict[str, tuple] = {"cost_scale": (), "costates": (0, 0), "filter": (0, 0), "history": (0, 0)}
+_UNKNOWNS = tuple([field.name for field in fields(Unknowns)])
 
 
 def _offsets(shapes: Any) -> dict[str, int]:
