@@ -243,7 +243,7 @@ ffi::Error answer(const char* wrong) {
 #define OPTCTL_NAME(name) #name " "
 #define OPTCTL_NAME_OF(name, kind) #name " "
 static const char* operand_names() {
-  return OPTCTL_SIZES(OPTCTL_NAME) "\n" OPTCTL_SETTINGS(OPTCTL_NAME) "\n" OPTCTL_NUMBERS(OPTCTL_NAME) "\n"
+  return OPTCTL_SIZES(OPTCTL_NAME) "\n" OPTCTL_SETTINGS(OPTCTL_NAME) "\n" OPTCTL_NUMBERS(OPTCTL_NAME) "\n" OPTCTL_FIGURES(OPTCTL_NAME) "\n"
       OPTCTL_OPERANDS(OPTCTL_NAME_OF) "\n" OPTCTL_RESULTS(OPTCTL_NAME_OF);
 }
 #undef OPTCTL_NAME

@@ -1,5 +1,5 @@
 // The interior point kernel of one instruction set: operands by name, in the order of operands.h.
-#include "start.h"
+#include "certificate.h"
 
 namespace optctl::OPTCTL_ISA {
 
@@ -176,7 +176,9 @@ extern const SolverKernel interior_point = [](const void* const* in, double* con
   p.l1 = l1.data(), p.l2 = l2.data();
   InteriorPoint method(p, tapes, numbers(In::memory), z, current, out[Out::filter], out[Out::history], expansion,
                        scaling);
-  if (header.warm) {
+  if (header.measure) {
+    method.expand();
+  } else if (header.warm) {
     std::vector<double> cold[7];
     const Numbers before = current;
     double* const parts[] = {z.xs, z.us, z.costates, z.s, z.y, z.e, z.v};
@@ -207,10 +209,13 @@ extern const SolverKernel interior_point = [](const void* const* in, double* con
   else std::fill_n(out[Out::K], N * p.nu * p.nx, 0.0);
   std::memcpy(out[Out::numbers], &current, sizeof current);
   *out[Out::cost] = method.cost() * scaling.cost();
-  if (scaling.trivial()) return;
-  scaling.outward(z, z);
-  scaling.outward(expansion);
-  if (header.gains) scaling.outward_gains(out[Out::K]);
+  if (!scaling.trivial()) {
+    scaling.outward(z, z);
+    scaling.outward(expansion);
+    if (header.gains) scaling.outward_gains(out[Out::K]);
+  }
+  const Figures figures = certify(given, z, expansion, by, *out[Out::cost], current.first_cost * by.cost, current.floor * by.cost);
+  std::memcpy(out[Out::figures], &figures, sizeof figures);
 };
 
 }  // namespace optctl::OPTCTL_ISA

@@ -88,6 +88,14 @@ constexpr double violation_price = 1e6, largest_multiplier = 1e3, wide_barrier =
 constexpr double polish_slack = 1e-2;
 constexpr int halvings = 40, patience = 6, predictions = 60, polish_rounds = 4, warm_rounds = 6;
 
+// The size of the cost that tolerances refer to.
+inline double cost_size(double cost, double first) {
+  if (cost == 0 && first == 0) return 1;
+  const double changed = std::min(std::fabs(cost), std::fabs(first - cost));
+  const double least = std::max(1e-3 * std::fabs(cost), 1e-6 * std::fabs(first));
+  return std::max(std::max(changed, least), std::sqrt(std::numeric_limits<double>::min()));
+}
+
 class InteriorPoint {
  public:
   // z, numbers, filter (2, filter_size) and history (6, columns) are worked on in place, in the units of the iterations
@@ -179,6 +187,13 @@ class InteriorPoint {
 
   double cost() const { return cost_; }
 
+  // The expansion at the point, and what it says.
+  void expand() {
+    functions_.expand(z_);
+    cost_ = functions_.cost();
+    measure();
+  }
+
   // Newton's step on the cost and the equalities alone, at a point that is expanded already; null where it has none.
   const Unknowns* newton_step() {
     aim(0);
@@ -258,12 +273,6 @@ class InteriorPoint {
     measure();
     if (fits && worst_residual() <= target) return Round::good;
     return worst_residual() < INFINITY ? Round::unfinished : Round::failed;
-  }
-
-  void expand() {
-    functions_.expand(z_);
-    cost_ = functions_.cost();
-    measure();
   }
 
   // Newton's direction to products s y = 0, in `d_`; false where its model is not convex.
@@ -364,13 +373,6 @@ class InteriorPoint {
     }
     size_ = std::max(cost_size(cost_ + price_of_misses(p_, z_), n_.first_cost), n_.floor);
     stationarity_ = worst / size_;
-  }
-
-  static double cost_size(double cost, double first) {
-    if (cost == 0 && first == 0) return 1;
-    const double changed = std::min(std::fabs(cost), std::fabs(first - cost));
-    const double least = std::max(1e-3 * std::fabs(cost), 1e-6 * std::fabs(first));
-    return std::max(std::max(changed, least), std::sqrt(std::numeric_limits<double>::min()));
   }
 
   void remember() {

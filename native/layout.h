@@ -12,7 +12,8 @@ enum BlockName {
   block_count
 };
 
-enum RowKind { inequality = 1, equality = 2, elastic = 4, soft = 8 };
+// A row that is `off` is none of the others for this solve, and has to hold in the end.
+enum RowKind { inequality = 1, equality = 2, elastic = 4, soft = 8, off = 16 };
 
 // What does not change during a solve.
 struct Layout {

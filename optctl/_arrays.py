@@ -32,9 +32,9 @@ def to_device(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf) if on_host(leaf) else leaf, tree)
 
 
-def constant(tree: Any) -> Any:
-    """Return a pytree whose derivative is zero; on the host it has none anyway."""
-    return jax.lax.stop_gradient(tree) if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tree)) else tree
+def constant(tree: Any, like: Any) -> Any:
+    """Return a pytree, of arrays like this one, whose derivative is zero; on the host it has none anyway."""
+    return tree if on_host(like) else jax.lax.stop_gradient(tree)
 
 
 def either(condition: Any, yes: Callable, no: Callable, *operands: Any) -> Any:

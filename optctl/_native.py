@@ -69,7 +69,7 @@ def operand_names() -> dict[str, tuple[str, ...]]:
     said = library.optctl_operand_names
     said.restype = ctypes.c_char_p
     lists = [tuple(line.split()) for line in said().decode().split("\n")]
-    return dict(zip(("sizes", "settings", "numbers", "operands", "results"), lists, strict=True))
+    return dict(zip(("sizes", "settings", "numbers", "figures", "operands", "results"), lists, strict=True))
 
 
 def require() -> None:

@@ -63,6 +63,7 @@ class State:
         filter: the `Filter`.
         history: a `History` with room for all iterations.
         K: (N, nu, nx) feedback gains of Newton's step at the point where the iterations stopped.
+        figures: what the kernel's certificate says of that point, by name; None without it.
         mu: barrier parameter.
         floor: smallest size of the cost that tolerances refer to.
         theta_first: infeasibility of the guess.
@@ -86,6 +87,7 @@ class State:
     filter: Filter
     history: History
     K: Any
+    figures: Any
     mu: Any = 0.0
     floor: Any = 0.0
     theta_first: Any = 0.0

@@ -6,14 +6,13 @@ from optctl._arrays import namespace
 from optctl.shooting.barrier import largest
 from optctl.shooting.expansion import Expansion
 from optctl.shooting.primal_dual import Program, Unknowns, lagrangian_slopes, price_of_misses
-from optctl.shooting.rows import Rows
+from optctl.shooting.rows import all_counted
 from optctl.shooting.scaling import Scales, row_scales
 from optctl.solution import Certificate, cost_size
 
 
 def certify_point(
     program: Program,
-    every: Rows,
     e: Expansion,
     z: Unknowns,
     scales: Scales,
@@ -25,10 +24,10 @@ def certify_point(
     """Return the certificate of states, inputs, costates and multipliers of the rows.
 
     A change of a variable is compared with its scale, or with its own size where that is larger; rows are scaled, too.
-    Rows that the solve has switched off, which are on in `every`, have to hold like the others, in their own units.
+    Rows that the solve has switched off have to hold like the others, in their own units.
     """
     xp = namespace(z.xs)
-    rows = program.rows
+    rows, every = program.rows, all_counted(program.rows)
     slopes = lagrangian_slopes(program, e, z.costates, z.y)
     size = xp.maximum(cost_size(e.at.cost + price_of_misses(rows, z), first_cost), floor)
     in_x, in_u = xp.maximum(scales.x[None], xp.abs(z.xs)), xp.maximum(scales.u[None], xp.abs(z.us))

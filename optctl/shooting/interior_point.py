@@ -67,6 +67,7 @@ from optctl.shooting.rows import (
     PATH,
     TERMINAL,
     Rows,
+    all_counted,
     bound_arrays,
     flatten,
     make_rows,
@@ -87,7 +88,7 @@ from optctl.shooting.scaling import (
     steepness,
 )
 from optctl.shooting.sensitivity import settle, unknown
-from optctl.solution import FLOOR, History, Solution, cost_size
+from optctl.solution import FLOOR, Certificate, History, Solution, cost_size
 
 FIRST_BARRIER = 0.1
 ACTIVE = 1e-9
@@ -288,7 +289,7 @@ def blank(program: Program, xs: Any, us: Any, settings: Settings) -> State:
     return State(
         z=Unknowns(xs, us, xp.zeros_like(xs), one, flat, *(one if soft else None for _ in "ev")), e=e,
         scales=no_scales(nx, nu, m, xs),
-        filter=filters.empty(xs), history=History(*(column,) * 6), K=xp.zeros((N, nu, nx), dtype),
+        filter=filters.empty(xs), history=History(*(column,) * 6), K=xp.zeros((N, nu, nx), dtype), figures=None,
         **{name: xp.asarray(value, dtype if isinstance(value, float) else int) for name, value in NUMBERS.items()},
     )  # fmt: skip
 
@@ -306,7 +307,7 @@ def without_held_rows(program: Program, xs: Any, us: Any, settings: Settings) ->
     names = [name for name in PATH if getattr(problem, name) is not None]
     if not any(getattr(problem, name).takes("t") or not all(program.x0_free) for name in names):
         return program
-    still, xs, us = constant((program, xs, us))
+    still, xs, us = constant((program, xs, us), xs)
     free = xp.asarray(program.x0_free)
 
     def at(xs_free: Any, us_free: Any) -> dict[str, Any]:
@@ -324,8 +325,10 @@ def without_held_rows(program: Program, xs: Any, us: Any, settings: Settings) ->
         on[name] = xp.isnan(values[name]) | (held > settings.tolerance) | priced
         for other in others:
             on[name] = on[name] | (other[name] != values[name])
-    counted = flatten(on, bool)
-    return replace(program, rows=replace(rows, inequality=rows.inequality & counted, equality=rows.equality & counted))
+    kept = flatten(on, bool)
+    off = (rows.inequality | rows.equality) & ~kept
+    rows = replace(rows, inequality=rows.inequality & kept, equality=rows.equality & kept, off=off)
+    return replace(program, rows=rows)
 
 
 def expansion_at(program: Program, z: Unknowns, settings: Settings) -> Expansion:
@@ -439,21 +442,18 @@ def run(
             turn = int(np.clip(turn * TURN_SECONDS / max(after - before, 1e-6), 1, last))
 
 
-def finish(program: Program, every: Rows, x0: Any, state: State, settings: Settings, failed: Any) -> Solution:
+def finish(program: Program, x0: Any, state: State, settings: Settings, failed: Any) -> Solution:
     """Certify the last point afresh and pack the result, with its derivative in the program (times `failed`, if so).
 
-    `every` are all rows of the problem, which have to hold at the end whatever was switched off.
+    Rows that were switched off have to hold like all others.
     """
     xp = namespace(x0)
-    still, every, state = constant((program, every, state))
+    still, state = constant((program, state), x0)
     state = _leveled(still, state, settings)
     rows, e = still.rows, state.e
     z = replace(state.z, y=xp.where(rows.inequality | rows.equality, state.z.y, 0.0))
     first_cost = state.first_cost * state.scales.cost
-    floor = state.floor * state.scales.cost
-    certificate = certify_point(
-        still, every, e, z, state.scales, first_cost=first_cost, floor=floor, tolerance=settings.tolerance
-    )
+    certificate, strict = certified(still, replace(state, z=z), settings)
     converged = certificate.holds & (state.status == int(Status.SOLVED))
     status = xp.where(~converged & (state.status == int(Status.SOLVED)), int(Status.STALLED), state.status)
     stuck = (status == int(Status.STALLED)) | (status == int(Status.ITERATION_LIMIT))
@@ -471,9 +471,24 @@ def finish(program: Program, every: Rows, x0: Any, state: State, settings: Setti
         multipliers=_by_name(still, best.y), K=K, k=k, cost=best.cost,
         status=status, converged=converged, iterations=state.iterations, certificate=certificate,
         history=state.history, method="interior_point",
-        residuals=residuals_by_name(still.problem, every, e.at.c, e.at.gaps),
-        strict_complementarity=strict_complementarity(rows, z, cost_size(e.at.cost, first_cost)),
+        residuals=residuals_by_name(still.problem, all_counted(rows), e.at.c, e.at.gaps),
+        strict_complementarity=strict,
     )  # fmt: skip
+
+
+def certified(program: Program, state: State, settings: Settings) -> tuple[Certificate, Any]:
+    """Return the certificate of a state, and how strictly its rows are active or not."""
+    tolerance = namespace(state.z.xs).asarray(settings.tolerance, state.z.xs.dtype)
+    if state.figures is not None:
+        figures = dict(state.figures)
+        strict = figures.pop("strict_complementarity")
+        return Certificate(**figures, tolerance=tolerance), strict
+    first_cost, floor = state.first_cost * state.scales.cost, state.floor * state.scales.cost
+    certificate = certify_point(
+        program, state.e, state.z, state.scales, first_cost=first_cost, floor=floor, tolerance=tolerance
+    )
+    size = cost_size(state.e.at.cost, first_cost)
+    return certificate, strict_complementarity(program.rows, state.z, size)
 
 
 def _leveled(program: Program, state: State, settings: Settings) -> State:
@@ -484,6 +499,8 @@ def _leveled(program: Program, state: State, settings: Settings) -> State:
 
     def again(state: State) -> State:
         z = replace(state.z, xs=xs)
+        if program.natively:
+            return native.measured(program, replace(state, z=z), settings)
         return replace(state, z=z, e=expansion_at(program, z, settings))
 
     return either(state.status == int(Status.SOLVED), lambda state: state, again, state)
@@ -598,17 +615,17 @@ def interior_point(
         if not at_once or (bool(finite) and (int(solution.status) != Status.ITERATION_LIMIT or first == last)):
             return solution
     program = now(make_program, problem, xs, us, params, x0_free, settings)
-    every, program = program.rows, now(without_held_rows, program, xs, us, settings)
+    program = now(without_held_rows, program, xs, us, settings)
     state = now(start, program, xs, us, warm, settings)
     check_guess(program, state)
 
     def report(state: State) -> None:
         assert callback is not None
-        callback(now(finish, program, every, xs[0], state, settings, failed))
+        callback(now(finish, program, xs[0], state, settings, failed))
 
     report_or_none = None if callback is None else report
     state = run(program, state, settings, time_limit=time_limit, callback=report_or_none, every=between)
-    return now(finish, program, every, xs[0], state, settings, failed)
+    return now(finish, program, xs[0], state, settings, failed)
 
 
 def _first_states(
@@ -616,7 +633,7 @@ def _first_states(
 ) -> Any:
     """Roll out the guess from xs[0]; where the states run away, stay there."""
     xp = namespace(xs)
-    program, x0, us = constant((make_program(problem, xs, us, params, x0_free, settings), xs[0], us))
+    program, x0, us = constant((make_program(problem, xs, us, params, x0_free, settings), xs[0], us), xs)
     rolled = native.roll(program, x0, us)
     tame = xp.isfinite(rolled) & (xp.abs(rolled) <= 1e4 * (1 + xp.max(xp.abs(x0))))
     tame = xp.cumprod(xp.all(tame, axis=1))[:, None] == 1
@@ -634,11 +651,11 @@ def _solve(
 ) -> tuple[Solution, Any]:  # fmt: skip
     """Solve in one program; return the solution, and whether all functions were finite at the guess."""
     program = make_program(problem, xs, us, params, x0_free, settings)
-    every, program = program.rows, without_held_rows(program, xs, us, settings)
-    still = constant((program, xs, us, warm, settings, stop))
+    program = without_held_rows(program, xs, us, settings)
+    still = constant((program, xs, us, warm, settings, stop), xs)
     state = (_run_through if program.natively else one_by_one(_run_through))(*still)
     finite = namespace(xs).isfinite(state.theta_first + state.first_cost)
-    return finish(program, every, xs[0], state, settings, failed), finite
+    return finish(program, xs[0], state, settings, failed), finite
 
 
 def _run_through(program: Program, xs: Any, us: Any, warm: Any, settings: Settings, stop: Any) -> State:

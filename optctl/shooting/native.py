@@ -20,8 +20,8 @@ from optctl._validate import runs_now
 from optctl.adjoint.interpreter import Uninterpreted
 from optctl.constraint import Constraint
 from optctl.problem import STAGE_FUNCTIONS, STATE_FUNCTIONS, Problem
-from optctl.shooting.expansion import Expansion, Values, differentiate, function_values
 from optctl.shooting.barrier import NUMBERS, State
+from optctl.shooting.expansion import Expansion, Values, differentiate, function_values
 from optctl.shooting.filter import SIZE, Filter, empty
 from optctl.shooting.primal_dual import Program, Unknowns
 from optctl.shooting.rows import BLOCKS, PATH, TERMINAL, flatten
@@ -281,6 +281,15 @@ def begin(program: Program, xs: Any, us: Any, warm: dict[str, Any] | None, setti
 
 def iterate(program: Program, state: Any, settings: Any, stop: Any) -> Any:
     """Iterate until the tolerance, a failure, or `stop` iterations."""
+    return _go_on(program, state, settings, stop, {"warm": int(settings.warm)})
+
+
+def measured(program: Program, state: Any, settings: Any) -> Any:
+    """Return a state with the expansion at its point and the figures of the certificate there."""
+    return _go_on(program, state, settings, 0, {"measure": 1})
+
+
+def _go_on(program: Program, state: Any, settings: Any, stop: Any, flags: dict[str, int]) -> Any:
     xp, names = namespace(state.z.xs), _native.operand_names()["numbers"]
     numbers = xp.stack([xp.asarray(getattr(state, name), state.z.xs.dtype) for name in names])
     scales = {f"{name}_scale": getattr(state.scales, field) for name, field in _SCALES.items()}
@@ -288,7 +297,7 @@ def iterate(program: Program, state: Any, settings: Any, stop: Any) -> Any:
         "numbers": numbers, "filter": xp.stack(list(vars(state.filter).values())),
         "history": xp.stack(list(vars(state.history).values())),
     }  # fmt: skip
-    return _call(program, known, {}, {"warm": int(settings.warm)}, settings, stop)
+    return _call(program, known, {}, flags, settings, stop)
 
 
 def expansion(program: Program, z: Unknowns, settings: Any) -> Expansion:
@@ -296,9 +305,9 @@ def expansion(program: Program, z: Unknowns, settings: Any) -> Expansion:
     like = z.xs
     state = State(
         z=z, e=None, scales=no_scales(like.shape[1], z.us.shape[1], z.s.size, like), filter=empty(like),
-        history=History(*(namespace(like).full((1,), np.nan),) * len(fields(History))), K=None, **NUMBERS,
+        history=History(*(namespace(like).full((1,), np.nan),) * len(fields(History))), K=None, figures=None, **NUMBERS,
     )  # fmt: skip
-    return iterate(program, state, replace(settings, gains=False), 0).e
+    return measured(program, state, replace(settings, gains=False)).e
 
 
 _SCALES = {"x": "x", "u": "u", "row": "rows", "cost": "cost"}
@@ -320,9 +329,9 @@ def _call(
         "path_equalities": widths["path_equality"], "terminal_inequalities": widths["terminal_inequality"],
         "terminal_equalities": widths["terminal_equality"], "rows": m, "has_soft": int(rows.soft is not None),
         "history": shapes["history"][1], "gains": int(settings.gains), "quadratic": int(made.quadratic),
-        **dict.fromkeys(("begin", "warm", "x_given", "u_given"), 0), **flags, **_offsets(rows.shapes),
+        **dict.fromkeys(("begin", "measure", "warm", "x_given", "u_given"), 0), **flags, **_offsets(rows.shapes),
     }  # fmt: skip
-    kinds = (rows.inequality, rows.equality, rows.elastic, rows.soft)
+    kinds = (rows.inequality, rows.equality, rows.elastic, rows.soft, rows.off)
     barrier = np.nan if settings.barrier is None else settings.barrier
     how = vars(settings) | {"stop": stop, "barrier": barrier, "least": settings.floor}
     operands = known | {
@@ -338,7 +347,8 @@ def _call(
     shapes |= {name: (N, width, z) if name in PATH else (width, nx) for name, width in widths.items()}
     shapes |= {
         "cost": (), "gaps": (N, nx), "c": (m,), "q0": (nx,), "qs": (N + 1, nx), "rs": (N, nu), "A": (N, nx, nx),
-        "B": (N, nx, nu), "W0": (nx, nx), "W": (N, z, z), "Wf": (nx, nx), "K": (N, nu, nx),
+        "figures": (len(names["figures"]),), "B": (N, nx, nu), "W0": (nx, nx), "W": (N, z, z),
+        "Wf": (nx, nx), "K": (N, nu, nx),
     }  # fmt: skip
     shapes |= {name: (0,) for name in ("e", "v") if rows.soft is None}
     out = _native.solve(operands, shapes)
@@ -353,7 +363,8 @@ def _call(
             **{name: out[name] for name in ("q0", "qs", "rs", "A", "B", "W0", "W", "Wf")},
         ),
         scales=Scales(**{field: out[f"{name}_scale"] for name, field in _SCALES.items()}),
-        filter=Filter(*out["filter"]), history=History(*out["history"]), K=out["K"], **numbers | whole,
+        filter=Filter(*out["filter"]), history=History(*out["history"]), K=out["K"],
+        figures=dict(zip(names["figures"], out["figures"], strict=True)), **numbers | whole,
     )  # fmt: skip
 
 

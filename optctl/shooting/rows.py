@@ -16,6 +16,7 @@ References: Waechter and Biegler (2006), On the implementation of an interior-po
 Friedlander and Orban (2012), A primal-dual regularized interior-point method for convex quadratic programs.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -48,6 +49,7 @@ class Rows:
         soft: None, or flat booleans: an inequality that may be missed at a price.
         l1: None, or the flat price of missing a soft row, times the miss.
         l2: None, or the flat price, times half the squared miss.
+        off: None, or flat booleans: a row that is switched off for this solve, and has to hold in the end.
     """
 
     bounds: dict[str, Any]
@@ -58,6 +60,7 @@ class Rows:
     soft: Any
     l1: Any
     l2: Any
+    off: Any = None
 
     def split(self, flat: Any) -> dict[str, Any]:
         """Return the blocks of a flat vector by name."""
@@ -101,6 +104,19 @@ def make_rows(problem: Problem, xs: Any, us: Any, functions: dict[str, tuple], x
     is_soft = any(getattr(problem, name).soft for name in functions)
     prices = (flatten(soft, bool), flatten(l1, xs.dtype), flatten(l2, xs.dtype)) if is_soft else (None, None, None)
     return Rows(bounds, shapes, flatten(inequality, bool), flatten(equality, bool), flatten(elastic, bool), *prices)
+
+
+def all_counted(rows: Rows) -> Rows:
+    """Return the rows with those on that were switched off for a solve."""
+    if rows.off is None:
+        return rows
+    on = {"inequality": rows.split(rows.inequality), "equality": rows.split(rows.equality)}
+    off = rows.split(rows.off)
+    for name in PATH:
+        blocks = on[name.removeprefix("path_")]
+        if name in blocks:
+            blocks[name] = blocks[name] | off[name]
+    return replace(rows, off=None, **{kind: flatten(blocks, bool) for kind, blocks in on.items()})
 
 
 def bound_values(problem: Problem, xs: Any, us: Any, start_free: bool) -> dict[str, Any]:

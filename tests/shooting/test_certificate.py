@@ -56,7 +56,7 @@ def judged():
     @jax.jit
     def figures(z):
         e = expansion_at(program, z, settings)
-        return certify_point(program, program.rows, e, z, state.scales, first_cost=1.0, floor=0.0, tolerance=1e-8)
+        return certify_point(program, e, z, state.scales, first_cost=1.0, floor=0.0, tolerance=1e-8)
 
     return replace(state.z, costates=solved.costates), figures
 

@@ -9,9 +9,11 @@ import pytest
 
 import optctl as oc
 from optctl import _native
+from optctl._arrays import to_host
+from optctl.shooting import native
 from optctl.shooting.barrier import NUMBERS
 from optctl.shooting.expansion import expand
-from optctl.shooting.interior_point import Settings, iterate, make_program, now, start
+from optctl.shooting.interior_point import Settings, certified, iterate, make_program, now, start
 from optctl.shooting.rows import flatten
 from optctl.shooting.scaling import Scales
 
@@ -178,11 +180,61 @@ def test_units_change_on_the_way_into_tapes_and_out_of_them(rng):
     state = replace(state, scales=scales, z=z)
     for stop in (0, 3):
         made = [
-            jax.jit(iterate, static_argnums=3)(program, state, replace(settings, backend=backend), stop)
-            for backend in ("native", "jax")
+            jax.jit(iterate, static_argnums=3)(replace(program, natively=natively), state, settings, stop)
+            for natively in (True, False)
         ]
         for ours, definition in zip(*[jax.tree.leaves((m.z, m.e, m.K, m.mu)) for m in made], strict=True):
             np.testing.assert_allclose(ours, definition, rtol=1e-7, atol=1e-9)
+
+
+GUESSES = {
+    "zero": (0.0, 0.0, None), "usual": (0.4, 0.3, None), "tiny": (1e-9, 1e-9, None), "large": (9.0, 3e5, None),
+    "given": (0.4, 0.0, {"x": jnp.array([3.0, 700.0]), "u": jnp.array([0.02, 5.0])}),
+    "inputs given": (0.0, 0.0, {"u": jnp.array([300.0, 0.3])}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("guess", GUESSES)
+def test_the_first_state_is_that_of_the_definition(guess, rng):
+    """Scales, also from a step, the guess inside its bounds, slacks, multipliers and barrier; on the host and traced."""
+    of_x, of_u, scale = GUESSES[guess]
+    problem, settings = everything(), Settings(1e-8, None, True, 20, scale=scale)
+    xs, us = of_x * (1 + 0.1 * rng.normal(size=(13, 2))), of_u * (1 + 0.1 * rng.normal(size=(12, 2)))
+    program = make_program(problem, jnp.asarray(xs), jnp.asarray(us), problem.params, (True, False), settings)
+    traced, definition = (
+        jax.jit(start)(replace(program, natively=natively), xs, us, None, settings) for natively in (True, False)
+    )
+    hosted = now(start, *to_host((program, xs, us, None, settings)))
+    for ours in (traced, hosted):
+        for name in ("z", "scales", "mu", "floor", "theta_first", "first_cost", "mark", "mu_restore", "phase"):
+            for a, b in zip(*[jax.tree.leaves(getattr(s, name)) for s in (ours, definition)], strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("rows", ["all", "some off"])
+def test_the_certificate_of_the_kernel_is_that_of_the_definition(rows, rng):
+    """Each figure, at points where nothing holds and multipliers have either sign."""
+    problem, settings = everything(), Settings(1e-8, None, True, 20, gains=False)
+    xs, us = jnp.asarray(rng.normal(size=(13, 2))), jnp.asarray(rng.normal(size=(12, 2)))
+    program = make_program(problem, xs, us, problem.params, (True, False), settings)
+    if rows == "some off":
+        off = jnp.asarray(rng.random(program.rows.inequality.size) < 0.3)
+        path = {name: jnp.full(shape, name.startswith("path")) for name, shape in program.rows.shapes}
+        off = off & flatten(path, bool)
+        kept = {name: getattr(program.rows, name) & ~off for name in ("inequality", "equality", "soft")}
+        program = replace(program, rows=replace(program.rows, off=off, **kept))
+    state = start(program, xs, us, None, settings)
+    for size in (1e-3, 1.0, 50.0):
+        drawn = {name: jnp.asarray(size * rng.normal(size=v.shape)) for name, v in vars(state.z).items()}
+        z = replace(state.z, **drawn | {name: jnp.abs(drawn[name]) for name in "sev"})
+        on = program.rows.inequality | program.rows.equality
+        z = replace(z, y=jnp.where(on, z.y, 0.0))
+        at = native.measured(program, replace(state, z=z), settings)
+        ours, strict = certified(program, at, settings)
+        definition, other = certified(program, replace(at, figures=None), settings)
+        for name, value in vars(definition).items():
+            np.testing.assert_allclose(getattr(ours, name), value, rtol=1e-9, atol=1e-14, err_msg=name)
+        np.testing.assert_allclose(strict, other, rtol=1e-9)
 
 
 def test_a_guess_that_stays_is_expanded_once_and_one_that_moves_anew():
