@@ -11,9 +11,10 @@ derivative. From rho, Lambda after the measurement of x_t (zero at the end) to r
     r = F'rho + C'S^{-1} v,    n = F'Lambda F + C'S^{-1} C,     then, one stage earlier,   rho = A'r,   Lambda = A'n A.
 
 Rounding errors of P, of covariance eps E, go through the recursion as P does: E <- F E F' + diag P, then
-E <- A E A' + diag(W + A.^2 diag P); those of n as n does: E <- F'E F + diag Lambda, then E <- A'E A + diag(A.^2' diag n).
-Where E is not small beside P, or what it does to S beside S, or P E P beside P - P Lambda P, digits are lost
-(`loses_variances`, `loses_likelihood`, `loses_smoothed`), and the answer has to come from `square_root.py`.
+E <- A E A' + diag(W + A.^2 diag P); those of n as n does: E <- F'E F + diag Lambda, then
+E <- A'E A + diag(A.^2' diag n). Where E is not small beside P, or what it does to S beside S, or P E P beside
+P - P Lambda P, digits are lost (`loses_variances`, `loses_likelihood`, `loses_smoothed`), and the answer has to come
+from `square_root.py`.
 
 All answers follow from these at once, with m, P filtered: smoothed mean m + P rho, covariance P - P Lambda P, and the
 gradient of the likelihood in every matrix as sums of outer products (`score`). Missing components (NaN) have no row.
