@@ -20,8 +20,8 @@ types: $(VENV)/.dev
 contracts: $(VENV)/.dev
 	$(BIN)/lint-imports
 
-# Most of the time goes into compiling, so the tests do without XLA's optimization (the examples run with it), and those
-# of a file stay together, which share compiled functions.
+# Most of the time goes into compiling, so the tests do without XLA's optimization, and those of a file stay together,
+# which share compiled functions.
 unit: $(VENV)/.dev
 	XLA_FLAGS="--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 $$XLA_FLAGS" \
 		$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile

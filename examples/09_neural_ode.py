@@ -45,7 +45,7 @@ def fit(params, length, steps, rate):
 
 
 result = fit(network.init(0), 10, 1500, 2e-2)
-for length, steps, rate in ((100, 800, 2e-3), (400, 400, 1e-3)):
+for length, steps, rate in ((100, 500, 2e-3), (400, 150, 1e-3)):
     result = fit(result.params, length, steps, rate)
 learned = oc.integrate(model.ode, [2.0, 0.0], ts, result.params, rtol=1e-6, atol=1e-6).zs
 error = float(jnp.mean((learned - path) ** 2))

@@ -72,11 +72,10 @@ OPTCTL_INLINE int missing_count(int ny, const T* z) {
 
 enum class Keep { nothing, factors, filtered, predicted };  // factors: as filtered, for the gradient alone
 
-// The covariance of the rounding errors in P, in units of eps: to first order it goes through the recursion as P does,
-//     E <- F E F' + diag P,  F = I - L C,     E <- A E A' + diag(P + A.^2 diag P).
-// It is followed from where a measurement is far more precise than its prediction until no more than the last digits
-// are in error, so that well conditioned models do not pay for it.
-template <class T, int NX, int NY>
+// The covariance E of the rounding errors in P or in n, in units of eps: to first order it goes through a recursion as
+// these do, and each operation adds what it rounds. It is followed from where much more is rounded than is left (`on`)
+// until no more than the last digits are in error, so that well conditioned models do not pay for it.
+template <class T, int NX>
 class Rounding {
  public:
   using VX = Vec<T, lanes_for<T>(NX ? NX : 1 << 20)>;
@@ -84,19 +83,64 @@ class Rounding {
   bool on = false;
 
   Rounding(int nx, int ny, int mx, int my, int lx)
-      : nx_(nx), ny_(ny), mx_(mx), my_(my), lx_(lx),
-        space_(3 * Space::padded(mx * lx) + Space::padded(my * lx) + Space::padded(mx)) {
+      : nx_(nx), ny_(ny), mx_(mx), my_(my), lx_(lx), space_(3 * Space::padded(mx * lx)) {
     E_ = space_.take(mx * lx);
-    Ft_ = space_.take(mx * lx);
+    F_ = space_.take(mx * lx);
     work_ = space_.take(mx * lx);
-    chat_ = space_.take(my * lx);
-    variances_ = space_.take(mx);
+  }
+
+ protected:
+  // E <- M E M' for M given transposed.
+  void through(const T* Mt) {
+    multiply_any<1, VX>(mx_, lx_, mx_, transposed(Mt, lx_), E_, lx_, static_cast<T*>(nullptr), 0, work_, lx_);
+    multiply_any<1, VX>(mx_, lx_, mx_, plain(work_, lx_), Mt, lx_, static_cast<T*>(nullptr), 0, E_, lx_);
+  }
+
+  // E <- M E M' for M' = I - a'b.
+  void through_measurement(const T* a, const T* b) {
+    for (int i = 0; i < mx_; ++i)
+      for (int j = 0; j < lx_; ++j) F_[i * lx_ + j] = T(i == j);
+    multiply_any<-1, VX>(mx_, lx_, my_, transposed(a, lx_), b, lx_, F_, lx_, F_, lx_);
+    through(F_);
+  }
+
+  void start() {
+    on = true;
+    for (int i = 0; i < mx_ * lx_; ++i) E_[i] = 0;
+  }
+
+  // Add what was rounded; go on where more than the last digits are in error.
+  void add(const T* rounded, int step, const T* result) {
+    on = false;
+    for (int i = 0; i < nx_; ++i) {
+      E_[i * lx_ + i] += rounded[i * step];
+      on |= E_[i * lx_ + i] > 100 * result[i * lx_ + i];
+    }
+  }
+
+  const int nx_, ny_, mx_, my_, lx_;
+  Space space_;
+  T *E_, *F_, *work_;
+};
+
+// Of P:  E <- F E F' + diag P,  F = I - L C,     E <- A E A' + diag(W + A.^2 diag P).
+template <class T, int NX, int NY>
+class RoundingForward : public Rounding<T, NX> {
+ public:
+  using typename Rounding<T, NX>::VX;
+  using typename Rounding<T, NX>::Space;
+  using Rounding<T, NX>::on;
+
+  RoundingForward(int nx, int ny, int mx, int my, int lx)
+      : Rounding<T, NX>(nx, ny, mx, my, lx), own_(Space::padded(my * lx) + Space::padded(mx)) {
+    chat_ = own_.take(my * lx);
+    variances_ = own_.take(mx);
   }
 
   // Before the measurement: S is known and not yet eliminated. True where its rounding has taken its digits.
   __attribute__((noinline)) bool before(const T* z, const T* S, const T* V, int ly, const T* ct, const T* P) {
     for (int i = 0; i < ny_ && !on; ++i)
-      if (!std::isnan(z[i]) && S[i * ly + i] > 1000 * V[i * ly + i]) start();
+      if (!std::isnan(z[i]) && S[i * ly + i] > 1000 * V[i * ly + i]) this->start();
     if (!on) return false;
     for (int i = 0; i < nx_; ++i) variances_[i] = P[i * lx_ + i];
     for (int i = 0; i < ny_; ++i) {
@@ -114,25 +158,16 @@ class Rounding {
     for (int i = 0; i < my_; ++i)
       for (int j = 0; j < lx_; ++j) chat_[i * lx_ + j] = j < nx_ && i < ny_ ? ct[j * ly + i] : T(0);
     forward_substitute<VX>(my_, S, ly, lx_, chat_, lx_);
-    for (int i = 0; i < mx_; ++i)
-      for (int j = 0; j < lx_; ++j) Ft_[i * lx_ + j] = T(i == j);
-    multiply_any<-1, VX>(mx_, lx_, my_, transposed(chat_, lx_), Y, lx_, Ft_, lx_, Ft_, lx_);
-    through(Ft_);
+    this->through_measurement(chat_, Y);
+    this->add(variances_, 1, P);
     bool lost = false;
-    on = false;
-    for (int i = 0; i < nx_; ++i) {
-      T& error = E_[i * lx_ + i];
-      error += variances_[i];
-      const T variance = P[i * lx_ + i];
-      lost |= error * half_of_digits<T>() > variance;
-      on |= error > 100 * variance;
-    }
+    for (int i = 0; i < nx_; ++i) lost |= E_[i * lx_ + i] * half_of_digits<T>() > P[i * lx_ + i];
     return lost;
   }
 
   // Step in time: `at` is A', P as filtered.
   __attribute__((noinline)) void step(const T* at, const T* W, const T* P) {
-    through(at);
+    this->through(at);
     for (int i = 0; i < nx_; ++i) {
       T size = W[i * lx_ + i];
       for (int j = 0; j < nx_; ++j) size += at[j * lx_ + i] * at[j * lx_ + i] * P[j * lx_ + j];
@@ -141,20 +176,91 @@ class Rounding {
   }
 
  private:
-  // E <- M E M' for M given transposed.
-  void through(const T* Mt) {
-    multiply_any<1, VX>(mx_, lx_, mx_, transposed(Mt, lx_), E_, lx_, static_cast<T*>(nullptr), 0, work_, lx_);
-    multiply_any<1, VX>(mx_, lx_, mx_, plain(work_, lx_), Mt, lx_, static_cast<T*>(nullptr), 0, E_, lx_);
+  using Rounding<T, NX>::nx_;
+  using Rounding<T, NX>::ny_;
+  using Rounding<T, NX>::my_;
+  using Rounding<T, NX>::lx_;
+  using Rounding<T, NX>::E_;
+  Space own_;
+  T *chat_, *variances_;
+};
+
+// Of n, and what it does to the smoothed covariance:
+//     E <- A'E A + diag(A.^2' diag n),     E <- F'E F + diag Lambda,     error of P - P Lambda P: P E P + P.
+template <class T, int NX, int NY>
+class RoundingBack : public Rounding<T, NX> {
+ public:
+  using typename Rounding<T, NX>::VX;
+  using typename Rounding<T, NX>::Space;
+  using Rounding<T, NX>::on;
+
+  RoundingBack(int nx, int ny, int mx, int my, int lx)
+      : Rounding<T, NX>(nx, ny, mx, my, lx), own_(2 * Space::padded(lx)) {
+    rounded_ = own_.take(lx);
+    error_ = own_.take(lx);
   }
 
-  void start() {
-    on = true;
-    for (int i = 0; i < mx_ * lx_; ++i) E_[i] = 0;
+  // Step in time, to Lambda = A'n A. True where P - P Lambda P, `cov`, has lost half of its digits.
+  OPTCTL_INLINE bool step(int mx, int lx, const T* a, const T* n, const T* P, const T* cov) {
+    for (int j = 0; j < lx; j += VX::lanes) {
+      VX sum = VX::zero();
+      for (int i = 0; i < mx; ++i) {
+        const VX x = VX::load(a + i * lx + j);
+        sum = sum + std::fabs(n[i * lx + i]) * (x * x);
+      }
+      sum.store(rounded_ + j);
+    }
+    for (int j = 0; j < lx; j += VX::lanes) {
+      VX sum = diagonal(P, mx, lx, j);
+      for (int i = 0; i < mx; ++i) {
+        const VX x = VX::load(P + i * lx + j);
+        sum = sum + rounded_[i] * (x * x);
+      }
+      sum.store(error_ + j);
+    }
+    if (on) follow_step(a, P);
+    bool lost = false;
+    for (int j = 0; j < lx; j += VX::lanes)
+      lost |= any_above(half_of_digits<T>() * VX::load(error_ + j), diagonal(cov, mx, lx, j));
+    return lost;
   }
 
-  const int nx_, ny_, mx_, my_, lx_;
-  Space space_;
-  T *E_, *Ft_, *work_, *chat_, *variances_;
+  // Back through the measurement, from Lambda to n.
+  OPTCTL_INLINE void measure(int mx, int lx, const T* Lambda, const T* Chat, const T* Y, const T* n) {
+    bool vague = on;
+    for (int j = 0; j < lx; j += VX::lanes) {
+      const VX before = diagonal(Lambda, mx, lx, j), after = diagonal(n, mx, lx, j);
+      vague |= any_above(VX::load(rounded_ + j), 1000 * before) | any_above(before, 1000 * after);
+    }
+    if (vague) follow_measurement(Lambda, Chat, Y, n);
+  }
+
+ private:
+  static OPTCTL_INLINE VX diagonal(const T* M, int mx, int lx, int j) {
+    return VX::load_strided(M + j * lx + j, lx + 1, mx - j);
+  }
+
+  // E <- A'E A, and the error of P - P Lambda P from it.
+  __attribute__((noinline)) void follow_step(const T* a, const T* P) {
+    this->through(a);
+    multiply_any<1, VX>(mx_, lx_, mx_, plain(P, lx_), E_, lx_, static_cast<T*>(nullptr), 0, work_, lx_);
+    for (int i = 0; i < nx_; ++i) error_[i] += dot<VX>(lx_, work_ + i * lx_, P + i * lx_);
+  }
+
+  __attribute__((noinline)) void follow_measurement(const T* Lambda, const T* Chat, const T* Y, const T* n) {
+    if (!on) this->start();
+    for (int i = 0; i < nx_; ++i) E_[i * lx_ + i] += rounded_[i];
+    this->through_measurement(Y, Chat);
+    this->add(Lambda, lx_ + 1, n);
+  }
+
+  using Rounding<T, NX>::nx_;
+  using Rounding<T, NX>::mx_;
+  using Rounding<T, NX>::lx_;
+  using Rounding<T, NX>::E_;
+  using Rounding<T, NX>::work_;
+  Space own_;
+  T *rounded_, *error_;
 };
 
 template <class T, int NX, int NY>
@@ -183,7 +289,8 @@ __attribute__((noinline)) int32_t kalman_forward(Keep keep, const Sizes& sizes, 
   T* innovation = space.take(ly);
   T* diagonal = space.take(ly);
   const int64_t N = sizes.N;
-  Rounding<T, NX, NY> rounding(nx, ny, mx, my, lx);
+  RoundingForward<T, NX, NY> rounding(nx, ny, mx, my, lx);
+  bool vague = false;  // as rounding.on, in a register
   LogProduct determinant;
   double square = 0;
   int64_t seen = 0;
@@ -197,10 +304,12 @@ __attribute__((noinline)) int32_t kalman_forward(Keep keep, const Sizes& sizes, 
     // Measurement.
     const T* zt = in[z][t];
     if (t == 0 || in[C].step) copy_transposed<VY>(ny, nx, in[C][t], nx, ct, ly);
-    if (t == 0 || in[V].step) copy_in<VY>(ny, ny, in[V][t], ny, v, ly);
+    if (t == 0 || in[V].step) {
+      copy_in<VY>(ny, ny, in[V][t], ny, v, ly);
+      for (int i = ny; i < my; ++i) v[i * ly + i] = 1;
+    }
     for (int i = 0; i < my; ++i)
       for (int j = 0; j < ly; j += VY::lanes) VY::load(v + i * ly + j).store(s + i * ly + j);
-    for (int i = ny; i < my; ++i) s[i * ly + i] = 1;
     copy_in<VY>(1, ny, zt, ny, innovation, ly);
     const T* c = ct;
     const int missing = missing_count(ny, zt);
@@ -219,9 +328,11 @@ __attribute__((noinline)) int32_t kalman_forward(Keep keep, const Sizes& sizes, 
     multiply<1, VX, NY, NX, NX>(my, lx, mx, transposed(c, ly), P, lx, static_cast<T*>(nullptr), 0, h, lx);
     multiply<1, VY, NY, NX, NY>(my, ly, mx, plain(h, lx), c, ly, s, ly, s, ly);
     for (int k = 0; k < mx; ++k) add_row<VY>(ly, -m[k], c + k * ly, innovation);
-    bool vague = rounding.on;
-    for (int i = 0; i < ny; ++i) vague |= s[i * ly + i] > 1000 * v[i * ly + i];
-    if (vague && rounding.before(zt, s, v, ly, c, P)) return failure(t, lost_digits);
+    for (int i = 0; i < my; ++i) vague |= s[i * ly + i] > 1000 * v[i * ly + i];
+    if (vague) {
+      if (rounding.before(zt, s, v, ly, c, P)) return failure(t, lost_digits);
+      vague = rounding.on;
+    }
     const bool good = eliminate<VX>(my, s, ly, lx, h, lx, y, diagonal);
     for (int i = 0; i < my; ++i)
       for (int r = i + 1; r < my; ++r) innovation[r] -= s[i * ly + r] * innovation[i];
@@ -257,7 +368,10 @@ __attribute__((noinline)) int32_t kalman_forward(Keep keep, const Sizes& sizes, 
       }
       return failure(t, not_finite);
     }
-    if (rounding.on && rounding.after(s, ly, c, y, P) && keep > Keep::factors) return failure(t, lost_digits);
+    if (vague) {
+      if (rounding.after(s, ly, c, y, P) && keep > Keep::factors) return failure(t, lost_digits);
+      vague = rounding.on;
+    }
     if (keep != Keep::nothing) {
       copy_out<VX>(1, nx, m, lx, out[means] + t * nx, nx);
       copy_out<VX>(nx, nx, P, lx, out[covs] + t * nx * nx, nx);
@@ -276,7 +390,7 @@ __attribute__((noinline)) int32_t kalman_forward(Keep keep, const Sizes& sizes, 
     T* swap = m;
     m = m_next;
     m_next = swap;
-    if (rounding.on) rounding.step(at, w, P);
+    if (vague) rounding.step(at, w, P);
     multiply<1, VX, NX, NX, NX>(mx, lx, mx, transposed(at, lx), P, lx, static_cast<T*>(nullptr), 0, AP, lx);
     multiply_symmetric<1, VX, NX, NX>(mx, lx, mx, plain(AP, lx), at, lx, w, lx, P, lx);
   }
@@ -388,22 +502,6 @@ class Adjoint {
   bool loaded_ = false, stepped_ = false, missing_ = false;
 };
 
-// True where P - P Lambda P has lost half of its digits: Lambda = A'n A carries rounding of the size of n's own entries,
-// which a vague P multiplies twice.
-template <class T>
-OPTCTL_INLINE bool loses_digits(int nx, int lx, const T* a, const T* n, const T* P, const T* cov) {
-  T size = 0;
-  for (int i = 0; i < nx; ++i) {
-    T reach = 0;
-    for (int j = 0; j < nx; ++j) reach += a[i * lx + j] * a[i * lx + j] * P[j * lx + j];
-    size += std::fabs(n[i * lx + i]) * reach;
-  }
-  const T error = half_of_digits<T>() * (1 + size);
-  for (int i = 0; i < nx; ++i)
-    if (error * P[i * lx + i] > cov[i * lx + i]) return true;
-  return false;
-}
-
 template <class T, int NX, int NY>
 int32_t kalman_smoother(const Sizes& sizes, const Stages<T>* in, T* const* out) {
   using namespace smooth_io;
@@ -417,6 +515,7 @@ int32_t kalman_smoother(const Sizes& sizes, const Stages<T>* in, T* const* out) 
   T* w = space.take(mx * lx);
   T* lag = space.take(mx * lx);
   T* mean = space.take(lx);
+  RoundingBack<T, NX, NY> rounding(nx, back.ny, mx, back.my(), lx);
   const int64_t N = sizes.N;
   for (int64_t t = N; t >= 0; --t) {
     if (t < N) back.step(t, in[A]);
@@ -425,7 +524,7 @@ int32_t kalman_smoother(const Sizes& sizes, const Stages<T>* in, T* const* out) 
     for (int i = 0; i < mx; ++i) add_row<VX>(lx, back.rho[i], back.P + i * lx, mean);
     multiply<1, VX, NX, NX, NX>(mx, lx, mx, plain(back.Lambda, lx), back.P, lx, static_cast<T*>(nullptr), 0, back.PL, lx);
     multiply_symmetric<-1, VX, NX, NX>(mx, lx, mx, plain(back.P, lx), back.PL, lx, back.P, lx, cov, lx);
-    if (t < N && loses_digits(nx, lx, back.a, back.n, back.P, cov)) return failure(t, lost_digits);
+    if (t < N && rounding.step(mx, lx, back.a, back.n, back.P, cov)) return failure(t, lost_digits);
     copy_out<VX>(1, nx, mean, lx, out[smoothed_means] + t * nx, nx);
     copy_out<VX>(nx, nx, cov, lx, out[smoothed_covs] + t * nx * nx, nx);
     if (t < N) {  // A cov - W n A P, n of stage t+1: the covariance of A x + w with x
@@ -437,6 +536,7 @@ int32_t kalman_smoother(const Sizes& sizes, const Stages<T>* in, T* const* out) 
       copy_out<VX>(nx, nx, lag, lx, out[lag_one_covs] + t * nx * nx, nx);
     }
     back.measure(in[e][t]);
+    rounding.measure(mx, lx, back.Lambda, back.Chat, back.y, back.n);
     copy_out<VX>(1, nx, back.r, lx, out[r] + t * nx, nx);
   }
   return -1;

@@ -111,6 +111,14 @@ struct Vec {
     return total;
   }
 
+  // Whether a lane of a is above that of b.
+  friend OPTCTL_INLINE bool any_above(Vec a, Vec b) {
+    const auto above = a.v > b.v;
+    auto any = above[0];
+    OPTCTL_UNROLL
+    for (int i = 1; i < W; ++i) any |= above[i];
+    return any != 0;
+  }
   friend OPTCTL_INLINE Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
   friend OPTCTL_INLINE Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
   friend OPTCTL_INLINE Vec operator*(T a, Vec b) { return {a * b.v}; }

@@ -60,9 +60,8 @@ def draw_states(rng: np.random.Generator, n: int) -> Any:
     return jnp.asarray(GOAL + SPAN * rng.uniform(-1, 1, size=(n, 4)))
 
 
-def train_balance(problem: Any) -> Any:
+def train_balance(problem: Any, steps: int = 1500) -> Any:
     """Train the balancing policy on 512 initial states."""
-    steps = 1500
     return train_policy(
         problem, policy_around_goal, NETWORK.init(0), draw_states(np.random.default_rng(0), 512),
         optimizer=_optimizer(1e-2, steps), steps=steps, batch_size=64, check_every=100,

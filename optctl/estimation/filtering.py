@@ -260,8 +260,9 @@ def _filtered(module: Any, series: Series) -> tuple[tuple, Any]:
 def _smoothed(module: Any, series: Series) -> tuple[tuple, Any]:
     f = module.forward(series)
     adjoint = module.backward(series, f)
-    means, covs, lag_one, lost = kalman.smoothed(series, f, adjoint)
-    lost = lost | kalman.loses_variances(f, module.rounding(series, f))
+    means, covs, lag_one = kalman.smoothed(series, f, adjoint)
+    lost = kalman.loses_variances(f, module.rounding(series, f))
+    lost = lost | kalman.loses_smoothed(f, covs, module.rounding_back(series, f, adjoint))
     return (f.log_likelihood, means, covs, lag_one, adjoint.r, f.failure), lost
 
 

@@ -11,8 +11,10 @@ derivative. From rho, Lambda after the measurement of x_t (zero at the end) to r
     r = F'rho + C'S^{-1} v,    n = F'Lambda F + C'S^{-1} C,     then, one stage earlier,   rho = A'r,   Lambda = A'n A.
 
 Rounding errors of P, of covariance eps E, go through the recursion as P does: E <- F E F' + diag P, then
-E <- A E A' + diag(W + A.^2 diag P). Where E is not small beside P, or what it does to S beside S, digits are lost
-(`loses_variances`, `loses_likelihood`, `loses_smoothed`), and the answer has to come from `square_root.py`.
+E <- A E A' + diag(W + A.^2 diag P); those of n as n does: E <- F'E F + diag Lambda, then
+E <- A'E A + diag(A.^2' diag n). Where E is not small beside P, or what it does to S beside S, or P E P beside
+P - P Lambda P, digits are lost (`loses_variances`, `loses_likelihood`, `loses_smoothed`), and the answer has to come
+from `square_root.py`.
 
 All answers follow from these at once, with m, P filtered: smoothed mean m + P rho, covariance P - P Lambda P, and the
 gradient of the likelihood in every matrix as sums of outer products (`score`). Missing components (NaN) have no row.
@@ -153,32 +155,33 @@ def failure(covs: Any, predicted_covs: Any) -> Any:
 def rounding_terms(series: Series, filtered: Filtered) -> tuple[Any, Any, Any]:
     """Return M, D and w at all times: E_t = M_t E_{t-1} M_t' + D_t, and diag w is the rounding of a step in time."""
     A, W, _ = series.at_stages()
-    C, _, _, _ = series.at_measurements()
-    F = jnp.eye(C.shape[-1], dtype=C.dtype)[None] - filtered.gains @ C
-    diagonal = lambda P: jnp.diagonal(P, axis1=-2, axis2=-1)  # noqa: E731
+    F, _, _ = measurement_terms(series, filtered)
     w = diagonal(W) + times(A**2, diagonal(filtered.covs)[:-1])
-    new = jax.vmap(jnp.diag)(diagonal(filtered.predicted_covs))
     stepped = (F[1:] * w[:, None, :]) @ transpose(F[1:])
     M = jnp.concatenate([jnp.zeros_like(F[:1]), F[1:] @ A])
-    return M, new + jnp.concatenate([jnp.zeros_like(F[:1]), stepped]), w
+    return M, diagonals(filtered.predicted_covs) + jnp.concatenate([jnp.zeros_like(F[:1]), stepped]), w
 
 
 def rounding(series: Series, filtered: Filtered) -> Any:
-    """Return E at all times, by one scan."""
+    """Return E of P at all times, by one scan."""
     M, D, _ = rounding_terms(series, filtered)
+    return accumulate(M, D)
+
+
+def accumulate(M: Any, D: Any, reverse: bool = False) -> Any:
+    """Return E_t = M_t E M_t' + D_t at all times, E that of the time before, or after."""
 
     def stage(E: Any, terms: tuple) -> tuple[Any, Any]:
         M, D = terms
         E = M @ E @ M.T + D
         return E, E
 
-    return jax.lax.scan(stage, jnp.zeros_like(D[0]), (M, D))[1]
+    return jax.lax.scan(stage, jnp.zeros(D.shape[1:], D.dtype), (M, D), reverse=reverse)[1]
 
 
 def loses_variances(filtered: Filtered, E: Any) -> Any:
     """Tell whether half of the digits of a filtered variance are lost."""
-    error, variance = (jnp.diagonal(m, axis1=1, axis2=2) for m in (E, filtered.covs))
-    return jnp.any(error * half_of_digits(E) > variance)
+    return jnp.any(diagonal(E) * half_of_digits(E) > diagonal(filtered.covs))
 
 
 def loses_likelihood(series: Series, filtered: Filtered, E: Any) -> Any:
@@ -188,7 +191,7 @@ def loses_likelihood(series: Series, filtered: Filtered, E: Any) -> Any:
     _, _, w = rounding_terms(series, filtered)
     C, V, seen = C[1:], V[1:], seen[1:]
     error = jnp.einsum("tij,tjk,tik->ti", C, A @ E[:-1] @ transpose(A) + jax.vmap(jnp.diag)(w), C)
-    S = jnp.einsum("tij,tjk,tik->ti", C, filtered.predicted_covs[1:], C) + jnp.diagonal(V, axis1=1, axis2=2)
+    S = jnp.einsum("tij,tjk,tik->ti", C, filtered.predicted_covs[1:], C) + diagonal(V)
     return jnp.any(seen & (error * half_of_digits(E) > S))
 
 
@@ -239,24 +242,34 @@ def with_costates_after(A: Any, r: Any, n: Any) -> Adjoint:
     return Adjoint(r, n, rho, Lambda)
 
 
-def smoothed(series: Series, filtered: Filtered, adjoint: Adjoint) -> tuple[Any, Any, Any, Any]:
-    """Return smoothed means, covariances, covariances of x_{t+1} with x_t, and whether digits were lost."""
+def smoothed(series: Series, filtered: Filtered, adjoint: Adjoint) -> tuple[Any, Any, Any]:
+    """Return smoothed means, covariances, and covariances of x_{t+1} with x_t."""
     A, W, _ = series.at_stages()
     P, n, rho, Lambda = filtered.covs, adjoint.n, adjoint.rho, adjoint.Lambda
     covs = symmetric(P - P @ Lambda @ P)
     lag_one = A @ covs[:-1] - W @ n[1:] @ A @ P[:-1]  # the covariance of A x + w with x
-    return filtered.means + times(P, rho), covs, lag_one, loses_smoothed(A, n[1:], P[:-1], covs[:-1])
+    return filtered.means + times(P, rho), covs, lag_one
 
 
-def loses_smoothed(A: Any, n: Any, P: Any, covs: Any) -> Any:
-    """Tell whether P - P Lambda P has lost half of its digits.
+def rounding_back_terms(series: Series, filtered: Filtered, adjoint: Adjoint) -> tuple[Any, Any]:
+    """Return M and D at times 0..N-1, E_t = M_t E_{t+1} M_t' + D_t for E of Lambda, zero at N."""
+    A, _, _ = series.at_stages()
+    F, _, _ = measurement_terms(series, filtered)
+    M = transpose(A) @ transpose(F[1:])
+    measured = (transpose(A) * diagonal(adjoint.Lambda)[1:, None, :]) @ A
+    return M, measured + jax.vmap(jnp.diag)(times(transpose(A) ** 2, jnp.abs(diagonal(adjoint.n)[1:])))
 
-    Lambda = A'n A carries rounding of the size of n's own entries, which a vague P multiplies twice.
-    """
-    diagonal = lambda m: jnp.diagonal(m, axis1=1, axis2=2)  # noqa: E731
-    size = jnp.sum(jnp.abs(diagonal(n)) * times(A**2, diagonal(P)), axis=1)
-    error = half_of_digits(P) * (1 + size[:, None]) * diagonal(P)
-    return jnp.any(error > diagonal(covs))
+
+def rounding_back(series: Series, filtered: Filtered, adjoint: Adjoint) -> Any:
+    """Return E of Lambda at times 0..N-1, by one scan."""
+    return accumulate(*rounding_back_terms(series, filtered, adjoint), reverse=True)
+
+
+def loses_smoothed(filtered: Filtered, covs: Any, E: Any) -> Any:
+    """Tell whether half of the digits of a smoothed variance P - P Lambda P are lost, E of Lambda."""
+    P = filtered.covs[:-1]
+    error = diagonal(P) + diagonal(P @ E @ P)
+    return jnp.any(error * half_of_digits(E) > diagonal(covs)[:-1])
 
 
 def score(series: Series, filtered: Filtered, adjoint: Adjoint) -> Series:
@@ -297,6 +310,16 @@ def outer(a: Any, b: Any) -> Any:
 def times(matrices: Any, vectors: Any) -> Any:
     """Return M_t v_t at all times."""
     return jnp.einsum("tij,tj->ti", matrices, vectors)
+
+
+def diagonal(matrices: Any) -> Any:
+    """Return the diagonal of M_t at all times."""
+    return jnp.diagonal(matrices, axis1=-2, axis2=-1)
+
+
+def diagonals(matrices: Any) -> Any:
+    """Return M_t at all times without what is beside its diagonal."""
+    return jax.vmap(jnp.diag)(diagonal(matrices))
 
 
 def transpose(matrices: Any) -> Any:

@@ -62,13 +62,21 @@ def backward(series: Series, filtered: Filtered) -> Adjoint:
 
 
 def rounding(series: Series, filtered: Filtered) -> Any:
-    """Return E at all times, by an associative scan."""
+    """Return E of P at all times, by an associative scan."""
     M, D, _ = kalman.rounding_terms(series, filtered)
+    return _accumulate(M, D)
 
-    def combine(early: tuple, late: tuple) -> tuple:
-        return late[0] @ early[0], late[0] @ early[1] @ transpose(late[0]) + late[1]
 
-    return jax.lax.associative_scan(combine, (M, D))[1]
+def rounding_back(series: Series, filtered: Filtered, adjoint: Adjoint) -> Any:
+    """Return E of Lambda at times 0..N-1, by an associative scan."""
+    return _accumulate(*kalman.rounding_back_terms(series, filtered, adjoint), reverse=True)
+
+
+def _accumulate(M: Any, D: Any, reverse: bool = False) -> Any:
+    def combine(first: tuple, then: tuple) -> tuple:
+        return then[0] @ first[0], then[0] @ first[1] @ transpose(then[0]) + then[1]
+
+    return jax.lax.associative_scan(combine, (M, D), reverse=reverse)[1]
 
 
 def _combine(one: tuple, two: tuple) -> tuple:

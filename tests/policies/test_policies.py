@@ -150,7 +150,7 @@ def test_neural_controller_comes_within_two_percent_of_the_optimum():
 
 def test_balancing_controller_stabilizes_unseen_states():
     problem = oc.problems.cartpole_balance()
-    result = balance.train_balance(problem)
+    result = balance.train_balance(problem, steps=400)
     unseen = balance.draw_states(np.random.default_rng(12), 200)
     assert np.mean(balance.stabilized(problem, result.params, unseen)) >= 0.95
     untrained = balance.NETWORK.init(0)
