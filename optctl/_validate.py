@@ -5,13 +5,14 @@ numbers cannot be.
 """
 
 import traceback
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import get_opaque_trace_state
+
+from optctl._reads import fault_in, user_line
 
 
 def is_concrete(value: Any) -> bool:
@@ -41,7 +42,9 @@ def cast(value: Any, dtype: Any) -> Any:
 
 def is_number(value: Any) -> bool:
     """True for one real number, also as an array without axes; True and False are none."""
-    return not isinstance(value, bool) and np.ndim(value) == 0 and np.asarray(value).dtype.kind in "fiu"
+    if isinstance(value, bool) or np.ma.is_masked(value):
+        return False
+    return np.ndim(value) == 0 and np.asarray(value).dtype.kind in "fiu"
 
 
 def check_time_limit(value: Any) -> None:
@@ -62,12 +65,8 @@ def as_float(value: Any, name: str, shape: tuple[int | None, ...] | None = None,
         raise ValueError(f"`{name}` is missing; expected an array{'' if shape is None else f' of shape {shape}'}.")
     if isinstance(value, np.floating):
         value = np.asarray(value)
-    if not isinstance(value, jax.Array | np.ndarray):
-        try:
-            array = np.asarray if is_concrete(value) else jnp.asarray
-            value = array(value, dtype=jnp.zeros(()).dtype)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"`{name}` is not numeric: expected an array, got {type(value).__name__}.") from error
+    if not isinstance(value, jax.Array) and type(value) is not np.ndarray:
+        value = _numbers(value, name)
     if value.dtype.kind in "iu":
         value = value.astype(jnp.zeros(()).dtype)
     if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.dtype.itemsize >= 8:
@@ -88,6 +87,36 @@ def as_float(value: Any, name: str, shape: tuple[int | None, ...] | None = None,
     return value
 
 
+def _numbers(value: Any, name: str) -> Any:
+    """Return an array of what is none yet: a number, a list of numbers, another library's array.
+
+    Lists may hold arrays, also traced ones; what is no real number in them is refused, however NumPy would read it.
+    """
+    if np.ma.isMaskedArray(value):
+        if np.ma.is_masked(value):
+            raise ValueError(f"`{name}` has masked entries; expected numbers. Write {name}.filled(...) with a number.")
+        return np.asarray(value)
+    if isinstance(value, np.ndarray):  # a matrix, or another kind of array
+        return np.asarray(value)
+    leaves = jax.tree.leaves(value)
+    odd = next((leaf for leaf in leaves if isinstance(leaf, bool | np.bool | str | bytes)), None)
+    if odd is not None or np.ma.is_masked(value):
+        what = f"is {value!r}" if odd is value else f"holds {odd!r}"
+        raise ValueError(f"`{name}` {what}; expected a number, or an array of numbers.")
+    try:
+        array = np.asarray if is_concrete(value) else jnp.asarray
+        if array is np.asarray and (kind := np.asarray(value).dtype.kind) not in "fiucO":
+            raise TypeError(f"an array of kind {kind}")
+        return array(value, dtype=jnp.zeros(()).dtype)
+    except OverflowError as error:
+        raise ValueError(f"`{name}` is too large for a number of type float; expected less than 1e308.") from error
+    except (TypeError, ValueError) as error:
+        dense = f" Write {name}.toarray()." if hasattr(value, "toarray") else ""
+        reason = f": {error}" if "inhomogeneous" in str(error) else "."
+        got = type(value).__name__
+        raise ValueError(f"`{name}` is not numeric: expected an array, got {got}{reason}{dense}") from error
+
+
 def is_whole(value: Any, least: int = 1) -> bool:
     """True for a whole number, 20.0 included, at least `least`; True and False are none."""
     whole = isinstance(value, int | np.integer) or (
@@ -105,12 +134,27 @@ def as_whole(value: Any, name: str, of: str = "", least: int = 1) -> int:
     return int(value)
 
 
+def shape_in_words(shape: tuple[int | None, ...]) -> str:
+    """Return a shape for a message, such as "(3, 2)" or "2 rows and any number of columns"; None is any length."""
+    if shape == ():
+        return "a number"
+    if None not in shape:
+        return str(shape)
+    if len(shape) == 1:
+        return "a vector"
+    if len(shape) > 2:
+        return f"({', '.join('any number' if n is None else str(n) for n in shape)})"
+    if shape == (None, None):
+        return "a matrix"
+    counts = ["any number of" if n is None else str(n) for n in shape]
+    return " and ".join(f"{n} {what}{'' if n == '1' else 's'}" for n, what in zip(counts, ("row", "column"), strict=True))
+
+
 def check_shape(value: Any, name: str, shape: tuple[int | None, ...]) -> None:
     """Raise unless `value.shape` is `shape`, where None matches any length."""
     got = tuple(np.shape(value))
     if len(got) != len(shape) or any(want is not None and want != have for want, have in zip(shape, got, strict=True)):
-        wanted = "(" + ", ".join("any" if n is None else str(n) for n in shape) + ("," if len(shape) == 1 else "") + ")"
-        raise ValueError(f"`{name}` has shape {got}; expected {wanted}.")
+        raise ValueError(f"`{name}` has shape {got}; expected {shape_in_words(shape)}.")
 
 
 class TracedError(ValueError):
@@ -133,25 +177,24 @@ NEEDS_NUMBERS = {
 def explained(error: Exception, name: str) -> TracedError:
     """Return an error of `NEEDS_NUMBERS` in the words of the user's function, with its line."""
     words = next(words for kind, words in NEEDS_NUMBERS.items() if isinstance(error, kind))
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_library(f.filename)]
-    line = f" (line {frames[-1].lineno} of {Path(frames[-1].filename).name}: {frames[-1].line})" if frames else ""
+    frames = traceback.extract_tb(error.__traceback__)[::-1]
+    line = user_line([(frame.filename, frame.lineno or 0) for frame in frames])
     return TracedError(f"`{name}` {words}. It is traced once, for all stages and points{line}.")
-
-
-def _is_library(filename: str) -> bool:
-    """True for files of this package, of JAX and of NumPy."""
-    inside = Path(__file__).parent
-    return inside in Path(filename).parents or bool({"jax", "jaxlib", "numpy"} & set(Path(filename).parts))
 
 
 def result_shape(function: Any, name: str, *arguments: Any) -> Any:
     """Return the shape and type of a user's function without running it.
 
+    A stage among the arguments, a NumPy integer, is the last one: entries are looked for at the first and at the last.
+
     Raises:
-        ValueError: if the function cannot be evaluated, with the shapes it was given and its own words.
+        ValueError: if the function cannot be evaluated, with the shapes it was given and its own words; or if it takes
+            an entry beyond the end of an array.
     """
     try:
-        return jax.eval_shape(function, *arguments)
+        closed, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
+        _check_reads(closed, name, arguments)
+        return shape
     except TracedError:
         raise
     except tuple(NEEDS_NUMBERS) as error:
@@ -163,6 +206,23 @@ def result_shape(function: Any, name: str, *arguments: Any) -> Any:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         missing = " Its `params` are None: pass params=..." if arguments[-1] is None and "None" in reason else ""
         raise ValueError(f"`{name}` fails on arguments of shapes {shapes}: {reason}.{missing}") from error
+
+
+def _check_reads(closed: Any, name: str, arguments: Any) -> None:
+    """Raise if a function takes an entry beyond the end of an array, at the first stage or the last."""
+    leaves = jax.tree.leaves(arguments)
+    stage = [isinstance(leaf, np.ndarray) and leaf.shape == () and leaf.dtype.kind == "i" for leaf in leaves]
+    last = max((int(leaf) for leaf, is_stage in zip(leaves, stage, strict=True) if is_stage), default=0)
+    for t in sorted({0, last}):
+        fault = fault_in(closed, [t if is_stage else None for is_stage in stage])
+        if fault is not None:
+            at = f" at stage {t}" if t else ""
+            instead = "takes the nearest one" if fault.verb == "takes" else "writes nothing"
+            meant = "; if the nearest one is meant, write jnp.clip" if t and fault.verb == "takes" else ""
+            raise TracedError(
+                f"`{name}` {fault.verb} entry {fault.index}{at} of an axis of {fault.size}, where JAX {instead} without"
+                f" a word; expected one from {-fault.size} to {fault.size - 1}{meant}{fault.line}."
+            )
 
 
 def check_scalar(function: Any, name: str, *arguments: Any, dtype: Any = None, hint: str = "") -> None:

@@ -200,7 +200,7 @@ class AbstractDynamics:
         """Raise ValueError unless shapes fit and `step` returns a state; runs on shapes only."""
         check_shape(x0, "x0", (self.nx,))
         check_shape(us, "us", (self.horizon, self.nu))
-        got = result_shape(self.step, "f", x0, us[0] if us.shape[0] else us.sum(0), jnp.asarray(0), params)
+        got = result_shape(self.step, "f", x0, us[0] if us.shape[0] else us.sum(0), _last_stage(us), params)
         if not hasattr(got, "shape") or got.shape != x0.shape:
             shape = getattr(got, "shape", type(got).__name__)
             raise ValueError(f"`f` returns shape {shape}; expected {x0.shape}, the shape of the state x.")
@@ -271,6 +271,10 @@ def _products_with_matrix(stage: Any) -> tuple[Any, Any]:
 
 def _stages(us: Any) -> Any:
     return jnp.arange(us.shape[0])
+
+
+def _last_stage(us: Any) -> Any:
+    return np.asarray(max(us.shape[0] - 1, 0))
 
 
 @jax.jit
