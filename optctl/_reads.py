@@ -26,13 +26,13 @@ class Fault(NamedTuple):
     """A read or a write beyond the end.
 
     Attributes:
-        index: as it is written.
+        at: the index as it is written.
         size: entries along the axis.
         verb: "takes" or "writes to".
         line: where it stands in the user's file; empty if unknown.
     """
 
-    index: int
+    at: int
     size: int
     verb: str
     line: str
@@ -88,8 +88,9 @@ def _walk(jaxpr: Any, arguments: Sequence[_Known]) -> list[_Known]:
 
 
 def _constant(value: Any) -> _Known:
-    looked_at = not isinstance(value, jax.core.Tracer) and np.size(value) <= LARGEST
-    return _Known(np.asarray(value)) if looked_at and np.dtype(getattr(value, "dtype", float)).kind in "fiub" else _NOTHING
+    if isinstance(value, jax.core.Tracer) or np.size(value) > LARGEST:
+        return _NOTHING
+    return _Known(np.asarray(value)) if getattr(value, "dtype", np.dtype(float)).kind in "fiub" else _NOTHING
 
 
 def _first(among: Sequence[_Known]) -> Fault | None:
@@ -109,7 +110,7 @@ def _equation(eqn: Any, args: list[_Known]) -> list[_Known]:
         fault = args[0].fault or (args[1 + int(chosen[0])].fault if chosen.size == 1 else None)
     if name == "mul" and fault is not None and any(a.value is not None and (a.value == 0).any() for a in args):
         fault = None  # a mask
-    aval = eqn.outvars[0].aval if eqn.outvars else None
+    aval: Any = eqn.outvars[0].aval if eqn.outvars else None
     if name in _FOLDS and aval.size <= LARGEST and all(a.value is not None for a in args):
         value = _FOLDS[name](eqn, *[a.value for a in args])
         return [_Known(np.broadcast_to(np.asarray(value).astype(aval.dtype), aval.shape), fault)]
@@ -196,9 +197,7 @@ def _gather(eqn: Any, args: list[_Known]) -> Fault | None:
         return None
     shape, sizes = eqn.invars[0].aval.shape, eqn.params["slice_sizes"]
     axes = eqn.params["dimension_numbers"].start_index_map
-    found = (
-        _fault(eqn, args[1].value[..., k], shape[axis] - sizes[axis], shape[axis]) for k, axis in enumerate(axes)
-    )
+    found = (_fault(eqn, args[1].value[..., k], shape[axis] - sizes[axis], shape[axis]) for k, axis in enumerate(axes))
     return next((fault for fault in found if fault), None)
 
 

@@ -4,7 +4,10 @@ Values are looked at only when they are concrete: under `jit`, `vmap` or `grad` 
 numbers cannot be.
 """
 
+import inspect
+import re
 import traceback
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -13,6 +16,11 @@ import numpy as np
 from jax.extend.core import get_opaque_trace_state
 
 from optctl._reads import fault_in, user_line
+
+MOST = 2**31 - 1
+"""Greatest whole number that anything may count."""
+LONGEST = 80
+"""Most characters of a value in a message."""
 
 
 def is_concrete(value: Any) -> bool:
@@ -42,15 +50,80 @@ def cast(value: Any, dtype: Any) -> Any:
 
 def is_number(value: Any) -> bool:
     """True for one real number, also as an array without axes; True and False are none."""
-    if isinstance(value, bool) or np.ma.is_masked(value):
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number | np.ndarray | jax.Array):
         return False
-    return np.ndim(value) == 0 and np.asarray(value).dtype.kind in "fiu"
+    return np.ndim(value) == 0 and not np.ma.is_masked(value) and np.asarray(value).dtype.kind in "fiu"
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message shows it: numbers and words as they are, what is long by its type."""
+    text = repr(value) if isinstance(value, bool | float | complex | str | None | list | tuple | dict) else ""
+    if isinstance(value, int):
+        text = repr(value) if abs(value) < 10**20 else "a number of more than 20 digits"
+    if isinstance(value, np.number | np.ndarray | jax.Array) and not np.ndim(value):
+        text = str(value)
+    return text if 0 < len(text) <= LONGEST else f"of type {type(value).__name__}"
+
+
+def check_kind(value: Any, kind: Any, name: str, expected: str) -> None:
+    """Raise unless a value is of a class, or one of several."""
+    if not isinstance(value, kind):
+        raise ValueError(f"`{name}` is a {type(value).__name__}; expected {expected}.")
+
+
+def check_function(value: Any, name: str, expected: str) -> None:
+    """Raise unless a value is a function that takes as many arguments as the one expected, such as "plant(x, u, k)"."""
+    if not callable(value):
+        raise ValueError(f"`{name}` is a {type(value).__name__}; expected a function {expected}.")
+    many = expected[expected.index("(") : expected.index(")")].count(",") + 1
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*[None] * many)
+    except TypeError as error:
+        raise ValueError(f"`{name}` takes other arguments: {error}; expected a function {expected}.") from error
+
+
+def check_choice(value: Any, name: str, choices: Iterable) -> None:
+    """Raise unless an option is one of a few values, of the same type."""
+    alike = [one for one in choices if value is one or (isinstance(value, str) and value == one)]
+    if not alike and not (is_number(value) and any(is_number(one) and value == one for one in choices)):
+        raise ValueError(f"`{name}` is {shown(value)}; expected one of {', '.join(map(repr, choices))}.")
+
+
+def check_flag(value: Any, name: str) -> None:
+    """Raise unless an option is True or False."""
+    if not isinstance(value, bool | np.bool):
+        raise ValueError(f"`{name}` is {shown(value)}; expected True or False.")
+
+
+def check_positive(value: Any, name: str, expected: str = "a positive number", *, zero: bool = False) -> None:
+    """Raise unless a value is one finite number above 0, or (`zero`) at least 0; nothing is said of traced ones."""
+    if not is_concrete(value):
+        check_shape(value, name, ())
+    elif not is_number(value) or not (value >= 0 if zero else value > 0) or not _is_finite(value):
+        raise ValueError(f"`{name}` is {shown(value)}; expected {expected}.")
+
+
+def _is_finite(value: Any) -> bool:
+    """True for a number that is finite as a float, too."""
+    try:
+        return bool(np.isfinite(float(value)))
+    except OverflowError:
+        return False
 
 
 def check_time_limit(value: Any) -> None:
     """Raise unless a time limit is None or a positive number of seconds."""
-    if value is not None and (not isinstance(value, int | float | np.number) or not value > 0):
-        raise ValueError(f"`time_limit` is {value!r}; expected seconds > 0, or None.")
+    if value is not None and not (is_number(value) and value == np.inf):
+        check_positive(value, "time_limit", "seconds > 0, or None")
+
+
+def as_seed(value: Any) -> int:
+    """Return the seed of random numbers, a whole number >= 0."""
+    return as_whole(value, "seed", least=0)
 
 
 def as_float(value: Any, name: str, shape: tuple[int | None, ...] | None = None, *, finite: bool = True) -> Any:
@@ -101,8 +174,8 @@ def _numbers(value: Any, name: str) -> Any:
     leaves = jax.tree.leaves(value)
     odd = next((leaf for leaf in leaves if isinstance(leaf, bool | np.bool | str | bytes)), None)
     if odd is not None or np.ma.is_masked(value):
-        what = f"is {value!r}" if odd is value else f"holds {odd!r}"
-        raise ValueError(f"`{name}` {what}; expected a number, or an array of numbers.")
+        what = f"it is {value!r}" if odd is value else f"it holds {odd!r}"
+        raise ValueError(f"`{name}` is not numeric: {what}; expected a number, or an array of numbers.")
     try:
         array = np.asarray if is_concrete(value) else jnp.asarray
         if array is np.asarray and (kind := np.asarray(value).dtype.kind) not in "fiucO":
@@ -130,7 +203,9 @@ def as_whole(value: Any, name: str, of: str = "", least: int = 1) -> int:
     if not is_whole(value, least):
         many = f"whole number of {of}" if of else "whole number"
         expected = f"a positive {many}" if least == 1 else f"a {many}, at least {least}"
-        raise ValueError(f"`{name}` is {value!r}; expected {expected}.")
+        raise ValueError(f"`{name}` is {shown(value)}; expected {expected}.")
+    if value > MOST:
+        raise ValueError(f"`{name}` is {shown(value)}; expected at most {MOST}.")
     return int(value)
 
 
@@ -146,8 +221,8 @@ def shape_in_words(shape: tuple[int | None, ...]) -> str:
         return f"({', '.join('any number' if n is None else str(n) for n in shape)})"
     if shape == (None, None):
         return "a matrix"
-    counts = ["any number of" if n is None else str(n) for n in shape]
-    return " and ".join(f"{n} {what}{'' if n == '1' else 's'}" for n, what in zip(counts, ("row", "column"), strict=True))
+    counts = zip(shape, ("row", "column"), strict=True)
+    return " and ".join(f"any number of {what}s" if n is None else f"{n} {what}{'s' * (n != 1)}" for n, what in counts)
 
 
 def check_shape(value: Any, name: str, shape: tuple[int | None, ...]) -> None:
@@ -200,11 +275,14 @@ def result_shape(function: Any, name: str, *arguments: Any) -> Any:
     except tuple(NEEDS_NUMBERS) as error:
         raise explained(error, name) from error
     except Exception as error:
-        shapes = ", ".join(
-            "None" if a is None else str(np.shape(a)) for a in arguments if not isinstance(a, dict | list)
-        )
+        single = [a for a in arguments if a is None or hasattr(a, "shape") or is_number(a)]
+        shapes = ", ".join("None" if a is None else str(np.shape(a)) for a in single)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        missing = " Its `params` are None: pass params=..." if arguments[-1] is None and "None" in reason else ""
+        kind = re.search(r"returned a value of type <class '([^']*)'>", reason)
+        if kind:
+            raise ValueError(f"`{name}` returns a {kind.group(1)}; expected arrays of numbers.") from error
+        none = "None" in reason and None in jax.tree.leaves(arguments[-1], is_leaf=lambda leaf: leaf is None)
+        missing = " Its `params` are None: pass params=..." if none else ""
         raise ValueError(f"`{name}` fails on arguments of shapes {shapes}: {reason}.{missing}") from error
 
 
@@ -220,17 +298,23 @@ def _check_reads(closed: Any, name: str, arguments: Any) -> None:
             instead = "takes the nearest one" if fault.verb == "takes" else "writes nothing"
             meant = "; if the nearest one is meant, write jnp.clip" if t and fault.verb == "takes" else ""
             raise TracedError(
-                f"`{name}` {fault.verb} entry {fault.index}{at} of an axis of {fault.size}, where JAX {instead} without"
+                f"`{name}` {fault.verb} entry {fault.at}{at} of an axis of {fault.size}, where JAX {instead} without"
                 f" a word; expected one from {-fault.size} to {fault.size - 1}{meant}{fault.line}."
             )
+
+
+def returned(got: Any) -> str:
+    """Return what a function returned as a message tells it: its shape, or of which type it is where it has none."""
+    if got is None:
+        return "None (is a `return` missing?)"
+    return f"shape {got.shape}" if hasattr(got, "shape") else f"a {type(got).__name__}"
 
 
 def check_scalar(function: Any, name: str, *arguments: Any, dtype: Any = None, hint: str = "") -> None:
     """Raise unless a user's function returns one floating number, of this type if given, without running it."""
     got = result_shape(function, name, *arguments)
-    shape = getattr(got, "shape", type(got).__name__)
-    if shape != ():
-        raise ValueError(f"`{name}` returns shape {shape}; expected a scalar.{hint}")
+    if getattr(got, "shape", None) != ():
+        raise ValueError(f"`{name}` returns {returned(got)}; expected a scalar.{hint}")
     if not jnp.issubdtype(got.dtype, jnp.floating) or (dtype is not None and got.dtype != dtype):
         expected = "floating point" if dtype is None else f"a {dtype} number"
         raise ValueError(f"`{name}` returns {got.dtype}; expected {expected}.")

@@ -19,9 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, as_whole, check_scalar, check_shape, check_tree, is_concrete, result_shape
+from optctl._validate import (
+    as_float,
+    as_whole,
+    check_scalar,
+    check_shape,
+    check_tree,
+    is_concrete,
+    result_shape,
+    returned,
+)
 from optctl.constraint import Constraint, Soft, constraint
-from optctl.dynamics.base import AbstractDynamics, check_registered
+from optctl.dynamics.base import AbstractDynamics, check_dynamics, check_registered
 from optctl.dynamics.memory import Memory, check_memory
 from optctl.dynamics.stage import STATE, stage_function
 from optctl.dynamics.view import View, through, variable
@@ -108,11 +117,7 @@ class Problem:
     memory: Memory = "full"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.dynamics, AbstractDynamics):
-            raise ValueError(
-                f"`dynamics` is a {type(self.dynamics).__name__}; expected Dynamics(f), LinearDynamics, discretize(...)"
-                " or another kind."
-            )
+        check_dynamics(self.dynamics)
         check_registered(self.dynamics)
         if check_memory(self.memory) != "full" and not self.dynamics.bounds_memory:
             raise ValueError(
@@ -252,9 +257,9 @@ class Problem:
             check_scalar(f, name, x, *rest, hint=" Sum it, or use x @ Q @ x.")
             return
         got = result_shape(f, name, x, *rest)
-        shape = getattr(got, "shape", type(got).__name__)
-        if not isinstance(shape, tuple) or len(shape) != 1:
-            raise ValueError(f"`{name}` returns shape {shape}; expected a vector. Wrap it: jnp.array([...]).")
+        shape = getattr(got, "shape", ())
+        if len(shape) != 1:
+            raise ValueError(f"`{name}` returns {returned(got)}; expected a vector. Wrap it: jnp.array([...]).")
         if shape == (0,):
             raise ValueError(f"`{name}` returns no rows; leave it out, or look for a slice beyond the states' end.")
         if not jnp.issubdtype(got.dtype, jnp.floating):

@@ -27,7 +27,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, as_whole, cast, check_like, check_shape, check_tree, result_shape
+from optctl._validate import (
+    as_float,
+    as_whole,
+    cast,
+    check_kind,
+    check_like,
+    check_shape,
+    check_tree,
+    result_shape,
+    returned,
+)
 from optctl.dynamics.stage import stage_function
 
 DENSE_LIMIT = 24
@@ -202,8 +212,7 @@ class AbstractDynamics:
         check_shape(us, "us", (self.horizon, self.nu))
         got = result_shape(self.step, "f", x0, us[0] if us.shape[0] else us.sum(0), _last_stage(us), params)
         if not hasattr(got, "shape") or got.shape != x0.shape:
-            shape = getattr(got, "shape", type(got).__name__)
-            raise ValueError(f"`f` returns shape {shape}; expected {x0.shape}, the shape of the state x.")
+            raise ValueError(f"`f` returns {returned(got)}; expected {x0.shape}, the shape of the state x.")
         if got.dtype != x0.dtype:
             raise ValueError(
                 f"`f` returns {got.dtype} for a {x0.dtype} state; constants inside f and the parameters must share"
@@ -355,6 +364,11 @@ class Dynamics(AbstractDynamics):
 def as_state(value: Any) -> Any:
     """Return an array from what a user's function returned: an array, or a list or tuple of scalars."""
     return jnp.stack([jnp.asarray(v) for v in value]) if isinstance(value, list | tuple) else value
+
+
+def check_dynamics(dynamics: Any) -> None:
+    """Raise unless it is a kind of dynamics."""
+    check_kind(dynamics, AbstractDynamics, "dynamics", "Dynamics(f), LinearDynamics, discretize(...) or another kind")
 
 
 def check_registered(dynamics: Any) -> None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import is_whole
+from optctl._validate import check_choice, is_whole
 
 ACTIVATIONS = {
     "tanh": jnp.tanh,
@@ -84,6 +84,5 @@ def mlp(widths: Any, activation: str = "tanh") -> MLP:
     if not whole or len(widths) < 2:
         raise ValueError(f"`widths` is {widths!r}; expected a list of at least input and output, whole numbers >= 1.")
     sizes = tuple(int(n) for n in widths)
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"`activation` is {activation!r}; expected one of {list(ACTIVATIONS)}.")
+    check_choice(activation, "activation", ACTIVATIONS)
     return MLP(sizes, activation)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, as_whole, check_scalar, check_tree, is_whole
+from optctl._validate import as_float, as_seed, as_whole, check_function, check_scalar, check_tree, is_whole
 from optctl.adjoint.culprit import culprit
 from optctl.adjoint.gradient import costate_gradient, total_cost
 from optctl.dynamics.layers import Layers
@@ -201,8 +201,7 @@ def train(
     References:
         Kingma and Ba (2015), Adam: a method for stochastic optimization.
     """
-    if not callable(loss):
-        raise ValueError(f"`loss` is a {type(loss).__name__}; expected a function loss(params, batch).")
+    check_function(loss, "loss", "loss(params, batch)")
     params = jax.tree.map(jnp.asarray, check_tree(params, "params"))
     data, check = (jax.tree.map(jnp.asarray, d) for d in (data, data if validation is None else validation))
     rows = {leaf.shape[:1] for leaf in jax.tree.leaves(data)}
@@ -217,7 +216,7 @@ def train(
         raise ValueError(f"`batch_size` is {batch_size}; expected 1 to {many}, the number of samples.")
     check_scalar(loss, "loss", params, check)
     optimizer = _default_optimizer("policy") if optimizer is None else optimizer
-    batches = partial(_shuffled_batches, data, batch_size or many, np.random.default_rng(seed))
+    batches = partial(_shuffled_batches, data, batch_size or many, np.random.default_rng(as_seed(seed)))
     return _train(FunctionLoss(loss), params, batches, check, optimizer, steps, check_every, progress)
 
 
@@ -282,12 +281,13 @@ def train_policy(
         raise ValueError(f"`batch_size` is {batch_size}; expected at least 1, or None for all states.")
     nx = problem.dynamics.nx
     if callable(x0s):
-        sample = partial(_sample, jax.jit(jax.vmap(x0s)), np.random.default_rng(seed))
+        check_function(x0s, "x0s", "x0s(key)")
+        sample = partial(_sample, jax.jit(jax.vmap(x0s)), np.random.default_rng(as_seed(seed)))
         first = as_float(sample(1, 256)[0], "x0s(key)", (None, nx))
         batches = partial(sample, batch_size=64 if batch_size is None else batch_size)
     else:
         first = jnp.asarray(as_float(x0s, "x0s", (None, nx)))
-        batches = partial(_shuffled_batches, first, batch_size or first.shape[0], np.random.default_rng(seed))
+        batches = partial(_shuffled_batches, first, batch_size or first.shape[0], np.random.default_rng(as_seed(seed)))
     check = first if validation_x0s is None else jnp.asarray(as_float(validation_x0s, "validation_x0s", (None, nx)))
     loss = PolicyLoss(loop.replace(x0=None))
     jax.eval_shape(loop.check_shapes, first[0], jnp.zeros((loop.steps, 0), first.dtype), params)
@@ -357,7 +357,7 @@ def train_layers(
     problem.check_shapes(inputs, None, params)
     data = (inputs, targets)
     per_epoch = inputs.shape[0] // batch_size
-    batches = partial(_shuffled_batches, data, batch_size, np.random.default_rng(seed))
+    batches = partial(_shuffled_batches, data, batch_size, np.random.default_rng(as_seed(seed)))
     if validation is None:
         check = data
     else:

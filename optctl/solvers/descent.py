@@ -20,10 +20,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optctl._validate import check_choice
 from optctl.result import Status
 from optctl.solution import cost_size
 from optctl.solvers.iterate import Iterate, advance, start
-from optctl.solvers.method import Method, check_choice, check_iterations, method
+from optctl.solvers.method import Method, check_iterations, method
 from optctl.solvers.objective import Objective, projected_gradient, scaled_stationarity
 
 MEMORY = 10

@@ -36,6 +36,7 @@ import jax
 import jax.numpy as jnp
 
 from optctl._record import record
+from optctl._validate import check_choice
 from optctl.lq.kkt import times, transposed_times
 from optctl.lq.model import LQ
 from optctl.problem import Problem
@@ -43,7 +44,7 @@ from optctl.result import Status
 from optctl.solution import History, cost_size
 from optctl.solvers.boxed import FIRST_SHIFT, LARGEST_SHIFT, SHIFT_FACTOR, Policy, best_policy, keep, unit
 from optctl.solvers.iterate import Iterate
-from optctl.solvers.method import Method, check_choice, check_iterations, method
+from optctl.solvers.method import Method, check_iterations, method
 from optctl.solvers.objective import Objective, projected_gradient, scaled_stationarity
 
 SUFFICIENT = 0.1

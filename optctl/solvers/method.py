@@ -85,12 +85,6 @@ def _elsewhere(option: str) -> str:
     return f" {', '.join(having)} {'has' if len(having) == 1 else 'have'} it." if having else ""
 
 
-def check_choice(value: Any, name: str, choices: tuple) -> None:
-    """Raise unless an option is one of a few values."""
-    if value not in choices:
-        raise ValueError(f"`{name}` is {value!r}; expected one of {', '.join(map(repr, choices))}.")
-
-
 def check_iterations(value: Any) -> None:
     """Raise unless a limit of iterations is a whole number, at least 0."""
     as_whole(value, "max_iterations", least=0)
