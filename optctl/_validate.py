@@ -57,6 +57,8 @@ def is_number(value: Any) -> bool:
 
 def shown(value: Any) -> str:
     """Return a value as a message shows it: numbers and words as they are, what is long by its type."""
+    if np.ma.is_masked(value):
+        return "masked"
     text = repr(value) if isinstance(value, bool | float | complex | str | None | list | tuple | dict) else ""
     if isinstance(value, int):
         text = repr(value) if abs(value) < 10**20 else "a number of more than 20 digits"
