@@ -193,11 +193,17 @@ def _numbers(value: Any, name: str) -> Any:
 
 
 def is_whole(value: Any, least: int = 1) -> bool:
-    """True for a whole number, 20.0 included, at least `least`; True and False are none."""
-    whole = isinstance(value, int | np.integer) or (
-        isinstance(value, float | np.floating) and float(value).is_integer()
-    )
-    return whole and not isinstance(value, bool) and bool(value >= least)
+    """True for a whole number, 20.0 and arrays without axes included, at least `least`; True and False are none."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value >= least
+    return is_concrete(value) and is_number(value) and float(value).is_integer() and bool(value >= least)
+
+
+def keep_whole(made: Any, name: str, of: str = "", least: int = 1, *, optional: bool = False) -> None:
+    """Set a field of a frozen record to the int that it stands for (`optional`: or None), or raise ValueError."""
+    value = getattr(made, name)
+    if value is not None or not optional:
+        object.__setattr__(made, name, as_whole(value, name, of, least))
 
 
 def as_whole(value: Any, name: str, of: str = "", least: int = 1) -> int:
@@ -279,7 +285,8 @@ def result_shape(function: Any, name: str, *arguments: Any) -> Any:
     except Exception as error:
         single = [a for a in arguments if a is None or hasattr(a, "shape") or is_number(a)]
         shapes = ", ".join("None" if a is None else str(np.shape(a)) for a in single)
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+        reason = f"there is no key {reason}" if isinstance(error, KeyError) else reason
         kind = re.search(r"returned a value of type <class '([^']*)'>", reason)
         if kind:
             raise ValueError(f"`{name}` returns a {kind.group(1)}; expected arrays of numbers.") from error

@@ -26,6 +26,7 @@ from optctl.dynamics.discretize import Discretized, RunningCost
 from optctl.problem import BOUNDS, Problem
 from optctl.result import Result, Status
 from optctl.solution import Solution, Violation
+from optctl.solvers.methods import check_method
 from optctl.solvers.solve import solve
 
 ORDERS = {"euler": 1, "midpoint": 2, "rk4": 4, "implicit_midpoint": 2, "trapezoid": 2}
@@ -135,6 +136,7 @@ def refine(
     check_shape(solution.us, "solution.us", (problem.horizon, problem.dynamics.nu))
     check_positive(tolerance, "tolerance", "a positive number, such as 1e-6")
     rounds = as_whole(max_rounds, "max_rounds", least=0)
+    method = None if method is None else check_method(method)
     dynamics: Any = problem.dynamics
     dt = np.broadcast_to(np.asarray(dynamics.dt), problem.steps)
     done = 0
@@ -201,8 +203,8 @@ def _between(problem: Problem, solution: Solution, inside: Any) -> tuple[Violati
     """Return what hard constraints miss at the points within the steps, the worst row of each, worst first."""
     N, points, nx = inside[:, 1:-1].shape
     xs = inside[:, 1:-1].reshape(-1, nx)
-    us = np.asarray(solution.us)
-    if problem.dynamics.hold == "linear":  # as on a mesh with each step in MOST_PARTS
+    us, dynamics = np.asarray(solution.us), problem.dynamics
+    if isinstance(dynamics, Discretized) and dynamics.hold == "linear":  # as on a mesh with each step in MOST_PARTS
         first, last = (part[:, None] for part in np.split(us, 2, axis=1))
         a = (np.arange(1, points + 1) / MOST_PARTS)[:, None]
         ends = [first + s * (last - first) for s in (a, a + 1 / MOST_PARTS)]

@@ -315,7 +315,10 @@ WRONG = [
     (lambda: oc.MPC(LIN).simulate([1.0, 0.0], 2, plant=3), r"`plant` is a int; expected a function plant\(x, u, k\)"),
     (lambda: oc.MPC(LIN).simulate([1.0, 0.0], 2, lambda x, u: x), r"`plant` takes other arguments.*plant\(x, u, k\)"),
     (lambda: oc.MPC(LIN).simulate([1.0, 0.0], 2, params=3), r"`params` is a int; expected a function params\(k\)"),
-    (lambda: oc.MPC(LIN).simulate([1.0, 0.0], 2, plan=3), "`plan` is a int; expected what init or step returned"),
+    (
+        lambda: oc.MPC(LIN).simulate([1.0, 0.0], 2, plan=3),
+        "`plan` is a int; expected what `init` or the last `step` returned",
+    ),
     (lambda: oc.kalman_filter(SERIES, np.ones(3), square_root="no"), "`square_root` is 'no'; expected True or False"),
     (lambda: oc.kalman_filter(SERIES, np.ones(3), method=[]), r"`method` is \[\]; expected one of 'auto'"),
     (lambda: oc.integrate(lambda z: -z, [1.0], [0.0, 1.0], rtol="a"), "`rtol` is 'a'; expected a positive number"),
@@ -326,6 +329,27 @@ WRONG = [
     (lambda: oc.multistart(LIN, np.zeros((3, 1)), spread=-1.0), "`spread` is -1.0; expected a number >= 0"),
     (lambda: oc.train(lambda p: p[0], jnp.zeros(1), jnp.ones((3, 1))), r"`loss` takes other .*loss\(params, batch\)"),
     (lambda: oc.refine(problem(CURVED, None), 3), "`solution` is a int; expected what optctl.solve returned"),
+    (lambda: oc.solve(LIN, free=("us", "params")), "`free` names params, but the problem has none"),
+    (
+        lambda: oc.MPC(LIN).step(oc.MPC(LIN.replace(horizon=2)).init([1.0, 0.0]), [1.0, 0.0]),
+        r"`plan.us` has shape \(2, 1\); expected \(3, 1\)",
+    ),
+    (lambda: oc.hessian_vector_product(LIN, np.zeros((3, 1)), dx0=[np.nan, 0.0]), "`dx0` holds NaN or inf"),
+    (lambda: oc.models.CartPole("a"), "`mc` is not numeric: it is 'a'"),
+    (lambda: oc.mlp([2, 1]).init("a"), "`key` is 'a'; expected a whole number"),
+    (lambda: oc.multistart(LIN, np.zeros((0, 3, 1))), "`us` holds no guesses"),
+    (lambda: oc.refine(problem(CURVED, None), oc.solve(LIN), method="no"), "`method` is 'no'; expected one of lq"),
+    (lambda: oc.to_cvxpy(problem(CURVED)), r"`dynamics` is not linear \(.*\); expected a linear-quadratic problem"),
+    (lambda: oc.plot.trajectory(3), "`sol` is a int; expected a result that has xs"),
+    (lambda: oc.train(lambda p, b: p @ p, jnp.ones(2), ["a"]), r"`data\[0\]` is not numeric: it is 'a'"),
+    (
+        lambda: oc.train(lambda p, b: p @ p, jnp.ones(2), np.ones((3, 1)), validation=np.ones((3, 2))),
+        r"`validation` has shape \(3, 2\); expected any number of rows and 1 column",
+    ),
+    (
+        lambda: oc.train_policy(LIN, lambda x, t, K: K @ x, K0, lambda key: jnp.ones(3), steps=1),
+        r"`x0s` returns shape \(3,\); expected \(2,\)",
+    ),
     (lambda: problem(oc.Dynamics(lambda x, u: None, 2, 1)), r"`f` returns None \(is a `return` missing\?\)"),
     (lambda: problem(oc.Dynamics(lambda x, u: {"a": x}, 2, 1)), r"`f` returns a dict; expected \(2,\)"),
     (lambda: problem(cost=lambda x, u: "a"), "`stage_cost` returns a str; expected arrays of numbers"),
@@ -337,6 +361,29 @@ WRONG = [
 def test_arguments_of_the_wrong_kind_are_named(make, says):
     with pytest.raises(ValueError, match=says):
         make()
+
+
+WHOLE = {
+    "nx": lambda n: oc.Dynamics(lambda x, u: x, n, 1).nx,
+    "nu": lambda n: oc.discretize(lambda x, u: x, 0.1, nx=2, nu=n).nu,
+    "horizon": lambda n: problem().replace(horizon=n).horizon,
+    "max_iterations": lambda n: oc.ILQR(max_iterations=n).max_iterations,
+    "callback_every": lambda n: oc.InteriorPoint(callback_every=n).callback_every,
+    "most": lambda n: oc.Event(lambda z: z[0], most=n).most,
+    "n": lambda n: oc.pde.Burgers(n, dt=1e-3).n,
+    "steps": lambda n: len(oc.train(lambda p, b: p @ p, jnp.ones(1), np.ones((3, 1)), steps=n, batch_size=n).history),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_whole_number_is_one_in_every_form(name):
+    for three in (3, 3.0, np.int32(3), np.float64(3.0), np.asarray(3), jnp.asarray(3)):
+        kept = WHOLE[name](three)
+        assert type(kept) is int
+        assert kept == 3
+    for other in (*[None] * (name not in ("nx", "nu", "steps")), True, 2.5, "3", -1, np.ones(1), [], np.ma.masked):
+        with pytest.raises(ValueError, match=f"`{'batch_size' if name == 'steps' else name}` is "):
+            WHOLE[name](other)
 
 
 WITHOUT_PARAMS = {

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, as_whole, check_choice, is_concrete
+from optctl._validate import as_float, check_choice, is_concrete, keep_whole
 from optctl.dynamics.base import as_state
 from optctl.dynamics.pde import tridiagonal_solve
 from optctl.dynamics.stage import StageFunction, own_arguments, stage_function
@@ -199,7 +199,7 @@ class Event:
             function = getattr(self, name)
             if function is not None or name == "when":
                 object.__setattr__(self, name, stage_function(function, name, STATE_TIME, least=1))
-        as_whole(self.most, "most", "events")
+        keep_whole(self, "most", "events")
         check_choice(self.direction, "direction", (-1, 0, 1))
 
     def value(self, z: Any, t: Any, params: Any) -> Any:

@@ -29,6 +29,7 @@ from optctl._validate import (
     check_function,
     check_kind,
     check_positive,
+    check_shape,
     check_tree,
     is_concrete,
     runs_now,
@@ -348,8 +349,8 @@ class MPC:
                 `real_time` it is fast where `prepare` was given the same.
         """
         x = jnp.asarray(as_float(x, "x", (self.nx,)), self.dtype)
-        if not isinstance(plan, MPCPlan):
-            raise ValueError(f"`plan` is a {type(plan).__name__}; expected what `init` or the last `step` returned.")
+        check_kind(plan, MPCPlan, "plan", "what `init` or the last `step` returned")
+        check_shape(plan.us, "plan.us", (self.problem.steps, self.nu))
         offset = plan.offset
         if self.gain is not None:
             error = x - plan.predicted
@@ -445,7 +446,7 @@ class MPC:
         if params is not None:
             check_function(params, "params", "params(k)")
         if plan is not None:
-            check_kind(plan, MPCPlan, "plan", "what init or step returned")
+            check_kind(plan, MPCPlan, "plan", "what `init` or the last `step` returned")
         at = (lambda k: None) if params is None else params
         plan = self.init(x, at(0)) if plan is None else plan
         if plant is None:

@@ -29,12 +29,12 @@ import numpy as np
 from optctl._record import record
 from optctl._validate import (
     as_float,
-    as_whole,
     cast,
     check_kind,
     check_like,
     check_shape,
     check_tree,
+    keep_whole,
     result_shape,
     returned,
 )
@@ -350,7 +350,8 @@ class Dynamics(AbstractDynamics):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "f", stage_function(self.f, "f"))
-        check_sizes(self.nx, self.nu)
+        keep_whole(self, "nx", "states", optional=True)
+        keep_whole(self, "nu", "inputs", least=0, optional=True)
         check_labels(self.labels, self.nx, self.nu)
         if self.nx is not None and self.nu is not None and not self.f.takes("params"):
             dtype = jnp.zeros(()).dtype
@@ -376,14 +377,6 @@ def check_registered(dynamics: Any) -> None:
     if jax.tree_util.all_leaves([dynamics]):
         name = type(dynamics).__name__
         raise ValueError(f"`{name}` is not registered with JAX; decorate the class with @optctl.record().")
-
-
-def check_sizes(nx: Any, nu: Any) -> None:
-    """Raise unless nx is None or a positive int and nu is None or a non-negative int."""
-    if nx is not None:
-        as_whole(nx, "nx", "states")
-    if nu is not None:
-        as_whole(nu, "nu", "inputs", least=0)
 
 
 def check_labels(labels: Any, nx: Any, nu: Any) -> None:

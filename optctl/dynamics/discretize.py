@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, check_choice, is_concrete, result_shape, returned
-from optctl.dynamics.base import AbstractDynamics, Labels, as_state, check_labels, check_sizes
+from optctl._validate import as_float, as_whole, check_choice, is_concrete, result_shape, returned
+from optctl.dynamics.base import AbstractDynamics, Labels, as_state, check_labels
 from optctl.dynamics.linear import LinearDynamics
 from optctl.dynamics.stage import StageFunction, stage_function
 
@@ -235,7 +235,8 @@ def discretize(
         raise ValueError(f"`dt` is {dt}; expected a positive step length in seconds, or (N,) of them.")
     nx = getattr(ode, "nx", None) if nx is None else nx
     nu = getattr(ode, "nu", None) if nu is None else nu
-    check_sizes(nx, nu)
+    nx = None if nx is None else as_whole(nx, "nx", "states")
+    nu = None if nu is None else as_whole(nu, "nu", "inputs", least=0)
     labels = getattr(ode, "labels", None) if labels is None else labels
     check_labels(labels, nx, nu)
     if hold == "linear" and method == "zoh":

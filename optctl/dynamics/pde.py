@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, as_whole, check_choice, is_concrete
+from optctl._validate import as_float, check_choice, is_concrete, keep_whole
 from optctl.dynamics.base import AbstractDynamics, Labels
 
 SCHEMES = {"implicit_euler": 1.0, "crank_nicolson": 0.5}
@@ -63,7 +63,7 @@ class _Interval(AbstractDynamics):
     positive: ClassVar[tuple[str, ...]]
 
     def __post_init__(self) -> None:
-        as_whole(self.n, "n", "interior points")
+        keep_whole(self, "n", "interior points")
         check_choice(self.control, "control", CONTROLS)
         for name in self.positive:
             given = getattr(self, name)

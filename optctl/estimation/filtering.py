@@ -225,9 +225,9 @@ def _explain(status: int, stage: int) -> str:
 
 
 def _pick(method: str, square_root: bool, series: Series) -> str:
-    roots = square_root and series.z.shape[1] > 0  # nothing is measured: nothing to take roots of
     check_choice(method, "method", METHODS)
     check_flag(square_root, "square_root")
+    roots = square_root and series.z.shape[1] > 0  # nothing is measured: nothing to take roots of
     if method == "parallel" and roots:
         raise ValueError("`square_root` has no parallel form; use method='native' or 'scan'.")
     if method == "native":

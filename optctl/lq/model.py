@@ -194,7 +194,7 @@ class LQ:
             )
         reason = _departure(problem)
         if reason:
-            raise ValueError(f"{reason}; use method='newton_cg' or 'lbfgs'.")
+            raise ValueError(f"{reason}; expected a linear-quadratic problem. (`solve` has other methods for others.)")
         return _model_along(problem, *zero_trajectory(problem), problem.params, None)
 
 

@@ -4,10 +4,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from optctl._record import record
-from optctl._validate import check_choice, is_whole
+from optctl._validate import as_whole, check_choice, is_number, is_whole
 
 ACTIVATIONS = {
     "tanh": jnp.tanh,
@@ -39,7 +38,8 @@ class MLP:
         Args:
             key: a JAX key or an integer seed.
         """
-        key = jax.random.key(key) if isinstance(key, int | np.integer) else key
+        if not hasattr(key, "dtype") or is_number(key):
+            key = jax.random.key(as_whole(key, "key", least=0))
         keys = jax.random.split(key, len(self.widths) - 1)
         layers = []
         for i, (n_in, n_out) in enumerate(zip(self.widths[:-1], self.widths[1:], strict=True)):

@@ -10,7 +10,6 @@ import numpy as np
 
 from optctl._validate import (
     as_float,
-    as_whole,
     cast,
     check_choice,
     check_function,
@@ -19,6 +18,7 @@ from optctl._validate import (
     check_time_limit,
     is_concrete,
     is_number,
+    keep_whole,
     runs_now,
     shown,
 )
@@ -28,7 +28,7 @@ from optctl.shooting.interior_point import BACKENDS, Settings, interior_point
 from optctl.shooting.rows import PATH, TERMINAL
 from optctl.solution import Solution
 from optctl.solvers.form import Form
-from optctl.solvers.method import Method, check_iterations, method
+from optctl.solvers.method import Method, method
 from optctl.solvers.objective import Objective
 
 MAX_ITERATIONS = 1_000
@@ -89,8 +89,7 @@ class InteriorPoint(Method):
     def __post_init__(self) -> None:
         check_choice(self.backend, "backend", BACKENDS)
         check_choice(self.hessian, "hessian", ("exact", "gauss_newton"))
-        if self.max_iterations is not None:
-            check_iterations(self.max_iterations)
+        keep_whole(self, "max_iterations", least=0, optional=True)
         if is_concrete(self.failed_derivative) and not is_number(self.failed_derivative):
             raise ValueError(f"`failed_derivative` is {shown(self.failed_derivative)}; expected NaN, or 0.")
         if self.barrier is not None:
@@ -99,7 +98,7 @@ class InteriorPoint(Method):
             _check_scale(self.scale)
         if self.callback is not None:
             check_function(self.callback, "callback", "callback(solution)")
-        as_whole(self.callback_every, "callback_every", least=1)
+        keep_whole(self, "callback_every")
         check_time_limit(self.time_limit)
         if self.warm_start is not None:
             check_kind(self.warm_start, Solution, "warm_start", "what optctl.solve returned")

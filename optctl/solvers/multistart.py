@@ -109,6 +109,8 @@ def multistart(
     elif guesses is not None:
         raise ValueError("`guesses` are to be drawn around one guess us (N, nu), but several are given; leave it out.")
     us = jnp.asarray(as_float(us, "us", (None, N, nu)))
+    if not len(us):
+        raise ValueError("`us` holds no guesses; expected at least one.")
     if xs is not None:
         xs = jnp.asarray(as_float(xs, "xs"))
     axes = (0, 0 if xs is not None and xs.ndim == 3 else None)

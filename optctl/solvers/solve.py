@@ -219,6 +219,10 @@ def _free_names(problem: Problem, free: Any) -> tuple[str, ...]:
             f"`free` is {shown(free)}; expected one or more of the names 'us', 'x0', 'params'. (For the cost of what is"
             " given there is optctl.gradient.)"
         )
+    if "params" in names and not jax.tree.leaves(problem.params):
+        raise ValueError(
+            "`free` names params, but the problem has none; pass their first guess, params=..., to Problem."
+        )
     if "x0" in names and problem.x0 is not None:
         raise ValueError(
             "`free` names x0, but the problem fixes it; write problem.replace(x0=None) and pass x0= as guess."
