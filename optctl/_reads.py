@@ -175,6 +175,15 @@ def _frames(eqn: Any) -> list[tuple[str, int]]:
     return [] if traceback is None else [(frame.file_name, frame.line_num) for frame in traceback.frames]
 
 
+def _says_mode(frames: Sequence[tuple[str, int]]) -> bool:
+    """True if the user's statement may say `mode=`, which a write may also do on another line than it begins."""
+    for filename, number in frames:
+        if not is_library(filename):
+            near = [linecache.getline(filename, number + k) for k in range(-4, 5)]
+            return not near[4] or any("mode" in line for line in near)
+    return True
+
+
 def _sliced(eqn: Any, shape: Any, sizes: Any, starts: Sequence[_Known], verb: str = "takes") -> Fault | None:
     found = (
         _fault(eqn, start.value, n - size, n, verb)
@@ -204,8 +213,7 @@ def _gather(eqn: Any, args: list[_Known]) -> Fault | None:
 def _scatter(eqn: Any, args: list[_Known]) -> Fault | None:
     if args[1].value is None or not args[1].value.size:
         return None
-    line = user_line(_frames(eqn))
-    if not line or "mode" in line:
+    if _says_mode(_frames(eqn)):
         return None
     shape = eqn.invars[0].aval.shape
     for k, axis in enumerate(eqn.params["dimension_numbers"].scatter_dims_to_operand_dims):

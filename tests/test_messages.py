@@ -161,6 +161,10 @@ BEYOND = {
         lambda: problem(cost=lambda x, u: jax.lax.cond(x[0] > 0, lambda: x[9], lambda: 0.0) + u @ u),
         "`stage_cost` takes entry 9",
     ),
+    "an entered branch": (
+        lambda: problem(cost=lambda x, u, t: jax.lax.cond(t > 1, lambda: HUNDREDS[t + 1], lambda: 0.0) + u @ u),
+        "`stage_cost` takes entry 3 at stage 2 of an axis of 3",
+    ),
     "a write": (lambda: problem(oc.Dynamics(lambda x, u: x.at[2].set(u[0]), 2, 1)), "`f` writes to entry 2 .*nothing"),
     "a policy": (
         lambda: oc.train_policy(LIN, lambda x, t, K: K[2] @ x, jnp.zeros((1, 2)), jnp.ones((1, 2)), steps=1),
@@ -177,8 +181,15 @@ LEGAL = {
     "slices": lambda x, u, t: x[:9] @ x[0:2],
     "data": lambda x, u, t: HUNDREDS[x[0].astype(int) + 7],
     "clipped": lambda x, u, t: HUNDREDS[jnp.clip(t + 5, 0, 2)],
+    "clamped": lambda x, u, t: HUNDREDS[jax.lax.clamp(0, t + 5, 2)] + HUNDREDS[jnp.minimum(7 * t, 2)],
     "taken": lambda x, u, t: jnp.take(x, 7, mode="clip") + x.at[7].get(mode="fill", fill_value=0.0),
     "dropped": lambda x, u, t: x.at[2].set(u[0], mode="drop")[0],
+    "dropped on lines": lambda x, u, t: (
+        x.at[2].set(
+            u[0],
+            mode="drop",
+        )[0]
+    ),
     "some dropped": lambda x, u, t: x.at[jnp.array([0, 2])].add(1.0)[0],
     "not chosen": lambda x, u, t: jnp.where(t < 1, HUNDREDS[t + 2], 0.0),
     "not entered": lambda x, u, t: jax.lax.cond(t < 1, lambda: HUNDREDS[t + 2], lambda: 0.0),
