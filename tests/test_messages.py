@@ -184,12 +184,10 @@ LEGAL = {
     "clamped": lambda x, u, t: HUNDREDS[jax.lax.clamp(0, t + 5, 2)] + HUNDREDS[jnp.minimum(7 * t, 2)],
     "taken": lambda x, u, t: jnp.take(x, 7, mode="clip") + x.at[7].get(mode="fill", fill_value=0.0),
     "dropped": lambda x, u, t: x.at[2].set(u[0], mode="drop")[0],
-    "dropped on lines": lambda x, u, t: (
-        x.at[2].set(
-            u[0],
-            mode="drop",
-        )[0]
-    ),
+    "dropped on lines": lambda x, u, t: x.at[2].set(
+        u[0],
+        mode="drop",
+    )[0],
     "some dropped": lambda x, u, t: x.at[jnp.array([0, 2])].add(1.0)[0],
     "not chosen": lambda x, u, t: jnp.where(t < 1, HUNDREDS[t + 2], 0.0),
     "not entered": lambda x, u, t: jax.lax.cond(t < 1, lambda: HUNDREDS[t + 2], lambda: 0.0),
@@ -314,8 +312,8 @@ WRONG = [
     (lambda: oc.InteriorPoint(barrier=10**400), "`barrier` is a number of more than 20 digits"),
     (lambda: oc.solve(LIN, verbose=2), "`verbose` is 2; expected True or False"),
     (lambda: oc.solve(LIN, tolerance=np.ma.masked), "`tolerance` is masked; expected a number >= 0"),
-    (lambda: oc.solve(LIN, free=()), r"`free` is \(\); expected one or more of the names.*optctl.gradient"),
-    (lambda: oc.solve(LIN, free=3), "`free` is 3; expected one or more of the names 'us', 'x0', 'params'"),
+    (lambda: oc.solve(LIN, free=()), r"`free` is \(\); expected names among .*, at least one.*optctl.gradient"),
+    (lambda: oc.solve(LIN, free=3), "`free` is 3; expected names among 'us', 'x0', 'params', at least one"),
     (lambda: oc.solve(LIN, free=np.ones(2)), "`free` is of type ndarray"),
     (
         lambda: oc.solve(oc.Problem(oc.Dynamics(lambda x, u: x, 1, 0), lambda x, u: x @ x, horizon=2, x0=[1.0])),

@@ -216,8 +216,8 @@ def _free_names(problem: Problem, free: Any) -> tuple[str, ...]:
     known = isinstance(names, list | tuple | set) and all(isinstance(n, str) and n in VARIABLES for n in names)
     if not known or not names or len(set(names)) != len(names):
         raise ValueError(
-            f"`free` is {shown(free)}; expected one or more of the names 'us', 'x0', 'params'. (For the cost of what is"
-            " given there is optctl.gradient.)"
+            f"`free` is {shown(free)}; expected names among 'us', 'x0', 'params', at least one. (For the cost of"
+            " what is given there is optctl.gradient.)"
         )
     if "params" in names and not jax.tree.leaves(problem.params):
         raise ValueError(
