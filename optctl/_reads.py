@@ -7,6 +7,7 @@ reads that say what they want there (`jnp.take(x, i, mode="clip")`, `x.at[i].get
 dropped, which is a fault where nothing at all is written and the line does not ask for it by `mode=`.
 """
 
+import contextlib
 import linecache
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from jax.extend.core import Literal
 
 LARGEST = 10_000
 """Most entries of an array whose numbers are followed."""
+NOTHING = 1e-9
+"""Size of a factor that leaves nothing of a number, as the weight of a neighbor beyond the last one does."""
 LONGEST = 3_000
 """Most equations of a loop that is followed turn by turn."""
 
@@ -90,7 +93,8 @@ def _walk(jaxpr: Any, arguments: Sequence[_Known]) -> list[_Known]:
 def _constant(value: Any) -> _Known:
     if isinstance(value, jax.core.Tracer) or np.size(value) > LARGEST:
         return _NOTHING
-    return _Known(np.asarray(value)) if getattr(value, "dtype", np.dtype(float)).kind in "fiub" else _NOTHING
+    dtype = getattr(value, "dtype", np.dtype(float))  # that of a random key is none of NumPy's
+    return _Known(np.asarray(value)) if isinstance(dtype, np.dtype) and dtype.kind in "fiub" else _NOTHING
 
 
 def _first(among: Sequence[_Known]) -> Fault | None:
@@ -108,12 +112,13 @@ def _equation(eqn: Any, args: list[_Known]) -> list[_Known]:
     if name == "select_n" and args[0].value is not None:
         chosen = np.unique(args[0].value)
         fault = args[0].fault or (args[1 + int(chosen[0])].fault if chosen.size == 1 else None)
-    if name == "mul" and fault is not None and any(a.value is not None and (a.value == 0).any() for a in args):
+    if name == "mul" and any(a.value is not None and (np.abs(a.value) <= NOTHING).any() for a in args):
         fault = None  # a mask
     aval: Any = eqn.outvars[0].aval if eqn.outvars else None
     if name in _FOLDS and aval.size <= LARGEST and all(a.value is not None for a in args):
-        value = _FOLDS[name](eqn, *[a.value for a in args])
-        return [_Known(np.broadcast_to(np.asarray(value).astype(aval.dtype), aval.shape), fault)]
+        with contextlib.suppress(ValueError, TypeError, IndexError):  # else it is not known
+            value = np.asarray(_FOLDS[name](eqn, *[a.value for a in args]))
+            return [_Known(np.broadcast_to(value.astype(aval.dtype), aval.shape), fault)]
     return [_Known(None, fault)] * len(eqn.outvars)
 
 

@@ -276,8 +276,6 @@ def result_shape(function: Any, name: str, *arguments: Any) -> Any:
     """
     try:
         closed, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
-        _check_reads(closed, name, arguments)
-        return shape
     except TracedError:
         raise
     except tuple(NEEDS_NUMBERS) as error:
@@ -290,9 +288,12 @@ def result_shape(function: Any, name: str, *arguments: Any) -> Any:
         kind = re.search(r"returned a value of type <class '([^']*)'>", reason)
         if kind:
             raise ValueError(f"`{name}` returns a {kind.group(1)}; expected arrays of numbers.") from error
-        none = "None" in reason and None in jax.tree.leaves(arguments[-1], is_leaf=lambda leaf: leaf is None)
+        held = jax.tree.leaves(arguments[-1], is_leaf=lambda leaf: leaf is None)
+        none = "None" in reason and any(leaf is None for leaf in held)
         missing = " Its `params` are None: pass params=..." if none else ""
         raise ValueError(f"`{name}` fails on arguments of shapes {shapes}: {reason}.{missing}") from error
+    _check_reads(closed, name, arguments)
+    return shape
 
 
 def _check_reads(closed: Any, name: str, arguments: Any) -> None:

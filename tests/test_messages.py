@@ -126,7 +126,8 @@ def test_other_mistakes_keep_their_own_words():
 
 # Indices beyond the end, which JAX replaces by the nearest one.
 
-HUNDREDS = jnp.arange(300.0, 303.0)  # fewer than stages
+HUNDREDS = jnp.arange(300.0, 303.0)  # as many as stages
+KEY, WEIGHT = jax.random.key(0), 1e-17
 BEYOND = {
     "an input": (lambda: problem(oc.Dynamics(lambda x, u: x + u[3], 2, 1)), "`f` takes entry 3 of an axis of 1"),
     "from the end": (lambda: problem(oc.Dynamics(lambda x, u: x + u[-2], 2, 1)), "`f` takes entry -2 of an axis of 1"),
@@ -197,6 +198,9 @@ LEGAL = {
         jnp.interp(x[0], jnp.arange(3.0), HUNDREDS) + jnp.roll(x, 3)[0] + jnp.convolve(x, x)[2] + jnp.sort(x)[1]
     ),
     "not used": lambda x, u, t: (x[5], x[0])[1],
+    "a random key": lambda x, u, t: jax.random.normal(KEY, (2,)) @ x,
+    "no weight": lambda x, u, t: (1 - WEIGHT) * HUNDREDS[t] + WEIGHT * HUNDREDS[t + 1],
+    "shapes only": lambda x, u, t: jnp.zeros(0).sum() + jnp.kron(x, x)[3] + jnp.outer(x, x)[jnp.triu_indices(2)][2],
 }
 
 
