@@ -282,6 +282,11 @@ def test_numbers_of_other_kinds_are_numbers():
         problem(u_min=1e20)
 
 
+def test_parameters_may_be_given_to_solve_alone():
+    free = oc.solve(problem(cost=lambda x, u, params: (params - 2.0) ** 2), np.zeros((3, 1)), params=1.0, free="params")
+    np.testing.assert_allclose(free.params, 2.0, atol=1e-6)
+
+
 def test_a_bound_of_great_size_is_none():
     free = oc.solve(LIN, method="interior_point")
     bounded = oc.solve(LIN.replace(u_max=1e25, x_min=-1e300), method="interior_point")

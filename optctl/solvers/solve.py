@@ -149,9 +149,9 @@ def _told(problem: Problem, solution: Solution, verbose: bool) -> Solution:
 def _objective(problem: Problem, us: Any, x0: Any, params: Any, free: Any) -> Objective:
     check_kind(problem, Problem, "problem", "optctl.Problem")
     dynamics = problem.dynamics
-    names = _free_names(problem, free)
     if params is not None:
         problem = problem.replace(params=params)
+    names = _free_names(problem, free)
     dtype = jnp.result_type(float)
     for given in (problem.x0, us, x0):
         if given is not None and hasattr(given, "dtype"):
