@@ -4,14 +4,23 @@ Values are looked at only when they are concrete: under `jit`, `vmap` or `grad` 
 numbers cannot be.
 """
 
+import inspect
+import re
 import traceback
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import get_opaque_trace_state
+
+from optctl._reads import fault_in, user_line
+
+MOST = 2**31 - 1
+"""Greatest whole number that anything may count."""
+LONGEST = 80
+"""Most characters of a value in a message."""
 
 
 def is_concrete(value: Any) -> bool:
@@ -41,13 +50,82 @@ def cast(value: Any, dtype: Any) -> Any:
 
 def is_number(value: Any) -> bool:
     """True for one real number, also as an array without axes; True and False are none."""
-    return not isinstance(value, bool) and np.ndim(value) == 0 and np.asarray(value).dtype.kind in "fiu"
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number | np.ndarray | jax.Array):
+        return False
+    return np.ndim(value) == 0 and not np.ma.is_masked(value) and np.asarray(value).dtype.kind in "fiu"
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message shows it: numbers and words as they are, what is long by its type."""
+    if np.ma.is_masked(value):
+        return "masked"
+    text = repr(value) if isinstance(value, bool | float | complex | str | None | list | tuple | dict) else ""
+    if isinstance(value, int):
+        text = repr(value) if abs(value) < 10**20 else "a number of more than 20 digits"
+    if isinstance(value, np.number | np.ndarray | jax.Array) and not np.ndim(value):
+        text = str(value)
+    return text if 0 < len(text) <= LONGEST else f"of type {type(value).__name__}"
+
+
+def check_kind(value: Any, kind: Any, name: str, expected: str) -> None:
+    """Raise unless a value is of a class, or one of several."""
+    if not isinstance(value, kind):
+        raise ValueError(f"`{name}` is a {type(value).__name__}; expected {expected}.")
+
+
+def check_function(value: Any, name: str, expected: str) -> None:
+    """Raise unless a value is a function that takes as many arguments as the one expected, such as "plant(x, u, k)"."""
+    if not callable(value):
+        raise ValueError(f"`{name}` is a {type(value).__name__}; expected a function {expected}.")
+    many = expected[expected.index("(") : expected.index(")")].count(",") + 1
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*[None] * many)
+    except TypeError as error:
+        raise ValueError(f"`{name}` takes other arguments: {error}; expected a function {expected}.") from error
+
+
+def check_choice(value: Any, name: str, choices: Iterable) -> None:
+    """Raise unless an option is one of a few values, of the same type."""
+    alike = [one for one in choices if value is one or (isinstance(value, str) and value == one)]
+    if not alike and not (is_number(value) and any(is_number(one) and value == one for one in choices)):
+        raise ValueError(f"`{name}` is {shown(value)}; expected one of {', '.join(map(repr, choices))}.")
+
+
+def check_flag(value: Any, name: str) -> None:
+    """Raise unless an option is True or False."""
+    if not isinstance(value, bool | np.bool):
+        raise ValueError(f"`{name}` is {shown(value)}; expected True or False.")
+
+
+def check_positive(value: Any, name: str, expected: str = "a positive number", *, zero: bool = False) -> None:
+    """Raise unless a value is one finite number above 0, or (`zero`) at least 0; nothing is said of traced ones."""
+    if not is_concrete(value):
+        check_shape(value, name, ())
+    elif not is_number(value) or not (value >= 0 if zero else value > 0) or not _is_finite(value):
+        raise ValueError(f"`{name}` is {shown(value)}; expected {expected}.")
+
+
+def _is_finite(value: Any) -> bool:
+    """True for a number that is finite as a float, too."""
+    try:
+        return bool(np.isfinite(float(value)))
+    except OverflowError:
+        return False
 
 
 def check_time_limit(value: Any) -> None:
     """Raise unless a time limit is None or a positive number of seconds."""
-    if value is not None and (not isinstance(value, int | float | np.number) or not value > 0):
-        raise ValueError(f"`time_limit` is {value!r}; expected seconds > 0, or None.")
+    if value is not None and not (is_number(value) and value == np.inf):
+        check_positive(value, "time_limit", "seconds > 0, or None")
+
+
+def as_seed(value: Any) -> int:
+    """Return the seed of random numbers, a whole number >= 0."""
+    return as_whole(value, "seed", least=0)
 
 
 def as_float(value: Any, name: str, shape: tuple[int | None, ...] | None = None, *, finite: bool = True) -> Any:
@@ -62,12 +140,8 @@ def as_float(value: Any, name: str, shape: tuple[int | None, ...] | None = None,
         raise ValueError(f"`{name}` is missing; expected an array{'' if shape is None else f' of shape {shape}'}.")
     if isinstance(value, np.floating):
         value = np.asarray(value)
-    if not isinstance(value, jax.Array | np.ndarray):
-        try:
-            array = np.asarray if is_concrete(value) else jnp.asarray
-            value = array(value, dtype=jnp.zeros(()).dtype)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"`{name}` is not numeric: expected an array, got {type(value).__name__}.") from error
+    if not isinstance(value, jax.Array) and type(value) is not np.ndarray:
+        value = _numbers(value, name)
     if value.dtype.kind in "iu":
         value = value.astype(jnp.zeros(()).dtype)
     if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.dtype.itemsize >= 8:
@@ -88,12 +162,48 @@ def as_float(value: Any, name: str, shape: tuple[int | None, ...] | None = None,
     return value
 
 
+def _numbers(value: Any, name: str) -> Any:
+    """Return an array of what is none yet: a number, a list of numbers, another library's array.
+
+    Lists may hold arrays, also traced ones; what is no real number in them is refused, however NumPy would read it.
+    """
+    if np.ma.isMaskedArray(value):
+        if np.ma.is_masked(value):
+            raise ValueError(f"`{name}` has masked entries; expected numbers. Write {name}.filled(...) with a number.")
+        return np.asarray(value)
+    if isinstance(value, np.ndarray):  # a matrix, or another kind of array
+        return np.asarray(value)
+    leaves = jax.tree.leaves(value)
+    odd = next((leaf for leaf in leaves if isinstance(leaf, bool | np.bool | str | bytes)), None)
+    if odd is not None or np.ma.is_masked(value):
+        what = f"it is {value!r}" if odd is value else f"it holds {odd!r}"
+        raise ValueError(f"`{name}` is not numeric: {what}; expected a number, or an array of numbers.")
+    try:
+        array = np.asarray if is_concrete(value) else jnp.asarray
+        if array is np.asarray and (kind := np.asarray(value).dtype.kind) not in "fiucO":
+            raise TypeError(f"an array of kind {kind}")
+        return array(value, dtype=jnp.zeros(()).dtype)
+    except OverflowError as error:
+        raise ValueError(f"`{name}` is too large for a number of type float; expected less than 1e308.") from error
+    except (TypeError, ValueError) as error:
+        dense = f" Write {name}.toarray()." if hasattr(value, "toarray") else ""
+        reason = f": {error}" if "inhomogeneous" in str(error) else "."
+        got = type(value).__name__
+        raise ValueError(f"`{name}` is not numeric: expected an array, got {got}{reason}{dense}") from error
+
+
 def is_whole(value: Any, least: int = 1) -> bool:
-    """True for a whole number, 20.0 included, at least `least`; True and False are none."""
-    whole = isinstance(value, int | np.integer) or (
-        isinstance(value, float | np.floating) and float(value).is_integer()
-    )
-    return whole and not isinstance(value, bool) and bool(value >= least)
+    """True for a whole number, 20.0 and arrays without axes included, at least `least`; True and False are none."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value >= least
+    return is_concrete(value) and is_number(value) and float(value).is_integer() and bool(value >= least)
+
+
+def keep_whole(made: Any, name: str, of: str = "", least: int = 1, *, optional: bool = False) -> None:
+    """Set a field of a frozen record to the int that it stands for (`optional`: or None), or raise ValueError."""
+    value = getattr(made, name)
+    if value is not None or not optional:
+        object.__setattr__(made, name, as_whole(value, name, of, least))
 
 
 def as_whole(value: Any, name: str, of: str = "", least: int = 1) -> int:
@@ -101,16 +211,33 @@ def as_whole(value: Any, name: str, of: str = "", least: int = 1) -> int:
     if not is_whole(value, least):
         many = f"whole number of {of}" if of else "whole number"
         expected = f"a positive {many}" if least == 1 else f"a {many}, at least {least}"
-        raise ValueError(f"`{name}` is {value!r}; expected {expected}.")
+        raise ValueError(f"`{name}` is {shown(value)}; expected {expected}.")
+    if value > MOST:
+        raise ValueError(f"`{name}` is {shown(value)}; expected at most {MOST}.")
     return int(value)
+
+
+def shape_in_words(shape: tuple[int | None, ...]) -> str:
+    """Return a shape for a message, such as "(3, 2)" or "2 rows and any number of columns"; None is any length."""
+    if shape == ():
+        return "a number"
+    if None not in shape:
+        return str(shape)
+    if len(shape) == 1:
+        return "a vector"
+    if len(shape) > 2:
+        return f"({', '.join('any number' if n is None else str(n) for n in shape)})"
+    if shape == (None, None):
+        return "a matrix"
+    counts = zip(shape, ("row", "column"), strict=True)
+    return " and ".join(f"any number of {what}s" if n is None else f"{n} {what}{'s' * (n != 1)}" for n, what in counts)
 
 
 def check_shape(value: Any, name: str, shape: tuple[int | None, ...]) -> None:
     """Raise unless `value.shape` is `shape`, where None matches any length."""
     got = tuple(np.shape(value))
     if len(got) != len(shape) or any(want is not None and want != have for want, have in zip(shape, got, strict=True)):
-        wanted = "(" + ", ".join("any" if n is None else str(n) for n in shape) + ("," if len(shape) == 1 else "") + ")"
-        raise ValueError(f"`{name}` has shape {got}; expected {wanted}.")
+        raise ValueError(f"`{name}` has shape {got}; expected {shape_in_words(shape)}.")
 
 
 class TracedError(ValueError):
@@ -133,44 +260,71 @@ NEEDS_NUMBERS = {
 def explained(error: Exception, name: str) -> TracedError:
     """Return an error of `NEEDS_NUMBERS` in the words of the user's function, with its line."""
     words = next(words for kind, words in NEEDS_NUMBERS.items() if isinstance(error, kind))
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_library(f.filename)]
-    line = f" (line {frames[-1].lineno} of {Path(frames[-1].filename).name}: {frames[-1].line})" if frames else ""
+    frames = traceback.extract_tb(error.__traceback__)[::-1]
+    line = user_line([(frame.filename, frame.lineno or 0) for frame in frames])
     return TracedError(f"`{name}` {words}. It is traced once, for all stages and points{line}.")
-
-
-def _is_library(filename: str) -> bool:
-    """True for files of this package, of JAX and of NumPy."""
-    inside = Path(__file__).parent
-    return inside in Path(filename).parents or bool({"jax", "jaxlib", "numpy"} & set(Path(filename).parts))
 
 
 def result_shape(function: Any, name: str, *arguments: Any) -> Any:
     """Return the shape and type of a user's function without running it.
 
+    A stage among the arguments, a NumPy integer, is the last one: entries are looked for at the first and at the last.
+
     Raises:
-        ValueError: if the function cannot be evaluated, with the shapes it was given and its own words.
+        ValueError: if the function cannot be evaluated, with the shapes it was given and its own words; or if it takes
+            an entry beyond the end of an array.
     """
     try:
-        return jax.eval_shape(function, *arguments)
+        closed, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
     except TracedError:
         raise
     except tuple(NEEDS_NUMBERS) as error:
         raise explained(error, name) from error
     except Exception as error:
-        shapes = ", ".join(
-            "None" if a is None else str(np.shape(a)) for a in arguments if not isinstance(a, dict | list)
-        )
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        missing = " Its `params` are None: pass params=..." if arguments[-1] is None and "None" in reason else ""
+        single = [a for a in arguments if a is None or hasattr(a, "shape") or is_number(a)]
+        shapes = ", ".join("None" if a is None else str(np.shape(a)) for a in single)
+        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+        reason = f"there is no key {reason}" if isinstance(error, KeyError) else reason
+        kind = re.search(r"returned a value of type <class '([^']*)'>", reason)
+        if kind:
+            raise ValueError(f"`{name}` returns a {kind.group(1)}; expected arrays of numbers.") from error
+        held = jax.tree.leaves(arguments[-1], is_leaf=lambda leaf: leaf is None)
+        none = "None" in reason and any(leaf is None for leaf in held)
+        missing = " Its `params` are None: pass params=..." if none else ""
         raise ValueError(f"`{name}` fails on arguments of shapes {shapes}: {reason}.{missing}") from error
+    _check_reads(closed, name, arguments)
+    return shape
+
+
+def _check_reads(closed: Any, name: str, arguments: Any) -> None:
+    """Raise if a function takes an entry beyond the end of an array, at the first stage or the last."""
+    leaves = jax.tree.leaves(arguments)
+    stage = [isinstance(leaf, np.ndarray) and leaf.shape == () and leaf.dtype.kind == "i" for leaf in leaves]
+    last = max((int(leaf) for leaf, is_stage in zip(leaves, stage, strict=True) if is_stage), default=0)
+    for t in sorted({0, last}):
+        fault = fault_in(closed, [t if is_stage else None for is_stage in stage])
+        if fault is not None:
+            at = f" at stage {t}" if t else ""
+            instead = "takes the nearest one" if fault.verb == "takes" else "writes nothing"
+            meant = "; if the nearest one is meant, write jnp.clip" if t and fault.verb == "takes" else ""
+            raise TracedError(
+                f"`{name}` {fault.verb} entry {fault.at}{at} of an axis of {fault.size}, where JAX {instead} without"
+                f" a word; expected one from {-fault.size} to {fault.size - 1}{meant}{fault.line}."
+            )
+
+
+def returned(got: Any) -> str:
+    """Return what a function returned as a message tells it: its shape, or of which type it is where it has none."""
+    if got is None:
+        return "None (is a `return` missing?)"
+    return f"shape {got.shape}" if hasattr(got, "shape") else f"a {type(got).__name__}"
 
 
 def check_scalar(function: Any, name: str, *arguments: Any, dtype: Any = None, hint: str = "") -> None:
     """Raise unless a user's function returns one floating number, of this type if given, without running it."""
     got = result_shape(function, name, *arguments)
-    shape = getattr(got, "shape", type(got).__name__)
-    if shape != ():
-        raise ValueError(f"`{name}` returns shape {shape}; expected a scalar.{hint}")
+    if getattr(got, "shape", None) != ():
+        raise ValueError(f"`{name}` returns {returned(got)}; expected a scalar.{hint}")
     if not jnp.issubdtype(got.dtype, jnp.floating) or (dtype is not None and got.dtype != dtype):
         expected = "floating point" if dtype is None else f"a {dtype} number"
         raise ValueError(f"`{name}` returns {got.dtype}; expected {expected}.")

@@ -38,6 +38,7 @@ def trajectory(sol: Any, problem: Any = None, *, dt: float | None = None, label:
     Returns:
         The axes: two, or one where there are no inputs.
     """
+    _needs(sol, "sol", "xs")
     if sol.xs is None:
         raise ValueError("`sol` holds no states, since its problem bounds the memory; roll it out first.")
     xs, us = np.asarray(sol.xs), np.asarray(sol.us)
@@ -74,6 +75,7 @@ def costates(sol: Any, problem: Any = None, *, dt: float | None = None, ax: Any 
     Returns:
         The axes.
     """
+    _needs(sol, "sol", "costates")
     (ax,) = _axes(1, ax)
     if isinstance(sol.costates, list | tuple):
         sizes = [np.linalg.norm(np.asarray(value)) for value in sol.costates]
@@ -104,6 +106,7 @@ def costate_growth(growth: Any, *, dt: float | None = None, ax: Any = None) -> A
         The axes.
     """
     (ax,) = _axes(1, ax)
+    _needs(growth, "growth", "log10_norms")
     exponents = np.asarray(growth.log10_norms)
     time = np.arange(len(exponents)) * (1 if dt is None else dt)
     if np.abs(exponents).max() < 300:
@@ -129,6 +132,8 @@ def convergence(solutions: Any, *, best: float | None = None, ax: Any = None) ->
         The axes.
     """
     (ax,) = _axes(1, ax)
+    if not isinstance(solutions, dict):
+        _needs(solutions, "solutions", "history")
     named = solutions if isinstance(solutions, dict) else {solutions.method: solutions}
     lowest = min(float(np.nanmin(np.asarray(s.history.cost))) for s in named.values()) if best is None else best
     for name, solution in named.items():
@@ -346,6 +351,12 @@ def _named_fields(fields: Any, positions: Any, times: Any, limits: Any) -> tuple
     if limits is None:
         limits = (min(values.min() for values in named.values()), max(values.max() for values in named.values()))
     return named, limits
+
+
+def _needs(value: Any, name: str, field: str) -> None:
+    """Raise unless a result has the field that is drawn."""
+    if not hasattr(value, field):
+        raise ValueError(f"`{name}` is a {type(value).__name__}; expected a result that has {field}.")
 
 
 def _axes(n: int, given: Any, side_by_side: bool = False) -> Any:

@@ -19,9 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, as_whole, check_scalar, check_shape, check_tree, is_concrete, result_shape
+from optctl._validate import (
+    as_float,
+    as_whole,
+    check_scalar,
+    check_shape,
+    check_tree,
+    is_concrete,
+    result_shape,
+    returned,
+)
 from optctl.constraint import Constraint, Soft, constraint
-from optctl.dynamics.base import AbstractDynamics, check_registered
+from optctl.dynamics.base import AbstractDynamics, check_dynamics, check_registered
 from optctl.dynamics.memory import Memory, check_memory
 from optctl.dynamics.stage import STATE, stage_function
 from optctl.dynamics.view import View, through, variable
@@ -33,6 +42,8 @@ BOUNDS = ("u_min", "u_max", "x_min", "x_max", "x0_min", "x0_max")
 PARAMS_BOUNDS = ("params_min", "params_max")
 CONSTRAINTS = (*BOUNDS, *PARAMS_BOUNDS, *FUNCTION_CONSTRAINTS)
 
+NO_BOUND = 1e19
+"""Size of a bound that stands for none, as other solvers have it, too."""
 REMEMBERED = 256
 _CHECKED: dict[tuple, Any] = {}
 
@@ -49,7 +60,8 @@ class Problem:
         horizon: number of steps N; may be left out where the dynamics fix it.
         x0: (nx,) initial state; None leaves it free.
         params: any pytree of floating arrays, handed to all functions.
-        u_min: lower bound of the inputs: a number, (nu,) or (N, nu); -inf where there is none.
+        u_min: lower bound of the inputs: a number, (nu,) or (N, nu); -inf where there is none. A bound
+            of a size of 1e19 or more, here and below, is none.
         u_max: upper bound of the inputs.
         x_min: lower bound of the states x_1..x_N (x_0, too, where it is free): a number, (nx,) or (N+1, nx).
         x_max: upper bound of the states.
@@ -105,11 +117,7 @@ class Problem:
     memory: Memory = "full"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.dynamics, AbstractDynamics):
-            raise ValueError(
-                f"`dynamics` is a {type(self.dynamics).__name__}; expected Dynamics(f), LinearDynamics, discretize(...)"
-                " or another kind."
-            )
+        check_dynamics(self.dynamics)
         check_registered(self.dynamics)
         if check_memory(self.memory) != "full" and not self.dynamics.bounds_memory:
             raise ValueError(
@@ -218,7 +226,7 @@ class Problem:
                 if bound is not None and np.ndim(bound) and np.shape(bound)[-1] != width:
                     raise ValueError(f"`{name}` has shape {np.shape(bound)}; expected ({width},), as the data have.")
         last = x0 if us is not None else jax.eval_shape(lambda: self.dynamics.roll(x0, None, params))[-1]
-        u, t = (None, 0) if us is None else (us[0], jnp.asarray(0))
+        u, t = (None, 0) if us is None else (us[0], np.asarray(self.steps - 1))
         for name in STAGE_FUNCTIONS:
             self._check_function(name, x0, u, t, params)
         for name in STATE_FUNCTIONS:
@@ -249,9 +257,9 @@ class Problem:
             check_scalar(f, name, x, *rest, hint=" Sum it, or use x @ Q @ x.")
             return
         got = result_shape(f, name, x, *rest)
-        shape = getattr(got, "shape", type(got).__name__)
-        if not isinstance(shape, tuple) or len(shape) != 1:
-            raise ValueError(f"`{name}` returns shape {shape}; expected a vector. Wrap it: jnp.array([...]).")
+        shape = getattr(got, "shape", ())
+        if len(shape) != 1:
+            raise ValueError(f"`{name}` returns {returned(got)}; expected a vector. Wrap it: jnp.array([...]).")
         if shape == (0,):
             raise ValueError(f"`{name}` returns no rows; leave it out, or look for a slice beyond the states' end.")
         if not jnp.issubdtype(got.dtype, jnp.floating):
@@ -366,9 +374,16 @@ def _check_params_bound(value: Any, name: str, params: Any) -> Any:
             check_shape(bound, name, np.shape(like))
         if is_concrete(bound) and np.isnan(bound).any():
             raise ValueError(f"`{name}` holds NaN; expected numbers, or infinity where there is no bound.")
-        return jnp.broadcast_to(bound, np.shape(like))
+        return jnp.broadcast_to(_unbounded(bound), np.shape(like))
 
     return jax.tree.map(leaf, value, params)
+
+
+def _unbounded(bound: Any) -> Any:
+    """Return a bound, infinite where its size says that there is none."""
+    if is_concrete(bound) and not (np.abs(bound) >= NO_BOUND).any():
+        return bound
+    return jnp.where(jnp.abs(bound) >= NO_BOUND, jnp.sign(bound) * jnp.inf, bound)
 
 
 def _check_bound(value: Any, name: str, width: int | None, rows: int | None) -> Any:
@@ -379,5 +394,5 @@ def _check_bound(value: Any, name: str, width: int | None, rows: int | None) -> 
     for shape in allowed:
         if len(shape) == np.ndim(value):
             check_shape(value, name, shape)
-            return value
+            return _unbounded(value)
     raise ValueError(f"`{name}` has shape {np.shape(value)}; expected one of {allowed}.")

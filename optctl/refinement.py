@@ -4,6 +4,8 @@ Between two mesh points the inputs are known functions of time, so that an integ
 the ODE would lead: its distance from the next mesh point is the error of that step. Where it exceeds the tolerance, the
 step is split into as many as the order of the scheme asks for, and the problem is solved again from the old solution.
 
+Constraints are asked for at the nodes; what they are missed by between them is measured along the same integration.
+
 Reference: Betts (2010), Practical Methods for Optimal Control and Estimation Using Nonlinear Programming, section 4.7.
 """
 
@@ -15,20 +17,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_whole
+from optctl._validate import as_whole, check_kind, check_positive, check_shape
+from optctl.adjoint.interpreter import interpret
+from optctl.constraint import Constraint
 from optctl.continuous.integrate import integrate
 from optctl.continuous.ode import ODE
 from optctl.dynamics.discretize import Discretized, RunningCost
 from optctl.problem import BOUNDS, Problem
 from optctl.result import Result, Status
-from optctl.solution import Solution
+from optctl.solution import Solution, Violation
+from optctl.solvers.methods import check_method
 from optctl.solvers.solve import solve
 
 ORDERS = {"euler": 1, "midpoint": 2, "rk4": 4, "implicit_midpoint": 2, "trapezoid": 2}
 MOST_PARTS = 8
 
 
-@record()
+@record(static=("between",))
 class Refinement(Result):
     """A solution on a mesh that is fine enough, or as fine as allowed.
 
@@ -40,6 +45,10 @@ class Refinement(Result):
         drift: largest error of the whole trajectory against one integration from x_0.
         converged: True if every error is within the tolerance and the solution converged.
         rounds: number of meshes solved after the first.
+        between: `Violation`s between the nodes, the worst row of each constraint, worst first: hard path constraints
+            and bounds of states hold at the nodes, and along the ODE they may be missed within a step (its stage is
+            given) by more than the solver's tolerance. Looked at in 7 points of each step; they do not bear on
+            `converged`: a finer mesh lowers them, a margin in the constraint takes them away.
         status: that of the solution, where it failed; ITERATION_LIMIT where the meshes ended before the tolerance.
         stage: the stage that failed, or that of the largest error, where the mesh is too coarse.
     """
@@ -51,6 +60,7 @@ class Refinement(Result):
     drift: Any
     converged: Any
     rounds: int
+    between: tuple[Violation, ...] = ()
 
     @property
     def status(self) -> Any:
@@ -70,13 +80,18 @@ class Refinement(Result):
         if not self.solution:
             return self.solution.message
         found = f"an error of {np.max(self.errors):.1e} at stage {int(np.argmax(self.errors))}"
-        return "solved, and the mesh is fine enough" if self.converged else f"{found} is left; raise max_rounds"
+        how = "solved, and the mesh is fine enough" if self.converged else f"{found} is left; raise max_rounds"
+        return how + self._missed()
+
+    def _missed(self) -> str:
+        """Return what is missed between the nodes, as words."""
+        return f"; missed between the nodes: {', '.join(map(str, self.between))}" if self.between else ""
 
     def __repr__(self) -> str:
         return (
             f"Refinement: {'converged' if self.converged else 'NOT converged'}, {len(self.errors)} steps after"
             f" {self.rounds} rounds, error of a step up to {np.max(self.errors):.1e}, of the trajectory"
-            f" {self.drift:.1e}\n{self.solution!r}"
+            f" {self.drift:.1e}{self._missed()}\n{self.solution!r}"
         )
 
 
@@ -117,7 +132,11 @@ def refine(
         Betts (2010), Practical Methods for Optimal Control and Estimation Using Nonlinear Programming, section 4.7.
     """
     _check(problem)
+    check_kind(solution, Solution, "solution", "what optctl.solve returned")
+    check_shape(solution.us, "solution.us", (problem.horizon, problem.dynamics.nu))
+    check_positive(tolerance, "tolerance", "a positive number, such as 1e-6")
     rounds = as_whole(max_rounds, "max_rounds", least=0)
+    method = None if method is None else check_method(method)
     dynamics: Any = problem.dynamics
     dt = np.broadcast_to(np.asarray(dynamics.dt), problem.steps)
     done = 0
@@ -144,7 +163,8 @@ def refine(
         done += 1
     drift = _drift(dynamics, jnp.asarray(dt), solution)
     converged = fine and bool(solution.converged)
-    return Refinement(solution, problem, np.append(0.0, np.cumsum(dt)), errors, drift, converged, done)
+    times, between = np.append(0.0, np.cumsum(dt)), _between(problem, solution, np.asarray(middles))
+    return Refinement(solution, problem, times, errors, drift, converged, done, between)
 
 
 def _check(problem: Any) -> None:
@@ -159,13 +179,56 @@ def _check(problem: Any) -> None:
         raise ValueError("`stage_cost` is tied to the mesh; expected dynamics.integral(rate), a cost per second.")
     for name in ("path_inequality", "path_equality"):
         function = getattr(problem, name)
-        if function is not None and function.takes("t"):
+        if function is not None and _depends_on_stage(function, problem):
             raise ValueError(
-                f"`{name}` takes the stage t, which a new mesh changes; expected (x, u) or (x, u, params)."
+                f"`{name}` depends on the stage t, which a new mesh changes; expected a function of (x, u), or of"
+                " (x, u, params)."
             )
     for name in BOUNDS:
         if np.ndim(getattr(problem, name)) == 2:
             raise ValueError(f"`{name}` is given per stage, which a new mesh changes; expected the same at all stages.")
+
+
+def _depends_on_stage(function: Constraint, problem: Problem) -> bool:
+    """True if the rows depend on t, whether or not the function takes it."""
+    if not function.takes("t"):
+        return False
+    x, u = (jnp.zeros(n) for n in (problem.dynamics.nx, problem.dynamics.nu))
+    jaxpr = jax.make_jaxpr(lambda t: function(x, u, t, problem.params))(jnp.asarray(0)).jaxpr
+    used = {id(v) for eqn in jaxpr.eqns for v in eqn.invars} | {id(v) for v in jaxpr.outvars}
+    return id(jaxpr.invars[0]) in used
+
+
+def _between(problem: Problem, solution: Solution, inside: Any) -> tuple[Violation, ...]:
+    """Return what hard constraints miss at the points within the steps, the worst row of each, worst first."""
+    N, points, nx = inside[:, 1:-1].shape
+    xs = inside[:, 1:-1].reshape(-1, nx)
+    us, dynamics = np.asarray(solution.us), problem.dynamics
+    if isinstance(dynamics, Discretized) and dynamics.hold == "linear":  # as on a mesh with each step in MOST_PARTS
+        first, last = (part[:, None] for part in np.split(us, 2, axis=1))
+        a = (np.arange(1, points + 1) / MOST_PARTS)[:, None]
+        ends = [first + s * (last - first) for s in (a, a + 1 / MOST_PARTS)]
+        us = np.concatenate(ends, axis=2).reshape(N * points, -1)
+    else:
+        us = np.repeat(us, points, axis=0)
+    missed = {}
+    for name, sign in (("x_min", -1), ("x_max", 1)):
+        if getattr(problem, name) is not None:
+            missed[name] = sign * (xs - np.asarray(getattr(problem, name)))
+    for name in ("path_inequality", "path_equality"):
+        held = getattr(problem, name)
+        if held is not None:
+            rows = jax.vmap(lambda x, u, held=held: held(x, u, jnp.asarray(0), solution.params))
+            (values,) = interpret(rows, xs, us)(xs, us)
+            hard = np.isinf(np.asarray(held.prices(values.shape, values.dtype)[0]))
+            on = True if held.on is None else np.repeat(np.broadcast_to(held.on, (N, values.shape[1])), points, axis=0)
+            missed[name] = np.where(hard & on, np.abs(values) if name == "path_equality" else values, 0.0)
+    found = []
+    for name, rows in missed.items():
+        at, row = np.unravel_index(np.argmax(rows), rows.shape)
+        found.append(Violation(name, int(at) // points, int(row), float(rows[at, row])))
+    least = float(solution.certificate.tolerance)
+    return tuple(sorted([v for v in found if v.amount > least], key=lambda v: -v.amount))
 
 
 def _rate(z: Any, s: Any, data: Any) -> Any:

@@ -7,6 +7,7 @@ import numpy as np
 
 from optctl._arrays import namespace
 from optctl._record import record
+from optctl._validate import check_positive
 from optctl.result import Result, Status
 
 NAMED = 3
@@ -196,6 +197,8 @@ class Solution(Result):
             least: amount from which on a row counts; None is the tolerance.
         """
         self._require_one("violations()")
+        if least is not None:
+            check_positive(least, "least", "an amount >= 0", zero=True)
         least = float(self.certificate.tolerance) if least is None else least
         found = []
         for name, block in (self.residuals or {}).items():

@@ -21,11 +21,11 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from optctl._record import record
-from optctl._validate import as_float
+from optctl._validate import as_float, as_seed, as_whole, check_tree
 from optctl.adjoint.culprit import culprit
 from optctl.adjoint.gradient import arguments, gradient, total_cost
 from optctl.adjoint.hessian import hessian_vector_product
-from optctl.dynamics.base import AbstractDynamics
+from optctl.dynamics.base import AbstractDynamics, check_dynamics
 from optctl.problem import Problem
 from optctl.result import Result, Status
 
@@ -127,7 +127,9 @@ def check_adjoint(
     References:
         Claerbout (2014), Geophysical image estimation by example, chapter 1 (dot-product test).
     """
-    rng = np.random.default_rng(seed)
+    check_dynamics(dynamics)
+    rng = np.random.default_rng(as_seed(seed))
+    horizon = as_whole(horizon, "horizon", "steps")
     if x0 is None:
         if dynamics.nx is None:
             raise ValueError("`x0` is missing and the number of states unknown; pass x0=...")
@@ -138,7 +140,7 @@ def check_adjoint(
             raise ValueError("`us` is missing and the number of inputs unknown; pass us=...")
         us = rng.normal(size=(dynamics.horizon or horizon, dynamics.nu))
     us = None if us is None else jnp.asarray(as_float(us, "us"), x0.dtype)
-    params = jax.tree.map(jnp.asarray, params)
+    params = jax.tree.map(jnp.asarray, check_tree(params, "params"))
 
     def draw(like: Any) -> Any:
         return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), like)
@@ -208,7 +210,7 @@ def check_gradient(problem: Problem, us: Any, *, x0: Any = None, params: Any = N
     g = gradient(problem, us, x0=x0, params=params)
     point = {"us": us, "x0": x0, "params": params}
     slopes = {"us": g.us, "x0": g.x0, "params": g.params}
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(as_seed(seed))
     rows, notes = [], []
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((g.cost, slopes))):
         found = culprit(problem, g.xs, us, params)

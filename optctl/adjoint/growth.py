@@ -13,7 +13,7 @@ import numpy as np
 
 from optctl._record import record
 from optctl._validate import as_float
-from optctl.dynamics.base import AbstractDynamics
+from optctl.dynamics.base import AbstractDynamics, check_dynamics
 
 
 @record()
@@ -91,6 +91,7 @@ def costate_growth(dynamics: AbstractDynamics, xs: Any, us: Any, params: Any = N
     References:
         Recht (2016), Mates of Costate.
     """
+    check_dynamics(dynamics)
     for i, x in enumerate(xs if isinstance(xs, list | tuple) else [xs]):
         as_float(x, f"xs[{i}]" if isinstance(xs, list | tuple) else "xs")
     A, _ = dynamics.linearize(xs, us, params)

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optctl._validate import check_like
+from optctl._validate import as_float, check_like, check_tree
 from optctl.adjoint.gradient import Gradient, arguments, costate_gradient
 from optctl.problem import Problem
 
@@ -70,13 +70,15 @@ def hessian_vector_product(
     require_second_derivatives(problem)
     at = (us, x0, params)
     given = (dus, dx0, dparams)
-    along = tuple(jax.tree.map(jnp.zeros_like, a) if d is None else d for a, d in zip(at, given, strict=True))
-    for name, direction, point in zip(("dus", "dx0", "dparams"), along, at, strict=True):
-        if jax.tree.structure(direction) != jax.tree.structure(point):  # type: ignore[operator]
+    along = [jax.tree.map(jnp.zeros_like, a) if d is None else d for a, d in zip(at, given, strict=True)]
+    for k, (name, point) in enumerate(zip(("dus", "dx0", "dparams"), at, strict=True)):
+        if along[k] is not None:
+            along[k] = check_tree(along[k], name) if name == "dparams" else as_float(along[k], name)
+        if jax.tree.structure(along[k]) != jax.tree.structure(point):  # type: ignore[operator]
             raise ValueError(f"`{name}` differs in structure from what it is a direction in.")
-        check_like(direction, name, point)
-    along = tuple(jax.tree.map(lambda d, a: jnp.asarray(d, a.dtype), d, a) for d, a in zip(along, at, strict=True))
-    return _hessian_vector_product(problem, at, along)
+        check_like(along[k], name, point)
+    cast = tuple(jax.tree.map(lambda d, a: jnp.asarray(d, a.dtype), d, a) for d, a in zip(along, at, strict=True))
+    return _hessian_vector_product(problem, at, cast)
 
 
 def require_second_derivatives(problem: Problem) -> None:

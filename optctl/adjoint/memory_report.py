@@ -7,7 +7,7 @@ import jax
 from optctl._record import record
 from optctl.adjoint.gradient import arguments, costate_gradient
 from optctl.dynamics.memory import Binomial, Memory, check_memory, schedule
-from optctl.problem import Problem
+from optctl.problem import Problem, once
 
 
 @record(static=("rows",))
@@ -62,9 +62,10 @@ def memory_report(
     References:
         Griewank and Walther (2008), Evaluating Derivatives, chapter 12.
     """
-    if isinstance(modes, str | Binomial):
+    if isinstance(modes, str | Binomial) or not isinstance(modes, list | tuple):
         modes = (modes,)
     us, x0, params = arguments(problem, us, x0, params)
+    once((problem, us, x0, params), lambda: jax.eval_shape(Problem.check_shapes, problem, x0, us, params))
     rows = []
     for memory in modes or ("full", "sqrt", Binomial(5), Binomial(20)):
         mode = problem.replace(memory=check_memory(memory))

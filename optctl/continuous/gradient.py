@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, check_like, check_scalar, check_tree, is_concrete
+from optctl._validate import as_float, check_choice, check_flag, check_like, check_scalar, check_tree, is_concrete
 from optctl.adjoint.known import with_slope
 from optctl.continuous.integrate import at_time, happened, prepare, warn_of_jump, why_it_failed, with_room
 from optctl.continuous.march import ARRIVAL, EVENT, Mesh, chosen, march
@@ -372,9 +372,9 @@ def _prepared(
     reintegrate: bool,
 ) -> tuple[System, Free, tuple]:  # fmt: skip
     """Check everything."""
-    for name, value, allowed in (("mode", mode, MODES), ("control", control, CONTROLS)):
-        if value not in allowed:
-            raise ValueError(f"`{name}` is {value!r}; expected one of {list(allowed)}.")
+    check_choice(mode, "mode", MODES)
+    check_choice(control, "control", CONTROLS)
+    check_flag(reintegrate, "reintegrate")
     if check_memory(memory) != "full" and mode != "exact":
         raise ValueError(f"`memory` is {memory!r}; it is for mode 'exact'. Mode 'continuous' has reintegrate=True.")
     if reintegrate and mode != "continuous":

@@ -9,7 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, as_whole, check_scalar, check_tree, is_concrete, result_shape
+from optctl._validate import (
+    as_float,
+    as_whole,
+    check_choice,
+    check_positive,
+    check_scalar,
+    check_tree,
+    is_concrete,
+    result_shape,
+    returned,
+)
 from optctl.continuous.march import Mesh
 from optctl.continuous.ode import ODE, Event, Signal, increasing
 from optctl.continuous.replay import Replay, event_times, jump_inside_steps, observed, reached_end, solved
@@ -206,8 +216,7 @@ def prepare(
     """Check everything, and sort it into what is free and what is not."""
     ode = ode if isinstance(ode, ODE) else ODE(ode)
     ode = ode.without_input() if inputs is None else ode
-    if method not in METHODS:
-        raise ValueError(f"`method` is {method!r}; expected one of {list(METHODS)}.")
+    check_choice(method, "method", METHODS)
     if method not in PAIRS and dt is None:
         raise ValueError(f"`dt` is missing: '{method}' has fixed steps; give their length in seconds.")
     z0 = jnp.asarray(as_float(z0, "z0"))
@@ -240,8 +249,7 @@ def prepare(
     tolerances = []
     for name, value, default in (("rtol", rtol, 1e-4 if single else 1e-7), ("atol", atol, 1e-6 if single else 1e-9)):
         value = default if value is None else value
-        if is_concrete(value) and not (np.ndim(value) == 0 and value > 0):
-            raise ValueError(f"`{name}` is {value!r}; expected a positive number.")
+        check_positive(value, name)
         tolerances.append(jnp.asarray(value, z0.dtype))
     if inputs is not None:
         inputs = Signal(inputs.ts.astype(ts.dtype), inputs.values.astype(z0.dtype), inputs.kind)
@@ -258,9 +266,7 @@ def _check_functions(system: System, free: Free) -> None:
     z, t = free.z0, free.ts[0]
     got = result_shape(system.ode, "f", z, free.first_input, t, free.params)
     if getattr(got, "shape", None) != z.shape:
-        raise ValueError(
-            f"`f` returns shape {getattr(got, 'shape', type(got).__name__)}; expected {z.shape}, that of z."
-        )
+        raise ValueError(f"`f` returns {returned(got)}; expected {z.shape}, that of z.")
     if got.dtype != z.dtype:
         raise ValueError(
             f"`f` returns {got.dtype} for a {z.dtype} state; constants inside f and the parameters must share the"

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from optctl._record import record
-from optctl._validate import as_float, is_concrete
+from optctl._validate import as_float, check_choice, is_concrete
 from optctl.continuous.integrate import integrate
 from optctl.continuous.ode import ODE
 from optctl.continuous.steps import METHODS
@@ -93,8 +93,7 @@ def neural_ode(
     ode = f if isinstance(f, ODE) else ODE(f)
     if ode.takes_input:
         raise ValueError("`f` takes an input u; expected f(z, t, params).")
-    if method not in METHODS:
-        raise ValueError(f"`method` is {method!r}; expected one of {list(METHODS)}.")
+    check_choice(method, "method", METHODS)
     end = jnp.asarray(as_float(t1, "t1", ()))
     if is_concrete(end) and not end > 0:
         raise ValueError(f"`t1` is {float(end):g}; expected a positive time in seconds.")

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, as_whole, is_concrete
+from optctl._validate import as_float, check_choice, is_concrete, keep_whole
 from optctl.dynamics.base import as_state
 from optctl.dynamics.pde import tridiagonal_solve
 from optctl.dynamics.stage import StageFunction, own_arguments, stage_function
@@ -95,8 +95,7 @@ class Signal:
     kind: str = "hold"
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"`kind` is {self.kind!r}; expected one of {list(KINDS)}.")
+        check_choice(self.kind, "kind", KINDS)
         ts = increasing(self.ts, "ts")
         values = as_float(self.values, "values")
         rows = (ts.shape[0], ts.shape[0] - 1) if self.kind == "hold" else (ts.shape[0],)
@@ -200,9 +199,8 @@ class Event:
             function = getattr(self, name)
             if function is not None or name == "when":
                 object.__setattr__(self, name, stage_function(function, name, STATE_TIME, least=1))
-        as_whole(self.most, "most", "events")
-        if self.direction not in (-1, 0, 1):
-            raise ValueError(f"`direction` is {self.direction!r}; expected -1, 0 or 1.")
+        keep_whole(self, "most", "events")
+        check_choice(self.direction, "direction", (-1, 0, 1))
 
     def value(self, z: Any, t: Any, params: Any) -> Any:
         """Return `when`, a scalar."""

@@ -23,7 +23,18 @@ import numpy as np
 
 from optctl._arrays import namespace, pick, repeat, to_device, to_host
 from optctl._record import record
-from optctl._validate import as_float, as_whole, check_tree, is_concrete, runs_now
+from optctl._validate import (
+    as_float,
+    as_whole,
+    check_flag,
+    check_function,
+    check_kind,
+    check_positive,
+    check_shape,
+    check_tree,
+    is_concrete,
+    runs_now,
+)
 from optctl.control.model import controlled
 from optctl.problem import Problem
 from optctl.result import Result, Status
@@ -220,6 +231,9 @@ class MPC:
         nx, nu = _sizes(problem)
         _check_shares(du_max, offset_gain, nx, nu)
         options = _options(method)
+        check_flag(real_time, "real_time")
+        if tolerance is not None:
+            check_positive(tolerance, "tolerance", "a number >= 0, such as 1e-6", zero=True)
         if real_time and offset_gain is not None:
             raise ValueError(
                 "`offset_gain` needs plans that converge: with real_time=True the estimate and the unfinished iteration"
@@ -342,8 +356,8 @@ class MPC:
                 `real_time` it is fast where `prepare` was given the same.
         """
         x = jnp.asarray(as_float(x, "x", (self.nx,)), self.dtype)
-        if not isinstance(plan, MPCPlan):
-            raise ValueError(f"`plan` is a {type(plan).__name__}; expected what `init` or the last `step` returned.")
+        check_kind(plan, MPCPlan, "plan", "what `init` or the last `step` returned")
+        check_shape(plan.us, "plan.us", (self.problem.steps, self.nu))
         offset = plan.offset
         if self.gain is not None:
             error = x - plan.predicted
@@ -431,6 +445,12 @@ class MPC:
         x = np.asarray(as_float(x0, "x0", (self.nx,)))
         steps = as_whole(steps, "steps")
         noise = np.zeros((steps, self.nx)) if noise is None else np.asarray(as_float(noise, "noise", (steps, self.nx)))
+        if plant is not None:
+            check_function(plant, "plant", "plant(x, u, k)")
+        if params is not None:
+            check_function(params, "params", "params(k)")
+        if plan is not None:
+            check_kind(plan, MPCPlan, "plan", "what `init` or the last `step` returned")
         at = (lambda k: None) if params is None else params
         plan = self.init(x, at(0)) if plan is None else plan
         if plant is None:
@@ -448,11 +468,7 @@ class MPC:
             u, plan = self.step(plan, measured, at(k))
             u = np.asarray(u)
             latencies.append(time.perf_counter() - began)
-            x = np.asarray(plant(x, u, k), x.dtype)
-            if not np.isfinite(x).all():
-                raise ValueError(f"`plant` returns {x} at sample {k}; expected finite numbers.")
-            if x.shape != (self.nx,):
-                raise ValueError(f"`plant` returns shape {x.shape}; expected ({self.nx},), the next state.")
+            x = np.asarray(as_float(plant(x, u, k), f"plant(x, u, {k})", (self.nx,)), x.dtype)
             xs.append(x)
             us.append(u)
             plans.append(plan)
@@ -489,7 +505,7 @@ def _check_shares(du_max: Any, offset_gain: Any, nx: int, nu: int) -> None:
 
 def _options(method: Any) -> InteriorPoint:
     """Return the options of the solver, or raise where a controller has no use for one of them."""
-    if method == InteriorPoint.name:
+    if isinstance(method, str) and method == InteriorPoint.name:
         return InteriorPoint()
     if not isinstance(method, InteriorPoint):
         raise ValueError(f"`method` is {method!r}; expected InteriorPoint(...): a controller plans by no other method.")

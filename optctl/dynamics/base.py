@@ -27,7 +27,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, as_whole, cast, check_like, check_shape, check_tree, result_shape
+from optctl._validate import (
+    as_float,
+    cast,
+    check_kind,
+    check_like,
+    check_shape,
+    check_tree,
+    keep_whole,
+    result_shape,
+    returned,
+)
 from optctl.dynamics.stage import stage_function
 
 DENSE_LIMIT = 24
@@ -200,10 +210,9 @@ class AbstractDynamics:
         """Raise ValueError unless shapes fit and `step` returns a state; runs on shapes only."""
         check_shape(x0, "x0", (self.nx,))
         check_shape(us, "us", (self.horizon, self.nu))
-        got = result_shape(self.step, "f", x0, us[0] if us.shape[0] else us.sum(0), jnp.asarray(0), params)
+        got = result_shape(self.step, "f", x0, us[0] if us.shape[0] else us.sum(0), _last_stage(us), params)
         if not hasattr(got, "shape") or got.shape != x0.shape:
-            shape = getattr(got, "shape", type(got).__name__)
-            raise ValueError(f"`f` returns shape {shape}; expected {x0.shape}, the shape of the state x.")
+            raise ValueError(f"`f` returns {returned(got)}; expected {x0.shape}, the shape of the state x.")
         if got.dtype != x0.dtype:
             raise ValueError(
                 f"`f` returns {got.dtype} for a {x0.dtype} state; constants inside f and the parameters must share"
@@ -273,6 +282,10 @@ def _stages(us: Any) -> Any:
     return jnp.arange(us.shape[0])
 
 
+def _last_stage(us: Any) -> Any:
+    return np.asarray(max(us.shape[0] - 1, 0))
+
+
 @jax.jit
 def _rollout(dynamics: AbstractDynamics, x0: Any, us: Any, params: Any) -> Any:
     dynamics.check_data(x0, us, params)
@@ -337,7 +350,8 @@ class Dynamics(AbstractDynamics):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "f", stage_function(self.f, "f"))
-        check_sizes(self.nx, self.nu)
+        keep_whole(self, "nx", "states", optional=True)
+        keep_whole(self, "nu", "inputs", least=0, optional=True)
         check_labels(self.labels, self.nx, self.nu)
         if self.nx is not None and self.nu is not None and not self.f.takes("params"):
             dtype = jnp.zeros(()).dtype
@@ -353,19 +367,16 @@ def as_state(value: Any) -> Any:
     return jnp.stack([jnp.asarray(v) for v in value]) if isinstance(value, list | tuple) else value
 
 
+def check_dynamics(dynamics: Any) -> None:
+    """Raise unless it is a kind of dynamics."""
+    check_kind(dynamics, AbstractDynamics, "dynamics", "Dynamics(f), LinearDynamics, discretize(...) or another kind")
+
+
 def check_registered(dynamics: Any) -> None:
     """Raise unless the kind is a pytree, which compiled code needs."""
     if jax.tree_util.all_leaves([dynamics]):
         name = type(dynamics).__name__
         raise ValueError(f"`{name}` is not registered with JAX; decorate the class with @optctl.record().")
-
-
-def check_sizes(nx: Any, nu: Any) -> None:
-    """Raise unless nx is None or a positive int and nu is None or a non-negative int."""
-    if nx is not None:
-        as_whole(nx, "nx", "states")
-    if nu is not None:
-        as_whole(nu, "nu", "inputs", least=0)
 
 
 def check_labels(labels: Any, nx: Any, nu: Any) -> None:

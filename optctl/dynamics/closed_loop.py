@@ -2,10 +2,10 @@
 
 from typing import Any, ClassVar
 
-import jax.numpy as jnp
+import numpy as np
 
 from optctl._record import record
-from optctl._validate import check_shape, check_tree, result_shape
+from optctl._validate import check_shape, check_tree, result_shape, returned
 from optctl.dynamics.base import AbstractDynamics, Labels
 from optctl.dynamics.stage import POLICY, stage_function
 
@@ -73,10 +73,12 @@ class ClosedLoop(AbstractDynamics):
         """Raise ValueError for a policy that does not return (nu,), then as every kind."""
         nu = self.dynamics.nu
         check_shape(x0, "x0", (self.nx,))
-        got = result_shape(self.input, "policy", x0, jnp.asarray(0), params)
+        got = result_shape(self.input, "policy", x0, np.asarray(max(us.shape[0] - 1, 0)), params)
         shape = getattr(got, "shape", None)
         if shape is None or len(shape) != 1 or (nu is not None and shape != (nu,)):
-            raise ValueError(f"`policy` returns shape {shape}; expected ({'nu' if nu is None else nu},), the input u.")
+            raise ValueError(
+                f"`policy` returns {returned(got)}; expected ({'nu' if nu is None else nu},), the input u."
+            )
         super().check_data(x0, us, params)
 
     def _forms_jacobians(self, xs: Any, us: Any) -> bool:

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, is_concrete, result_shape
-from optctl.dynamics.base import AbstractDynamics, Labels, as_state, check_labels, check_sizes
+from optctl._validate import as_float, as_whole, check_choice, is_concrete, result_shape, returned
+from optctl.dynamics.base import AbstractDynamics, Labels, as_state, check_labels
 from optctl.dynamics.linear import LinearDynamics
 from optctl.dynamics.stage import StageFunction, stage_function
 
@@ -228,17 +228,18 @@ def discretize(
     References:
         Hairer, Norsett and Wanner (1993), Solving Ordinary Differential Equations I, section II.1.
     """
-    if method not in (*METHODS, "zoh"):
-        raise ValueError(f"`method` is {method!r}; expected one of {[*METHODS, 'zoh']}.")
+    check_choice(method, "method", (*METHODS, "zoh"))
+    check_choice(hold, "hold", ("constant", "linear"))
     step = jnp.asarray(as_float(dt, "dt"))
-    if np.ndim(step) > 1 or (is_concrete(step) and (np.asarray(step) <= 0).any()):
+    if np.ndim(step) > 1 or not np.size(step) or (is_concrete(step) and (np.asarray(step) <= 0).any()):
         raise ValueError(f"`dt` is {dt}; expected a positive step length in seconds, or (N,) of them.")
     nx = getattr(ode, "nx", None) if nx is None else nx
     nu = getattr(ode, "nu", None) if nu is None else nu
-    check_sizes(nx, nu)
+    nx = None if nx is None else as_whole(nx, "nx", "states")
+    nu = None if nu is None else as_whole(nu, "nu", "inputs", least=0)
     labels = getattr(ode, "labels", None) if labels is None else labels
     check_labels(labels, nx, nu)
-    if hold not in ("constant", "linear") or (hold == "linear" and method == "zoh"):
+    if hold == "linear" and method == "zoh":
         raise ValueError(f"`hold` is {hold!r} with method '{method}'; expected 'constant', or 'linear' but with 'zoh'.")
     both = nu if nu is None or hold == "constant" else 2 * nu
     if both != nu and labels is not None:
@@ -251,7 +252,7 @@ def discretize(
             lambda x, u: dynamics.rate(x, u, jnp.zeros(()), None), "ode", jnp.zeros(nx, dtype), jnp.zeros(nu, dtype)
         )
         if getattr(got, "shape", None) != (nx,):
-            raise ValueError(f"`ode` returns shape {getattr(got, 'shape', type(got))}; expected ({nx},), dx/dt.")
+            raise ValueError(f"`ode` returns {returned(got)}; expected ({nx},), dx/dt.")
         if method == "zoh":
             return _exact_linear(dynamics, nx, nu, dtype)
     if method == "zoh" and (nx is None or nu is None):

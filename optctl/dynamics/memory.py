@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optctl._validate import as_whole
+from optctl._validate import as_whole, shown
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ Memory = str | Binomial
 
 def check_memory(memory: Any) -> Memory:
     """Return a memory mode, or raise ValueError."""
-    if memory in ("full", "sqrt") or isinstance(memory, Binomial):
+    if isinstance(memory, Binomial) or (isinstance(memory, str) and memory in ("full", "sqrt")):
         return memory
-    raise ValueError(f"`memory` is {memory!r}; expected 'full', 'sqrt' or Binomial(slots).")
+    raise ValueError(f"`memory` is {shown(memory)}; expected 'full', 'sqrt' or Binomial(slots).")
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,13 @@ Pass one to `discretize`. Masses and lengths are data: other numbers do not reco
 Angles of pendulums are measured from hanging straight down, counter-clockwise; upright is pi.
 """
 
+import dataclasses
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
 from optctl._record import record
+from optctl._validate import as_float
 from optctl.dynamics.base import Labels
 
 __all__ = [
@@ -22,8 +24,16 @@ __all__ = [
 ]
 
 
+class Model:
+    """What the models have in common: their numbers are numbers."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            as_float(getattr(self, field.name), field.name)
+
+
 @record()
-class DoubleIntegrator:
+class DoubleIntegrator(Model):
     """A mass on rails: m p'' = u.
 
     Attributes:
@@ -47,7 +57,7 @@ class DoubleIntegrator:
 
 
 @record()
-class Pendulum:
+class Pendulum(Model):
     """A damped pendulum with torque: m l^2 q'' = u - b q' - m g l sin q; q = 0 hangs down.
 
     Attributes:
@@ -73,7 +83,7 @@ class Pendulum:
 
 
 @record()
-class CartPole:
+class CartPole(Model):
     """A cart with a pole of point mass, force on the cart; x = (position, angle, their rates), pole down at angle 0.
 
         p'' = (u + mp sin q (l q'^2 + g cos q)) / (mc + mp sin^2 q)
@@ -111,7 +121,7 @@ class CartPole:
 
 
 @record()
-class Acrobot:
+class Acrobot(Model):
     """Two links, torque at the second joint; x = (q1, q2, rates), q1 = 0 hangs down, q2 relative to the first link.
 
     Attributes:
@@ -161,7 +171,7 @@ class Acrobot:
 
 
 @record()
-class PlanarQuadrotor:
+class PlanarQuadrotor(Model):
     """A quadrotor in a vertical plane; x = (horizontal, height, pitch, rates), inputs are the two rotor thrusts.
 
     Attributes:
@@ -205,7 +215,7 @@ class PlanarQuadrotor:
 
 
 @record()
-class Quadrotor:
+class Quadrotor(Model):
     """A quadrotor in space: position, velocity, roll-pitch-yaw, body rates; inputs are the four rotor thrusts.
 
     Rotors 1 and 3 lie on the body's x axis (front, back), 2 and 4 on its y axis (left, right) and turn the other
@@ -262,7 +272,7 @@ class Quadrotor:
 
 
 @record()
-class KinematicCar:
+class KinematicCar(Model):
     """A car without slip (bicycle model); x = (x, y, heading, speed), inputs are acceleration and steering angle.
 
     Attributes:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, as_whole, is_concrete
+from optctl._validate import as_float, check_choice, is_concrete, keep_whole
 from optctl.dynamics.base import AbstractDynamics, Labels
 
 SCHEMES = {"implicit_euler": 1.0, "crank_nicolson": 0.5}
@@ -63,9 +63,8 @@ class _Interval(AbstractDynamics):
     positive: ClassVar[tuple[str, ...]]
 
     def __post_init__(self) -> None:
-        as_whole(self.n, "n", "interior points")
-        if self.control not in CONTROLS:
-            raise ValueError(f"`control` is {self.control!r}; expected one of {list(CONTROLS)}.")
+        keep_whole(self, "n", "interior points")
+        check_choice(self.control, "control", CONTROLS)
         for name in self.positive:
             given = getattr(self, name)
             value = as_float(given, name, ())
@@ -155,8 +154,7 @@ class Heat(_Interval):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.scheme not in SCHEMES:
-            raise ValueError(f"`scheme` is {self.scheme!r}; expected one of {list(SCHEMES)}.")
+        check_choice(self.scheme, "scheme", SCHEMES)
 
     def step(self, x: Any, u: Any, t: Any, params: Any) -> Any:
         """One implicit step."""

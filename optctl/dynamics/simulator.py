@@ -13,8 +13,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from optctl._record import record
-from optctl._validate import check_shape, is_concrete
-from optctl.dynamics.base import AbstractDynamics, Adjoint, check_sizes
+from optctl._validate import check_shape, is_concrete, keep_whole
+from optctl.dynamics.base import AbstractDynamics, Adjoint
 from optctl.dynamics.stage import stage_function
 
 VJP = ("w", "x", "u", "t", "params")
@@ -57,7 +57,8 @@ class SimulatorDynamics(AbstractDynamics):
     jacobian: Any = None
 
     def __post_init__(self) -> None:
-        check_sizes(self.nx, self.nu)
+        keep_whole(self, "nx", "states", optional=True)
+        keep_whole(self, "nu", "inputs", least=0, optional=True)
         if self.nx is None or self.nu is None:
             raise ValueError("`nx` and `nu` are needed for a simulator.")
         if (self.vjp is None) == (self.jacobian is None):

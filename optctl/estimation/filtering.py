@@ -19,7 +19,7 @@ import numpy as np
 
 from optctl import _native
 from optctl._record import record
-from optctl._validate import is_concrete
+from optctl._validate import check_choice, check_flag, is_concrete
 from optctl.estimation import kalman, native, parallel, square_root
 from optctl.estimation.kalman import LOST_DIGITS, NOT_FINITE, SINGULAR, Series
 from optctl.estimation.linear_gaussian import LinearGaussian
@@ -225,9 +225,9 @@ def _explain(status: int, stage: int) -> str:
 
 
 def _pick(method: str, square_root: bool, series: Series) -> str:
+    check_choice(method, "method", METHODS)
+    check_flag(square_root, "square_root")
     roots = square_root and series.z.shape[1] > 0  # nothing is measured: nothing to take roots of
-    if method not in METHODS:
-        raise ValueError(f"`method` is {method!r}; expected one of {list(METHODS)}.")
     if method == "parallel" and roots:
         raise ValueError("`square_root` has no parallel form; use method='native' or 'scan'.")
     if method == "native":

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optctl._validate import check_kind
 from optctl.constraint import Constraint
 from optctl.lq.model import LQ
 from optctl.problem import PARAMS_BOUNDS, Problem
@@ -47,6 +48,7 @@ def to_cvxpy(problem: Problem) -> "cvxpy.Problem":
         import cvxpy as cp
     except ImportError as error:
         raise ImportError("to_cvxpy needs cvxpy; install it with: pip install 'optctl[cvxpy]'") from error
+    check_kind(problem, Problem, "problem", "optctl.Problem; a solution has its numbers already")
     for name in PARAMS_BOUNDS:
         if getattr(problem, name) is not None:
             raise ValueError(f"`{name}` bounds params, which are numbers of the export, not variables; leave it out.")

@@ -98,7 +98,7 @@ def lqr(
         lq = _around_reference(stages, jnp.asarray(Qf), qf, x_ref, x0)
     if x0 is not None:
         return solve(lq, method)
-    if method == "cg":
+    if isinstance(method, str) and method == "cg":
         raise ValueError("`method` is 'cg', which finds no gains, and `x0` is None; pass x0, or another method.")
     sol = solve(lq.replace(x0=jnp.zeros(nx, A.dtype)), method)
     return LQSolution(None, None, None, sol.K, sol.k, sol.P, sol.p, None, sol.failed_stage)

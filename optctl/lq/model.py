@@ -196,7 +196,7 @@ class LQ:
             )
         reason = _departure(problem)
         if reason:
-            raise ValueError(f"{reason}; use method='newton_cg' or 'lbfgs'.")
+            raise ValueError(f"{reason}; expected a linear-quadratic problem. (`solve` has other methods for others.)")
         return _model_along(problem, *zero_trajectory(problem), problem.params, None)
 
 
@@ -252,6 +252,15 @@ def _departure(problem: Problem) -> str:
 
 
 def _find_departure(problem: Problem) -> str:
+    try:
+        return _by_degrees(problem)
+    except Exception:  # most likely a function that does not run, which the check explains
+        xs, us = zero_trajectory(problem)
+        problem.check_shapes(xs[0], us, problem.params)
+        raise
+
+
+def _by_degrees(problem: Problem) -> str:
     xs, us = jax.eval_shape(lambda: zero_trajectory(problem))
     x, u = (jax.ShapeDtypeStruct(z.shape[1:], z.dtype) for z in (xs, us))
     t = jax.ShapeDtypeStruct((), jnp.result_type(int))

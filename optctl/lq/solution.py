@@ -15,6 +15,7 @@ import numpy as np
 
 from optctl import _native
 from optctl._record import record
+from optctl._validate import check_choice
 from optctl.lq import cg, kkt, native, parallel, riccati
 from optctl.lq.model import LQ
 from optctl.lq.riccati import Factors
@@ -179,8 +180,7 @@ def _check(lq: Any, factors: Any) -> None:
 
 
 def _pick(method: str) -> str:
-    if method not in METHODS:
-        raise ValueError(f"`method` is {method!r}; expected one of {list(METHODS)}.")
+    check_choice(method, "method", METHODS)
     if method == "native":
         _native.require()
     if method == "auto":

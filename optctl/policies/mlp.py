@@ -4,10 +4,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from optctl._record import record
-from optctl._validate import is_whole
+from optctl._validate import as_whole, check_choice, is_number, is_whole
 
 ACTIVATIONS = {
     "tanh": jnp.tanh,
@@ -39,7 +38,8 @@ class MLP:
         Args:
             key: a JAX key or an integer seed.
         """
-        key = jax.random.key(key) if isinstance(key, int | np.integer) else key
+        if not hasattr(key, "dtype") or is_number(key):
+            key = jax.random.key(as_whole(key, "key", least=0))
         keys = jax.random.split(key, len(self.widths) - 1)
         layers = []
         for i, (n_in, n_out) in enumerate(zip(self.widths[:-1], self.widths[1:], strict=True)):
@@ -84,6 +84,5 @@ def mlp(widths: Any, activation: str = "tanh") -> MLP:
     if not whole or len(widths) < 2:
         raise ValueError(f"`widths` is {widths!r}; expected a list of at least input and output, whole numbers >= 1.")
     sizes = tuple(int(n) for n in widths)
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"`activation` is {activation!r}; expected one of {list(ACTIVATIONS)}.")
+    check_choice(activation, "activation", ACTIVATIONS)
     return MLP(sizes, activation)

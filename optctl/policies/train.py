@@ -17,7 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, as_whole, check_scalar, check_tree, is_whole
+from optctl._validate import (
+    as_float,
+    as_seed,
+    as_whole,
+    check_flag,
+    check_function,
+    check_scalar,
+    check_shape,
+    check_tree,
+    result_shape,
+    returned,
+)
 from optctl.adjoint.culprit import culprit
 from optctl.adjoint.gradient import costate_gradient, total_cost
 from optctl.dynamics.layers import Layers
@@ -201,10 +212,10 @@ def train(
     References:
         Kingma and Ba (2015), Adam: a method for stochastic optimization.
     """
-    if not callable(loss):
-        raise ValueError(f"`loss` is a {type(loss).__name__}; expected a function loss(params, batch).")
+    check_function(loss, "loss", "loss(params, batch)")
     params = jax.tree.map(jnp.asarray, check_tree(params, "params"))
-    data, check = (jax.tree.map(jnp.asarray, d) for d in (data, data if validation is None else validation))
+    data = _as_data(data, "data")
+    check = data if validation is None else _as_data(validation, "validation")
     rows = {leaf.shape[:1] for leaf in jax.tree.leaves(data)}
     if len(rows) != 1 or () in rows:
         raise ValueError(f"`data` has {sorted(rows)} rows; expected arrays with the same number of samples.")
@@ -213,11 +224,12 @@ def train(
         raise ValueError("`data` has no rows; expected at least one sample.")
     if jax.tree.structure(check) != jax.tree.structure(data):  # type: ignore[operator]
         raise ValueError("`validation` differs in structure from `data`; expected the same arrays, of other samples.")
-    if batch_size is not None and not (is_whole(batch_size) and batch_size <= many):
-        raise ValueError(f"`batch_size` is {batch_size}; expected 1 to {many}, the number of samples.")
+    for other, one in zip(jax.tree.leaves(check), jax.tree.leaves(data), strict=True):
+        check_shape(other, "validation", (None, *one.shape[1:]))
+    batch_size = many if batch_size is None else _batch_size(batch_size, many, "samples")
     check_scalar(loss, "loss", params, check)
     optimizer = _default_optimizer("policy") if optimizer is None else optimizer
-    batches = partial(_shuffled_batches, data, batch_size or many, np.random.default_rng(seed))
+    batches = partial(_shuffled_batches, data, batch_size, np.random.default_rng(as_seed(seed)))
     return _train(FunctionLoss(loss), params, batches, check, optimizer, steps, check_every, progress)
 
 
@@ -278,16 +290,19 @@ def train_policy(
             " policy, such as u_max * tanh(...), and put penalties on the rest into the cost."
         )
     params = jax.tree.map(jnp.asarray, check_tree(params, "params"))
-    if batch_size is not None and not is_whole(batch_size):
-        raise ValueError(f"`batch_size` is {batch_size}; expected at least 1, or None for all states.")
+    batch_size = None if batch_size is None else as_whole(batch_size, "batch_size", "states")
     nx = problem.dynamics.nx
     if callable(x0s):
-        sample = partial(_sample, jax.jit(jax.vmap(x0s)), np.random.default_rng(seed))
+        check_function(x0s, "x0s", "x0s(key)")
+        sample = partial(_sample, jax.jit(jax.vmap(x0s)), np.random.default_rng(as_seed(seed)))
+        got = result_shape(x0s, "x0s", jax.random.key(0))
+        if getattr(got, "shape", ()) != (nx or getattr(got, "shape", (0,))[0],):
+            raise ValueError(f"`x0s` returns {returned(got)}; expected ({nx or 'nx'},), a state drawn by the key.")
         first = as_float(sample(1, 256)[0], "x0s(key)", (None, nx))
         batches = partial(sample, batch_size=64 if batch_size is None else batch_size)
     else:
         first = jnp.asarray(as_float(x0s, "x0s", (None, nx)))
-        batches = partial(_shuffled_batches, first, batch_size or first.shape[0], np.random.default_rng(seed))
+        batches = partial(_shuffled_batches, first, batch_size or first.shape[0], np.random.default_rng(as_seed(seed)))
     check = first if validation_x0s is None else jnp.asarray(as_float(validation_x0s, "validation_x0s", (None, nx)))
     loss = PolicyLoss(loop.replace(x0=None))
     jax.eval_shape(loop.check_shapes, first[0], jnp.zeros((loop.steps, 0), first.dtype), params)
@@ -349,15 +364,14 @@ def train_layers(
     targets = jnp.asarray(targets)
     if targets.shape[:1] != inputs.shape[:1]:
         raise ValueError(f"`targets` has {targets.shape[0]} rows; expected {inputs.shape[0]}, as `inputs` has.")
-    if not is_whole(batch_size) or batch_size > inputs.shape[0]:
-        raise ValueError(f"`batch_size` is {batch_size}; expected 1 to {inputs.shape[0]}, the number of rows.")
+    batch_size = _batch_size(batch_size, inputs.shape[0], "rows")
     optimizer = _default_optimizer("layers") if optimizer is None else optimizer
     params = jax.tree.map(jnp.asarray, check_tree(params, "params"))
     problem = Problem(layers, stage_cost=stage_cost, terminal_cost=loss(targets), params=params)
     problem.check_shapes(inputs, None, params)
     data = (inputs, targets)
     per_epoch = inputs.shape[0] // batch_size
-    batches = partial(_shuffled_batches, data, batch_size, np.random.default_rng(seed))
+    batches = partial(_shuffled_batches, data, batch_size, np.random.default_rng(as_seed(seed)))
     if validation is None:
         check = data
     else:
@@ -365,12 +379,29 @@ def train_layers(
     return _train(LayersLoss(problem, loss), params, batches, check, optimizer, epochs * per_epoch, per_epoch, progress)
 
 
+def _batch_size(value: Any, many: int, of: str) -> int:
+    """Return a size of batches, at most as many as there are."""
+    if as_whole(value, "batch_size", of) > many:
+        raise ValueError(f"`batch_size` is {value}; expected 1 to {many}, the number of {of}.")
+    return int(value)
+
+
+def _as_data(data: Any, name: str) -> Any:
+    """Return a pytree of arrays of numbers; labels stay whole, masks boolean."""
+
+    def leaf(path: tuple, item: Any) -> Any:
+        whole = isinstance(item, np.ndarray | jax.Array) and item.dtype.kind in "iub" and not np.ma.is_masked(item)
+        return jnp.asarray(item if whole else as_float(item, name + jax.tree_util.keystr(path), finite=False))
+
+    return jax.tree_util.tree_map_with_path(leaf, data)
+
+
 def _train(
     loss: Any, params: Any, batches: Callable, check: Any, optimizer: Any, steps: int, check_every: int, progress: bool
 ) -> TrainingResult:
     """Run the loop in compiled chunks of `check_every` steps."""
-    for name, value in (("steps", steps), ("check_every", check_every)):
-        as_whole(value, name)
+    steps, check_every = as_whole(steps, "steps"), as_whole(check_every, "check_every")
+    check_flag(progress, "progress")
     if not hasattr(optimizer, "init"):
         raise ValueError(
             f"`optimizer` is a {type(optimizer).__name__}; expected one of optax, such as optax.adam(1e-3)."

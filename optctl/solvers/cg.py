@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse.linalg
 
-from optctl._validate import runs_now
+from optctl._validate import keep_whole, runs_now
 from optctl.adjoint.hessian import require_second_derivatives
 from optctl.result import Status
 from optctl.solution import cost_size
 from optctl.solvers.iterate import Iterate, advance, start
-from optctl.solvers.method import Method, check_iterations, method
+from optctl.solvers.method import Method, method
 from optctl.solvers.objective import Objective, scaled_stationarity
 
 
@@ -47,8 +47,7 @@ class CG(Method):
     max_iterations: int | None = None
 
     def __post_init__(self) -> None:
-        if self.max_iterations is not None:
-            check_iterations(self.max_iterations)
+        keep_whole(self, "max_iterations", least=0, optional=True)
 
     def check(self, objective: Objective) -> None:
         """Raise where there are no second derivatives."""

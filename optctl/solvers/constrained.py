@@ -9,14 +9,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._arrays import namespace
-from optctl._validate import as_float, as_whole, cast, check_time_limit, is_concrete, is_number, runs_now
+from optctl._validate import (
+    as_float,
+    cast,
+    check_choice,
+    check_function,
+    check_kind,
+    check_positive,
+    check_time_limit,
+    is_concrete,
+    is_number,
+    keep_whole,
+    runs_now,
+    shown,
+)
 from optctl.problem import once
 from optctl.shooting.expansion import function_values
 from optctl.shooting.interior_point import BACKENDS, Settings, interior_point
 from optctl.shooting.rows import PATH, TERMINAL
 from optctl.solution import Solution
 from optctl.solvers.form import Form
-from optctl.solvers.method import Method, check_choice, check_iterations, method
+from optctl.solvers.method import Method, method
 from optctl.solvers.objective import Objective
 
 MAX_ITERATIONS = 1_000
@@ -77,22 +90,19 @@ class InteriorPoint(Method):
     def __post_init__(self) -> None:
         check_choice(self.backend, "backend", BACKENDS)
         check_choice(self.hessian, "hessian", ("exact", "gauss_newton"))
-        if self.max_iterations is not None:
-            check_iterations(self.max_iterations)
-        if isinstance(self.failed_derivative, str):
-            raise ValueError(f"`failed_derivative` is {self.failed_derivative!r}; expected NaN, or 0.")
-        known = self.barrier is not None and is_concrete(self.barrier)
-        if known and not (is_number(self.barrier) and 0 < self.barrier < np.inf):
-            raise ValueError(f"`barrier` is {self.barrier!r}; expected a positive number, or None.")
+        keep_whole(self, "max_iterations", least=0, optional=True)
+        if is_concrete(self.failed_derivative) and not is_number(self.failed_derivative):
+            raise ValueError(f"`failed_derivative` is {shown(self.failed_derivative)}; expected NaN, or 0.")
+        if self.barrier is not None:
+            check_positive(self.barrier, "barrier", "a positive number, or None")
         if self.scale is not None:
             _check_scale(self.scale)
-        if self.callback is not None and not callable(self.callback):
-            raise ValueError(f"`callback` is a {type(self.callback).__name__}; expected a function of a `Solution`.")
-        as_whole(self.callback_every, "callback_every", least=1)
+        if self.callback is not None:
+            check_function(self.callback, "callback", "callback(solution)")
+        keep_whole(self, "callback_every")
         check_time_limit(self.time_limit)
-        if self.warm_start is not None and not isinstance(self.warm_start, Solution):
-            kind = type(self.warm_start).__name__
-            raise ValueError(f"`warm_start` is a {kind}; expected what optctl.solve returned.")
+        if self.warm_start is not None:
+            check_kind(self.warm_start, Solution, "warm_start", "what optctl.solve returned")
 
     def check(self, objective: Objective) -> None:
         """Raise for dynamics whose states have no common width."""

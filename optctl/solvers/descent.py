@@ -20,10 +20,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optctl._validate import check_choice, keep_whole
 from optctl.result import Status
 from optctl.solution import cost_size
 from optctl.solvers.iterate import Iterate, advance, start
-from optctl.solvers.method import Method, check_choice, check_iterations, method
+from optctl.solvers.method import Method, method
 from optctl.solvers.objective import Objective, projected_gradient, scaled_stationarity
 
 MEMORY = 10
@@ -60,7 +61,7 @@ class GradientDescent(Method):
     step: str = "bb"
 
     def __post_init__(self) -> None:
-        check_iterations(self.max_iterations)
+        keep_whole(self, "max_iterations", least=0)
         check_choice(self.step, "step", ("bb", "armijo"))
 
     def run(self, objective: Objective, tolerance: Any, us: Any, xs: Any) -> Iterate:

@@ -36,6 +36,7 @@ import jax
 import jax.numpy as jnp
 
 from optctl._record import record
+from optctl._validate import check_choice, keep_whole
 from optctl.lq.kkt import times, transposed_times
 from optctl.lq.model import LQ
 from optctl.problem import Problem
@@ -43,7 +44,7 @@ from optctl.result import Status
 from optctl.solution import History, cost_size
 from optctl.solvers.boxed import FIRST_SHIFT, LARGEST_SHIFT, SHIFT_FACTOR, Policy, best_policy, keep, unit
 from optctl.solvers.iterate import Iterate
-from optctl.solvers.method import Method, check_choice, check_iterations, method
+from optctl.solvers.method import Method, method
 from optctl.solvers.objective import Objective, projected_gradient, scaled_stationarity
 
 SUFFICIENT = 0.1
@@ -85,7 +86,7 @@ class ILQR(Method):
 
     def __post_init__(self) -> None:
         check_choice(self.hessian, "hessian", ("exact", "gauss_newton", None))
-        check_iterations(self.max_iterations)
+        keep_whole(self, "max_iterations", least=0)
 
     def check(self, objective: Objective) -> None:
         """Raise unless the inputs alone are free, and the dynamics have what is asked for."""

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 
-from optctl._validate import runs_now
+from optctl._validate import keep_whole, runs_now
 from optctl.result import Status
 from optctl.solution import History, cost_size
 from optctl.solvers.iterate import Iterate
-from optctl.solvers.method import Method, check_iterations, method
+from optctl.solvers.method import Method, method
 from optctl.solvers.objective import Objective, projected_gradient, scaled_stationarity
 
 MEMORY = 20
@@ -45,7 +45,7 @@ class LBFGS(Method):
     max_iterations: int = 10_000
 
     def __post_init__(self) -> None:
-        check_iterations(self.max_iterations)
+        keep_whole(self, "max_iterations", least=0)
 
     def run(self, objective: Objective, tolerance: Any, us: Any, xs: Any) -> Iterate:
         """Minimize from the guess."""

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 from optctl._record import record
-from optctl._validate import as_whole
 from optctl.solution import Solution
 from optctl.solvers.iterate import Iterate
 from optctl.solvers.objective import Objective
@@ -83,14 +82,3 @@ def _elsewhere(option: str) -> str:
     if option in ("tolerance", "verbose", "free", "xs", "x0", "params"):
         return f" `{option}` is for `solve` itself."
     return f" {', '.join(having)} {'has' if len(having) == 1 else 'have'} it." if having else ""
-
-
-def check_choice(value: Any, name: str, choices: tuple) -> None:
-    """Raise unless an option is one of a few values."""
-    if value not in choices:
-        raise ValueError(f"`{name}` is {value!r}; expected one of {', '.join(map(repr, choices))}.")
-
-
-def check_iterations(value: Any) -> None:
-    """Raise unless a limit of iterations is a whole number, at least 0."""
-    as_whole(value, "max_iterations", least=0)

@@ -6,6 +6,7 @@ sizes), so that a plain call, `jit`, `grad` and `vmap` take the same one.
 
 from typing import Any
 
+from optctl._validate import shown
 from optctl.lq.model import is_linear_quadratic
 from optctl.problem import CONSTRAINTS
 from optctl.solvers.cg import CG
@@ -27,15 +28,19 @@ SMALL = 100
 
 def as_method(method: Any, objective: Objective) -> Method:
     """Return the record of a method: the one given, the one of a short name, or, of None, the one picked."""
-    if method is None:
-        return pick(objective)
+    return pick(objective) if method is None else check_method(method)
+
+
+def check_method(method: Any) -> Method:
+    """Return the record of a method, given as one or by its short name, or raise ValueError."""
     if isinstance(method, str) and method in METHODS:
         return METHODS[method]()
     if not isinstance(method, Method):
         names, records = ", ".join(METHODS), ", ".join(kind.__name__ for kind in METHODS.values())
         called = isinstance(method, type) and issubclass(method, Method)
-        hint = f" Write method={method.__name__}(...), with parentheses." if called else ""
-        raise ValueError(f"`method` is {method!r}; expected one of {names}, or a record with options: {records}.{hint}")
+        got = method.__name__ if called else shown(method)
+        hint = f" Write method={got}(...), with parentheses." if called else ""
+        raise ValueError(f"`method` is {got}; expected one of {names}, or a record with options: {records}.{hint}")
     return method
 
 

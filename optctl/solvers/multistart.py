@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, as_whole
+from optctl._validate import as_float, as_seed, as_whole, check_kind
 from optctl.problem import Problem
 from optctl.result import Result
 from optctl.solution import Solution
@@ -98,16 +98,19 @@ def multistart(
         >>> oc.multistart(problem, np.zeros((1, 1)), guesses=8).optima.round(4).tolist()
         [-0.0006, 0.1943]
     """
+    check_kind(problem, Problem, "problem", "optctl.Problem")
     N, nu = problem.steps, problem.dynamics.nu
     us = np.asarray(as_float(us, "us"))
     if us.ndim == 2:
         many = as_whole(8 if guesses is None else guesses, "guesses")
-        noise = np.asarray(spread) * np.random.default_rng(seed).normal(size=(many, *us.shape))
+        noise = _spread(spread, us.shape[1]) * np.random.default_rng(as_seed(seed)).normal(size=(many, *us.shape))
         noise[0] = 0.0
         us = us + noise
     elif guesses is not None:
         raise ValueError("`guesses` are to be drawn around one guess us (N, nu), but several are given; leave it out.")
     us = jnp.asarray(as_float(us, "us", (None, N, nu)))
+    if not len(us):
+        raise ValueError("`us` holds no guesses; expected at least one.")
     if xs is not None:
         xs = jnp.asarray(as_float(xs, "xs"))
     axes = (0, 0 if xs is not None and xs.ndim == 3 else None)
@@ -118,6 +121,14 @@ def multistart(
     best = jax.tree.map(lambda leaf: leaf[pick], every)
     optima, counts = _distinct(np.sort(cost[good]))
     return Multistart(best, every, optima, counts)
+
+
+def _spread(spread: Any, nu: int) -> np.ndarray:
+    """Return the standard deviations of the draws, or raise where they are not some."""
+    spread = np.asarray(as_float(spread, "spread"))
+    if spread.shape not in ((), (nu,)) or (spread < 0).any():
+        raise ValueError(f"`spread` is {spread}; expected a number >= 0, or ({nu},) of them.")
+    return spread
 
 
 def _distinct(costs: Any) -> tuple[Any, Any]:

@@ -15,11 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optctl._validate import keep_whole
 from optctl.adjoint.hessian import require_second_derivatives
 from optctl.result import Status
 from optctl.solution import cost_size
 from optctl.solvers.iterate import Iterate, advance, start
-from optctl.solvers.method import Method, check_iterations, method
+from optctl.solvers.method import Method, method
 from optctl.solvers.objective import Objective, scaled_stationarity
 
 
@@ -45,7 +46,7 @@ class NewtonCG(Method):
     max_iterations: int = 1_000
 
     def __post_init__(self) -> None:
-        check_iterations(self.max_iterations)
+        keep_whole(self, "max_iterations", least=0)
 
     def check(self, objective: Objective) -> None:
         """Raise where there are no second derivatives."""

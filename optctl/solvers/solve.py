@@ -8,7 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optctl._validate import as_float, cast, check_shape, is_concrete, is_number, runs_now
+from optctl._validate import (
+    as_float,
+    cast,
+    check_flag,
+    check_kind,
+    check_positive,
+    check_shape,
+    is_concrete,
+    runs_now,
+    shown,
+)
 from optctl.problem import Problem, once
 from optctl.result import Status, nan_in_batch
 from optctl.solution import History, Solution
@@ -81,6 +91,7 @@ def solve(
     References:
         Nocedal and Wright (2006), Numerical Optimization.
     """
+    check_flag(verbose, "verbose")
     objective = _objective(problem, us, x0, params, free)
     chosen = as_method(method, objective)
     if x0 is None and xs is None and "x0" in objective.free and chosen.name != LQ.name:  # which needs no guess
@@ -116,8 +127,7 @@ def _tolerance(tolerance: Any, method: Method, objective: Objective) -> Any:
     if tolerance is None:
         single = np.result_type(*[leaf.dtype for leaf in objective.leaves()]) == jnp.float32
         return 1e-3 if single else method.tolerance
-    if not is_number(tolerance) or not 0 <= tolerance < np.inf:
-        raise ValueError(f"`tolerance` is {tolerance!r}; expected a number >= 0, such as 1e-6.")
+    check_positive(tolerance, "tolerance", "a number >= 0, such as 1e-6", zero=True)
     return tolerance
 
 
@@ -137,12 +147,11 @@ def _told(problem: Problem, solution: Solution, verbose: bool) -> Solution:
 
 
 def _objective(problem: Problem, us: Any, x0: Any, params: Any, free: Any) -> Objective:
-    if not isinstance(problem, Problem):
-        raise ValueError(f"`problem` is a {type(problem).__name__}; expected optctl.Problem.")
+    check_kind(problem, Problem, "problem", "optctl.Problem")
     dynamics = problem.dynamics
-    names = _free_names(problem, free)
     if params is not None:
         problem = problem.replace(params=params)
+    names = _free_names(problem, free)
     dtype = jnp.result_type(float)
     for given in (problem.x0, us, x0):
         if given is not None and hasattr(given, "dtype"):
@@ -182,9 +191,9 @@ def _objective(problem: Problem, us: Any, x0: Any, params: Any, free: Any) -> Ob
         x0 = jnp.asarray(x0)
     objective = Objective(problem, us, x0, jax.tree.map(jnp.asarray, problem.params), names)
     if not objective.size():
-        raise ValueError(
-            f"nothing is free: {names} hold no numbers; name what to optimize with free=('params',) or others."
-        )
+        empty = {"us": "the dynamics have no inputs", "x0": "x0 is given", "params": "the problem has no params"}
+        what = empty if free is None else {name: empty[name] for name in names}
+        raise ValueError(f"nothing is free: {', '.join(what.values())}; expected numbers to optimize over.")
     once(objective, lambda: jax.eval_shape(_check_shapes, objective))
     dynamics.rehearse(x0, us, objective.params)
     return objective
@@ -194,20 +203,31 @@ def _check_shapes(objective: Objective) -> None:
     objective.problem.check_shapes(objective.x0, objective.us, objective.params)
 
 
+VARIABLES = ("us", "x0", "params")
+"""What a solver may be free to choose."""
+
+
 def _free_names(problem: Problem, free: Any) -> tuple[str, ...]:
     if free is None:
         names: tuple[str, ...] = () if problem.dynamics.nu == 0 else ("us",)
         names += ("x0",) if problem.x0 is None else ()
         return names or ("params",)
-    names = (free,) if isinstance(free, str) or not hasattr(free, "__iter__") else tuple(free)
-    unknown = set(names) - {"us", "x0", "params"}
-    if unknown or len(set(names)) != len(names):
-        raise ValueError(f"`free` is {names}; expected names among 'us', 'x0', 'params'.")
+    names = (free,) if isinstance(free, str) else free
+    known = isinstance(names, list | tuple | set) and all(isinstance(n, str) and n in VARIABLES for n in names)
+    if not known or not names or len(set(names)) != len(names):
+        raise ValueError(
+            f"`free` is {shown(free)}; expected names among 'us', 'x0', 'params', at least one. (For the cost of"
+            " what is given there is optctl.gradient.)"
+        )
+    if "params" in names and not jax.tree.leaves(problem.params):
+        raise ValueError(
+            "`free` names params, but the problem has none; pass their first guess, params=..., to Problem."
+        )
     if "x0" in names and problem.x0 is not None:
         raise ValueError(
             "`free` names x0, but the problem fixes it; write problem.replace(x0=None) and pass x0= as guess."
         )
-    return tuple(name for name in ("us", "x0", "params") if name in names)
+    return tuple(name for name in VARIABLES if name in names)
 
 
 def _finish(objective: Objective, iterate: Iterate, tolerance: Any, method: str) -> Solution:

@@ -214,12 +214,12 @@ def test_bad_arguments_are_named():
     wrong = {
         r"`params` hold shape \(4,\); expected \(5,\)": lambda: mpc.step(plan, [0.0, 0.0], jnp.zeros(4)),
         "`plan` is a NoneType": lambda: mpc.step(None, [0.0, 0.0]),
-        r"`plant` returns shape \(3,\)": lambda: mpc.simulate([0.0, 0.0], 2, lambda x, u, k: np.zeros(3)),
+        r"`plant\(x, u, 0\)` has shape \(3,\)": lambda: mpc.simulate([0.0, 0.0], 2, lambda x, u, k: np.zeros(3)),
         r"`offset_gain` is .* or \(2,\) of them": lambda: oc.MPC(problem, offset_gain=[0.1] * 3),
         r"`du_max` is .* or \(1,\) of them": lambda: oc.MPC(problem, du_max=[0.1, 0.2]),
         "`offset_gain` is 2.0; expected at most 1": lambda: oc.MPC(problem, offset_gain=2.0),
         "`offset_gain` needs plans that converge": lambda: oc.MPC(problem, offset_gain=0.5, real_time=True),
-        "`plant` returns .* at sample 0": lambda: mpc.simulate([0.0, 0.0], 2, lambda x, u, k: x * np.nan),
+        r"`plant\(x, u, 0\)` holds NaN or inf": lambda: mpc.simulate([0.0, 0.0], 2, lambda x, u, k: x * np.nan),
         r"`method` is 'ilqr'; expected InteriorPoint": lambda: oc.MPC(problem, method="ilqr"),
         "`method` has `callback`, for which a controller": lambda: oc.MPC(
             problem, method=oc.InteriorPoint(callback=print)

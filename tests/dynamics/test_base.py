@@ -143,7 +143,7 @@ def test_wrong_functions_are_refused_at_once(f, message):
     ("x0", "us", "message"),
     [
         (np.zeros(3), np.zeros((4, 1)), r"`x0` has shape \(3,\); expected \(2,\)"),
-        (np.zeros(2), np.zeros((4, 2)), r"`us` has shape \(4, 2\); expected \(any, 1\)"),
+        (np.zeros(2), np.zeros((4, 2)), r"`us` has shape \(4, 2\); expected any number of rows and 1 column"),
         (np.zeros(2, bool), np.zeros((4, 1)), r"`x0` has dtype bool; expected floating point"),
         (np.zeros(2), np.zeros((4, 1), bool), r"`us` has dtype bool"),
         (np.zeros(2), "abc", r"`us` is not numeric"),

@@ -292,7 +292,7 @@ EYE, ROW, COLUMN = np.eye(2), np.ones((1, 2)), np.ones((2, 1))
     ("call", "message"),
     [
         (lambda: oc.dlqr(ROW, COLUMN, EYE, ONE), r"`A` has shape \(1, 2\); expected \(1, 1\)"),
-        (lambda: oc.dlqr(EYE, ROW, EYE, ONE), r"`B` has shape \(1, 2\); expected \(2, any\)"),
+        (lambda: oc.dlqr(EYE, ROW, EYE, ONE), r"`B` has shape \(1, 2\); expected 2 rows and any number of columns"),
         (lambda: oc.dare(EYE, COLUMN, ONE, ONE), r"`Q` has shape \(1, 1\); expected \(2, 2\)"),
         (lambda: oc.dare(EYE, COLUMN, EYE, np.array([[1.0, 2.0]])), r"`R` has shape \(1, 2\); expected \(1, 1\)"),
         (lambda: oc.dare(EYE, COLUMN, EYE + np.tri(2), ONE), r"`Q` is not symmetric: \|Q - Q'\| reaches 1"),
@@ -310,7 +310,7 @@ EYE, ROW, COLUMN = np.eye(2), np.ones((1, 2)), np.ones((2, 1))
         (lambda: dlqe(0.5 * EYE, 0 * ROW, EYE, 0 * ONE), r"C P C' \+ V is singular whatever P is: .* noise in `V`"),
         (lambda: oc.dlqr(np.zeros((0, 0)), np.zeros((0, 1)), EYE, ONE), "expected at least one state"),
         (lambda: dlqe(ROW, ROW, EYE, ONE), r"`A` has shape \(1, 2\); expected \(1, 1\)"),
-        (lambda: dlqe(EYE, COLUMN, EYE, ONE), r"`C` has shape \(2, 1\); expected \(any, 2\)"),
+        (lambda: dlqe(EYE, COLUMN, EYE, ONE), r"`C` has shape \(2, 1\); expected any number of rows and 2 columns"),
         (lambda: dlqe(EYE, ROW, ONE, ONE), r"`W` has shape \(1, 1\); expected \(2, 2\)"),
         (lambda: dlqe(EYE, ROW, -EYE, ONE), "`W` is not positive semidefinite: its lowest eigenvalue is -1"),
         (lambda: dlqe(EYE, ROW, EYE, EYE), r"`V` has shape \(2, 2\); expected \(1, 1\)"),

@@ -123,7 +123,12 @@ def test_sampled_states_and_progress_bar(capsys):
     ("problem", "policy", "x0s", "message"),
     [
         (PLANT, lambda x: x, np.ones((4, 2)), r"`policy` returns shape \(2,\); expected \(1,\)"),
-        (PLANT, lambda x: x[:1], np.ones((4, 3)), r"`x0s` has shape \(4, 3\); expected \(any, 2\)"),
+        (
+            PLANT,
+            lambda x: x[:1],
+            np.ones((4, 3)),
+            r"`x0s` has shape \(4, 3\); expected any number of rows and 2 columns",
+        ),
         (PLANT, lambda x: x[:1], np.ones((4, 2), bool), "`x0s` has dtype bool"),
         (
             PLANT.replace(u_min=-1.0),
