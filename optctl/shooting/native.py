@@ -22,10 +22,10 @@ from optctl.constraint import Constraint
 from optctl.problem import STAGE_FUNCTIONS, STATE_FUNCTIONS, Problem
 from optctl.shooting.barrier import NUMBERS, State
 from optctl.shooting.expansion import Expansion, Values, differentiate, function_values
-from optctl.shooting.filter import SIZE, Filter, empty
+from optctl.shooting.filter import SIZE, Filter
 from optctl.shooting.primal_dual import Program, Unknowns
 from optctl.shooting.rows import BLOCKS, PATH, TERMINAL, flatten
-from optctl.shooting.scaling import Scales, no_scales
+from optctl.shooting.scaling import Scales
 from optctl.shooting.tape_check import check_tapes
 from optctl.solution import History
 from optctl.tape import Tape, Unsupported, compile_tape, memories
@@ -302,12 +302,13 @@ def _go_on(program: Program, state: Any, settings: Any, stop: Any, flags: dict[s
 
 def expansion(program: Program, z: Unknowns, settings: Any) -> Expansion:
     """Return the expansion at a point."""
-    like = z.xs
-    state = State(
-        z=z, e=None, scales=no_scales(like.shape[1], z.us.shape[1], z.s.size, like), filter=empty(like),
-        history=History(*(namespace(like).full((1,), np.nan),) * len(fields(History))), K=None, figures=None, **NUMBERS,
-    )  # fmt: skip
-    return measured(program, state, replace(settings, gains=False)).e
+    xp, columns = namespace(z.xs), len(fields(History))
+    known = vars(z) | {
+        "x_scale": xp.ones(z.xs.shape[1]), "u_scale": xp.ones(z.us.shape[1]), "row_scale": xp.ones(z.s.size),
+        "cost_scale": xp.ones(()), "numbers": xp.zeros(len(_native.operand_names()["numbers"])),
+        "filter": xp.zeros((2, SIZE)), "history": xp.zeros((columns, 1)),
+    }  # fmt: skip
+    return _call(program, known, {}, {"measure": 1}, replace(settings, gains=False), 0).e
 
 
 _SCALES = {"x": "x", "u": "u", "row": "rows", "cost": "cost"}
