@@ -85,25 +85,35 @@ def make_rows(problem: Problem, xs: Any, us: Any, functions: dict[str, tuple], x
         inequality[name] = there & ~same
         equality[name] = same & (side == "min")
         elastic[name] = xp.zeros(value.shape, bool)
-    soft, l1, l2 = {}, {}, {}
-    for name, value in bounds.items():
-        soft[name] = xp.zeros(value.shape, bool)
-        l1[name] = l2[name] = xp.zeros(value.shape, xs.dtype)
     for name, shape in functions.items():
         constraint = getattr(problem, name)
-        equal = name.endswith("_equality")
         on = xp.broadcast_to(True if constraint.on is None else constraint.on, shape)
-        inequality[name] = on & (not equal)
-        equality[name] = on & equal
+        no = xp.zeros(shape, bool)
+        inequality[name], equality[name] = (no, on) if name.endswith("_equality") else (on, no)
         elastic[name] = xp.ones(shape, bool)
-        price, l2[name] = constraint.prices(shape, xs.dtype)
-        soft[name] = inequality[name] & xp.isfinite(price)
-        l1[name] = xp.where(soft[name], price, 0.0)
     every = {name: value.shape for name, value in bounds.items()} | functions
     shapes = tuple((name, tuple(every[name])) for name in BLOCKS if name in every)
-    is_soft = any(getattr(problem, name).soft for name in functions)
-    prices = (flatten(soft, bool), flatten(l1, xs.dtype), flatten(l2, xs.dtype)) if is_soft else (None, None, None)
-    return Rows(bounds, shapes, flatten(inequality, bool), flatten(equality, bool), flatten(elastic, bool), *prices)
+    soft, l1, l2 = None, None, None
+    if any(getattr(problem, name).soft for name in functions):
+        soft, l1, l2 = _prices(problem, bounds, functions, inequality, xs)
+    return Rows(
+        bounds, shapes, flatten(inequality, bool), flatten(equality, bool), flatten(elastic, bool), soft, l1, l2
+    )
+
+
+def _prices(
+    problem: Problem, bounds: dict[str, Any], functions: dict[str, tuple], inequality: dict[str, Any], like: Any
+) -> tuple[Any, Any, Any]:
+    """Return which rows are soft, and their prices, flat."""
+    xp = namespace(like)
+    soft = {name: xp.zeros(value.shape, bool) for name, value in bounds.items()}
+    l1 = {name: xp.zeros(value.shape, like.dtype) for name, value in bounds.items()}
+    l2 = dict(l1)
+    for name, shape in functions.items():
+        price, l2[name] = getattr(problem, name).prices(shape, like.dtype)
+        soft[name] = inequality[name] & xp.isfinite(price)
+        l1[name] = xp.where(soft[name], price, 0.0)
+    return flatten(soft, bool), flatten(l1, like.dtype), flatten(l2, like.dtype)
 
 
 def all_counted(rows: Rows) -> Rows:
