@@ -52,6 +52,8 @@ def is_number(value: Any) -> bool:
     """True for one real number, also as an array without axes; True and False are none."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.number | np.ndarray | jax.Array):
         return False
+    if isinstance(value, jax.Array) and not isinstance(value.dtype, np.dtype):  # a random key
+        return False
     return np.ndim(value) == 0 and not np.ma.is_masked(value) and np.asarray(value).dtype.kind in "fiu"
 
 
