@@ -85,7 +85,7 @@ constexpr double kappa_eps = 10, kappa_mu = 0.2, theta_mu = 1.5, s_theta = 1.1, 
 constexpr double gamma_theta = 1e-5, gamma_phi = 1e-8, first_shift = 1e-4, largest_shift = 1e12;
 constexpr double shortest_step = 1e-10, short_step = 0.05, enough = 0.9, least_damping = 1e-11, still_price = 1e8;
 constexpr double violation_price = 1e6, largest_multiplier = 1e3, wide_barrier = 200;
-constexpr double polish_slack = 1e-2;
+constexpr double polish_slack = 1e-2, cost_floor = 1e-5;
 constexpr int halvings = 40, patience = 6, predictions = 60, polish_rounds = 4, warm_rounds = 6;
 
 class InteriorPoint {
@@ -352,15 +352,40 @@ class InteriorPoint {
         worst = largest(worst, std::fabs(p_.l1[i] + p_.l2[i] * z_.e[i] - z_.y[i] - z_.v[i]));
       }
     }
-    size_ = std::max(cost_size(cost_ + price_of_misses(p_, z_), n_.first_cost), n_.floor);
+    size_ = cost_size(cost_ + price_of_misses(p_, z_), n_.first_cost, std::max(least_size(), n_.floor));
     stationarity_ = worst / size_;
   }
 
-  static double cost_size(double cost, double first) {
-    if (cost == 0 && first == 0) return 1;
+  static double cost_size(double cost, double first, double least) {
+    if (!std::isfinite(first)) first = cost;
+    if (cost == 0 && first == 0 && least == 0) return 1;
     const double changed = std::min(std::fabs(cost), std::fabs(first - cost));
-    const double least = std::max(1e-3 * std::fabs(cost), 1e-6 * std::fabs(first));
-    return std::max(std::max(changed, least), std::sqrt(std::numeric_limits<double>::min()));
+    const double size = std::max(std::max(changed, 1e-3 * std::fabs(cost)), least);
+    return std::max(size, std::sqrt(std::numeric_limits<double>::min()));
+  }
+
+  // A part of what the cost would be, by its slope and its curvature here, if a variable changed by as much as it is.
+  double least_size() const {
+    const int nx = p_.nx, nu = p_.nu, nz = p_.nz;
+    double most = 0;
+    for (int i = 0; i < nz; ++i) {
+      const bool is_state = i < nx;
+      const double* z = is_state ? z_.xs + i : z_.us + i - nx;
+      const double* g = is_state ? e_.qs + i : e_.rs + i - nx;
+      const int stride = is_state ? nx : nu;
+      double size = 1, slope = 0, bend = 0;
+      for (int64_t t = 0; t < p_.N + is_state; ++t) {
+        size = largest(size, std::fabs(z[t * stride]));
+        slope = largest(slope, std::fabs(g[t * stride]));
+        if (t < p_.N) bend = largest(bend, std::fabs(e_.W[(t * nz + i) * nz + i]));
+      }
+      if (is_state) {
+        slope = largest(slope, std::fabs(e_.q0[i]));
+        bend = largest(largest(bend, std::fabs(e_.W0[i * nx + i])), std::fabs(e_.Wf[i * nx + i]));
+      }
+      most = largest(largest(most, slope * size), bend * size * size);
+    }
+    return cost_floor * most;
   }
 
   void remember() {

@@ -17,16 +17,19 @@ FLOOR = 1e-5
 """Least size of the cost, over what the cost would be if variables changed by as much as they are."""
 
 
-def cost_size(cost: Any, first_cost: Any) -> Any:
+def cost_size(cost: Any, first_cost: Any, least: Any) -> Any:
     """Return the size of the cost that tolerances refer to.
 
     It is |J|, or the change since the first guess where that is smaller (a constant in J must not make everything
-    look small), but at least 1e-3 |J|, and 1e-6 of the first cost for a J that vanishes; 1 where both vanish.
+    look small), but at least 1e-3 |J|, and `least` for a J that vanishes: FLOOR times what the cost would be at this
+    point, not at the guess, beside which anything looks small if it is bad enough. It is 1 where all vanish. A first
+    cost that is not finite counts as the cost itself.
     """
+    first_cost = jnp.where(jnp.isfinite(first_cost), first_cost, cost)
     changed = jnp.minimum(jnp.abs(cost), jnp.abs(first_cost - cost))
-    least = jnp.maximum(1e-3 * jnp.abs(cost), 1e-6 * jnp.abs(first_cost))
-    size = jnp.maximum(jnp.maximum(changed, least), jnp.finfo(cost.dtype).tiny ** 0.5)
-    return jnp.where((cost == 0) & (first_cost == 0), 1.0, size)
+    size = jnp.maximum(jnp.maximum(changed, 1e-3 * jnp.abs(cost)), least)
+    size = jnp.maximum(size, jnp.finfo(cost.dtype).tiny ** 0.5)
+    return jnp.where((cost == 0) & (first_cost == 0) & (least == 0), 1.0, size)
 
 
 @record()

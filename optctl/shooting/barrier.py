@@ -35,7 +35,7 @@ from optctl.shooting.primal_dual import (
     solve_step,
     with_violations,
 )
-from optctl.shooting.scaling import Scales, values_at
+from optctl.shooting.scaling import Scales, least_size, values_at
 from optctl.solution import History, cost_size
 
 OPTIMIZE, RESTORE, PREDICT = 0, 1, 2
@@ -63,7 +63,7 @@ class State:
         history: a `History` with room for all iterations.
         K: (N, nu, nx) feedback gains of Newton's step at the point where the iterations stopped.
         mu: barrier parameter.
-        floor: smallest size of the cost that tolerances refer to.
+        floor: smallest size of the cost that tolerances refer to, whatever the point says (`least_size`).
         theta_first: infeasibility of the guess.
         first_cost: its cost.
         shift: last shift of the weights that was needed (in the feasibility phase: damping).
@@ -133,7 +133,9 @@ def residuals(program: Program, state: State, e: Expansion) -> Residuals:
     if rows.soft is not None:
         worst.append(largest(jnp.where(rows.soft, rows.l1 + rows.l2 * z.e - z.y - z.v, 0.0)))
     cost = e.at.cost + price_of_misses(rows, z)
-    size = jnp.maximum(cost_size(cost, state.first_cost), state.floor)
+    one = jnp.ones((), cost.dtype)
+    least = jnp.maximum(least_size(e, z.xs, z.us, one, one), state.floor)
+    size = cost_size(cost, state.first_cost, least)
     row_misses = missed(rows, e.at.c, z)
     least, most, total = products(rows, z)
     return Residuals(

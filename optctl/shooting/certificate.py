@@ -1,5 +1,6 @@
 """The certificate of a point with multipliers: the first-order conditions, computed apart from any solver's figures."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ from optctl.shooting.barrier import largest
 from optctl.shooting.expansion import Expansion
 from optctl.shooting.primal_dual import Program, Unknowns, lagrangian_slopes, price_of_misses
 from optctl.shooting.rows import Rows
-from optctl.shooting.scaling import Scales, row_scales
+from optctl.shooting.scaling import Scales, choose, least_size, row_scales
 from optctl.solution import Certificate, cost_size
 
 
@@ -18,6 +19,7 @@ def certify_point(
     e: Expansion,
     z: Unknowns,
     scales: Scales,
+    given: Any = None,
     *,
     first_cost: Any,
     floor: Any,
@@ -26,11 +28,15 @@ def certify_point(
     """Return the certificate of states, inputs, costates and multipliers of the rows.
 
     A change of a variable is compared with its scale, or with its own size where that is larger; rows are scaled, too.
+    A scale that a large guess gave counts as far as the point says the same; `given` holds the user's for x and u.
     Rows that the solve has switched off, which are on in `every`, have to hold like the others, in their own units.
     """
     rows = program.rows
     slopes = lagrangian_slopes(program, e, z.costates, z.y)
-    size = jnp.maximum(cost_size(e.at.cost + price_of_misses(rows, z), first_cost), floor)
+    here = choose(rows, z.xs, z.us, e, given)
+    scales = replace(scales, x=jnp.minimum(scales.x, here.x), u=jnp.minimum(scales.u, here.u))
+    least = jnp.maximum(least_size(e, z.xs, z.us, scales.x, scales.u), floor)
+    size = cost_size(e.at.cost + price_of_misses(rows, z), first_cost, least)
     in_x, in_u = jnp.maximum(scales.x[None], jnp.abs(z.xs)), jnp.maximum(scales.u[None], jnp.abs(z.us))
     worst = [largest(g) for g in slopes]
     scaled = [largest(g * v) for g, v in zip(slopes, (in_x[0], in_x, in_u), strict=True)]
@@ -41,8 +47,8 @@ def certify_point(
         price = jnp.where(rows.soft, rows.l1 + rows.l2 * miss, jnp.inf)
         over = jnp.where(rows.soft, 0.0, over)
     # Slopes that were steep at the guess and are not here are no excuse.
-    here = jnp.maximum(scales.rows, jnp.minimum(1.0, row_scales(rows, e, scales.x, scales.u)))
-    size_rows = jnp.where(rows.inequality | rows.equality, here, 1.0)
+    steep = jnp.maximum(scales.rows, jnp.minimum(1.0, row_scales(rows, e, scales.x, scales.u)))
+    size_rows = jnp.where(rows.inequality | rows.equality, steep, 1.0)
     over_scaled = jnp.maximum(largest(e.at.gaps / in_x[1:]), largest(over * size_rows))
     product = jnp.where(rows.inequality, z.y * (miss - e.at.c), 0.0)
     wrong = jnp.where(rows.inequality, jnp.maximum(-z.y, jnp.maximum(z.y - price, 0.0)), 0.0)

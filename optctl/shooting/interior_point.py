@@ -76,7 +76,6 @@ from optctl.shooting.scaling import (
     SMALL,
     Scales,
     choose,
-    curvature_of,
     expansion_in,
     no_scales,
     scale_expansion,
@@ -87,7 +86,7 @@ from optctl.shooting.scaling import (
     steepness,
 )
 from optctl.shooting.sensitivity import settle, unknown
-from optctl.solution import FLOOR, History, Solution, cost_size
+from optctl.solution import History, Solution, cost_size
 
 FIRST_BARRIER = 0.1
 ACTIVE = 1e-9
@@ -170,8 +169,7 @@ def start(
         y, v = jnp.where(rows.soft, mu / s, y), jnp.where(rows.soft, mu / miss, 1.0)
     z = Unknowns(xs / scales.x[None], us / scales.u[None], costates, s, y, miss, v)
     theta = infeasibility(rows, at, z)
-    size_x, size_u = [jnp.maximum(s, jnp.max(jnp.abs(v), axis=0)) for s, v in ((scales.x, xs), (scales.u, us))]
-    floor = jnp.maximum(settings.floor, FLOOR * curvature_of(e, size_x, size_u) / scales.cost)
+    floor = jnp.asarray(settings.floor, xs.dtype)
     state = replace(
         empty, z=scale_point(scales.inverse(), z), mu=mu, floor=floor, theta_first=theta, first_cost=at.cost,
         mark=theta, mu_restore=mu, phase=jnp.asarray(PREDICT if quadratic else OPTIMIZE),
@@ -454,7 +452,8 @@ def finish(program: Program, asked: Problem, x0: Any, state: State, settings: Se
     first_cost = state.first_cost * state.scales.cost
     floor = state.floor * state.scales.cost
     certificate = certify_point(
-        still, every, e, z, state.scales, first_cost=first_cost, floor=floor, tolerance=settings.tolerance
+        still, every, e, z, state.scales, settings.scale, first_cost=first_cost, floor=floor,
+        tolerance=settings.tolerance,
     )
     converged = certificate.holds & (state.status == int(Status.SOLVED))
     status = jnp.where(~converged & (state.status == int(Status.SOLVED)), int(Status.STALLED), state.status)
@@ -475,7 +474,7 @@ def finish(program: Program, asked: Problem, x0: Any, state: State, settings: Se
         status=status, converged=converged, iterations=state.iterations, certificate=certificate,
         history=state.history, method="interior_point",
         residuals=residuals_by_name(still.problem, every, e.at.c, e.at.gaps),
-        strict_complementarity=strict_complementarity(rows, z, cost_size(e.at.cost, first_cost)),
+        strict_complementarity=strict_complementarity(rows, z, cost_size(e.at.cost, first_cost, floor)),
     )  # fmt: skip
 
 
