@@ -84,9 +84,9 @@ constexpr int filter_size = 32;
 constexpr double kappa_eps = 10, kappa_mu = 0.2, theta_mu = 1.5, s_theta = 1.1, s_phi = 2.3, eta = 1e-4;
 constexpr double gamma_theta = 1e-5, gamma_phi = 1e-8, first_shift = 1e-4, largest_shift = 1e12;
 constexpr double shortest_step = 1e-10, short_step = 0.05, enough = 0.9, least_damping = 1e-11, still_price = 1e8;
-constexpr double violation_price = 1e6, largest_multiplier = 1e3, wide_barrier = 200;
+constexpr double violation_price = 1e6, largest_multiplier = 1e3, wide_barrier = 200, nudge_size = 1e-2;
 constexpr double polish_slack = 1e-2, cost_floor = 1e-5;
-constexpr int halvings = 40, patience = 6, predictions = 60, polish_rounds = 4, warm_rounds = 6;
+constexpr int halvings = 40, patience = 6, predictions = 60, polish_rounds = 4, warm_rounds = 6, nudges = 2;
 
 class InteriorPoint {
  public:
@@ -664,6 +664,7 @@ class InteriorPoint {
     slope = largest(largest_of((p_.N + 1) * nx, gx_), largest_of(p_.N * nu, gu_));
     const bool light = n_.shift <= least_damping;
     const double damping = violation_step(y, mu);
+    const bool curved = damping > first_shift;  // downwards; the cost's small share takes less
     double fall = 0;
     for (int64_t t = 0; t < p_.N; ++t) {
       std::fill_n(gx_, nx, 0.0);
@@ -681,6 +682,9 @@ class InteriorPoint {
     const bool least = slope <= 1e-6 * worst || !still_falls;
     const bool sure = !still_falls && light;
     const bool stationary = sure && product <= 1e-5 * half && worst > tolerance;
+    const bool saddle = !still_falls && curved && worst > tolerance;
+    const bool nudged = saddle && n_.nudges < nudges;
+    if (nudged) nudge();
     const double now = half - mu * sum_of_logarithms(p_, z_.s);
     double alpha = longest(p_, z_.s, d_.s, 0.99, inequality);
     copy(z_, trial_);
@@ -692,7 +696,7 @@ class InteriorPoint {
       for (int64_t i = 0; i < p_.rows; ++i) trial_.s[i] = z_.s[i] + alpha * d_.s[i];
       functions_.evaluate(trial_, trial_values_);
       const double value = half_violation(p_, trial_values_, trial_) - mu * sum_of_logarithms(p_, trial_.s);
-      fine = std::isfinite(value) && value <= now + 1e-4 * alpha * fall;
+      fine = std::isfinite(value) && (nudged || value <= now + 1e-4 * alpha * fall);
       if (!fine) alpha /= 2;
       ++trials;
     }
@@ -700,11 +704,11 @@ class InteriorPoint {
     const double phi = barrier_cost(p_, functions_.cost(), trial_, n_.mu);
     const bool back = fine && theta <= enough * n_.mark && filter_accepts(theta, phi);
     const double alpha_y = longest(p_, y, d_.y, 0.99, inequality);
-    const bool again = stationary && n_.retried == 0 && inequalities_ > 0;
+    const bool again = stationary && !saddle && n_.retried == 0 && inequalities_ > 0;
     if (again) {
       n_.retried = 1;
-    } else if (stationary || !(fine || least)) {
-      n_.status = stationary && can_be_infeasible() ? infeasible : stalled;
+    } else if (!nudged && (stationary || saddle || !(fine || least))) {
+      n_.status = stationary && !saddle && can_be_infeasible() ? infeasible : stalled;
     } else if (fine) {
       for (int64_t i = 0; i < p_.rows; ++i)
         trial_.y[i] = !(p_.kind[i] & inequality) ? 0 : back ? first_multiplier(trial_.s[i]) : y[i] + alpha_y * d_.y[i];
@@ -716,8 +720,24 @@ class InteriorPoint {
     n_.phase = back && !again ? optimizing : restoring;
     n_.shift = back || least ? 0 : trials == 1 ? damping / 4 : damping * (trials == 2 ? 2 : 8);
     if (again) n_.mu_restore = wide_barrier * half / inequalities_;
-    else if (slope <= 10 * mu || least) n_.mu_restore = 0.2 * mu;
+    else if (!nudged && (slope <= 10 * mu || least)) n_.mu_restore = 0.2 * mu;
+    n_.nudges += nudged;
     n_.step = alpha;
+  }
+
+  // A small direction, in `d_`, that no symmetry of a problem is likely to share; bounds keep up with it.
+  void nudge() {
+    auto off = [](int64_t count, int width, const double* z, double* d) {
+      for (int64_t i = 0; i < count; ++i) d[i] = nudge_size * std::cos(1.0 + i % width) * std::max(1.0, std::fabs(z[i]));
+    };
+    off((p_.N + 1) * p_.nx, p_.nx, z_.xs, d_.xs), off(p_.N * p_.nu, p_.nu, z_.us, d_.us);
+    for (int i = 0; i < p_.nx; ++i)
+      if (p_.x0_free[i] == 0) d_.xs[i] = 0;
+    along(p_, e_, d_, v_);
+    for (int64_t i = 0; i < p_.rows; ++i) {
+      d_.s[i] = p_.kind[i] & inequality && !(p_.kind[i] & elastic) ? -v_[i] : 0;
+      d_.y[i] = 0;
+    }
   }
 
   // Multipliers with which the curvature of the Lagrangian is violation_price times that of half the squared violation;

@@ -16,7 +16,7 @@
 // What the loop carries besides the unknowns: the scalars of `State` in optctl/shooting/barrier.py.
 #define OPTCTL_NUMBERS(X)                                                                             \
   X(mu) X(floor) X(theta_first) X(first_cost) X(shift) X(phase) X(mark) X(mu_restore)        \
-  X(short_steps) X(iterations) X(status) X(step) X(seconds) X(entries) X(retried)
+  X(short_steps) X(iterations) X(status) X(step) X(seconds) X(entries) X(retried) X(nudges)
 
 // Operands with the rank of one problem's: S number, V vector, M matrix, m matrices. Numbers and prices are in the units
 // of the iterations (scaling.h), everything else in the user's. Those that are results, too, are

@@ -77,6 +77,7 @@ class State:
         seconds: what the compiled kernel took; zero without it.
         entries: number of entries that the filter ever got.
         retried: 1 after the feasibility phase has begun again with a wider barrier.
+        nudges: how often it has moved off a maximum or saddle of the violation.
     """
 
     z: Unknowns
@@ -100,6 +101,7 @@ class State:
     seconds: Any = 0.0
     entries: Any = 0
     retried: Any = 0
+    nudges: Any = 0
 
 
 NUMBERS = {field.name: field.default for field in fields(State) if field.default is not MISSING}

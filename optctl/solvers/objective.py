@@ -125,8 +125,11 @@ def least_size(problem: Problem, xs: Any, us: Any, params: Any) -> Any:
 
     It is a part of what the cost would be, by its slope and its curvature at this point, if the states and inputs of a
     stage changed by as much as they are. So a solution at rest, whose cost is all rounding, is judged by what its data
-    make of rounding. Signs by chance keep what belongs to different variables apart (Hutchinson 1989).
+    make of rounding. Signs by chance keep what belongs to different variables apart (Hutchinson 1989). Where memory is
+    bounded there are no states to ask, and it is 0.
     """
+    if xs is None:
+        return jnp.zeros(())
     point, structure = jax.tree.flatten((xs, us))
     keys = jax.random.split(jax.random.key(0), len(point))
     signs = [jax.random.rademacher(key, v.shape, v.dtype) for key, v in zip(keys, point, strict=True)]
