@@ -84,7 +84,7 @@ constexpr int filter_size = 32;
 constexpr double kappa_eps = 10, kappa_mu = 0.2, theta_mu = 1.5, s_theta = 1.1, s_phi = 2.3, eta = 1e-4;
 constexpr double gamma_theta = 1e-5, gamma_phi = 1e-8, first_shift = 1e-4, largest_shift = 1e12;
 constexpr double shortest_step = 1e-10, short_step = 0.05, enough = 0.9, least_damping = 1e-11, still_price = 1e8;
-constexpr double violation_price = 1e6, largest_multiplier = 1e3, wide_barrier = 200, nudge_size = 1e-2;
+constexpr double violation_price = 1e6, largest_multiplier = 1e3, wide_barrier = 200, nudge_size = 1e-2, bottomless = 1e15;
 constexpr double polish_slack = 1e-2, cost_floor = 1e-5;
 constexpr int halvings = 40, patience = 6, predictions = 60, polish_rounds = 4, warm_rounds = 6, nudges = 2;
 
@@ -123,8 +123,8 @@ class InteriorPoint {
       remember();
       const bool done = stationarity_ <= tolerance && infeasibility_ <= tolerance &&
                         sum_of_products_ <= tolerance * size_ && n_.phase != restoring;
-      const bool falls = cost_ < -1e10 * (1 + std::fabs(n_.first_cost)) && infeasibility_ <= 1e-2;
-      if (falls) n_.status = unbounded;
+      const bool falls = cost_ < -bottomless * (1 + std::fabs(n_.first_cost)) && infeasibility_ <= 1e-2;
+      if (falls && can_be_unbounded()) n_.status = unbounded;
       if (done) n_.status = solved;
       if (!std::isfinite(theta_) || !std::isfinite(cost_) || !std::isfinite(stationarity_)) n_.status = non_finite;
       if (done) polish(tolerance);
@@ -522,12 +522,22 @@ class InteriorPoint {
     if (found) copy(trial_, z_);
     if (leave) {
       for (int64_t i = 0; i < p_.rows; ++i)
-        if (p_.kind[i] & inequality) z_.y[i] = near(z_.y[i], z_.s[i], n_.mu_restore, 100);
+        if (p_.kind[i] & inequality) {
+          if (p_.kind[i] & elastic) z_.s[i] = central_slack(i, (found ? trial_values_ : e_.at).c[i]);
+          z_.y[i] = p_.kind[i] & elastic ? n_.mu_restore / z_.s[i] : near(z_.y[i], z_.s[i], n_.mu_restore, 100);
+        }
       multipliers_of_violation(found ? trial_values_ : e_.at);
     }
     n_.shift = leave ? 0 : shift;
     n_.step = found ? alpha : 0;
     n_.phase = leave ? restoring : optimizing;
+  }
+
+  // The slack that is best for a row by itself in the feasibility phase: (c + s) s = mu.
+  double central_slack(int64_t i, double c) const {
+    if (p_.kind[i] & soft) c -= z_.e[i];
+    const double root = std::sqrt(c * c + 4 * n_.mu_restore);
+    return c > 0 ? 2 * n_.mu_restore / (root + c) : (root - c) / 2;
   }
 
   // One predictor-corrector step on a convex quadratic program; where it fails, the other steps take over.
@@ -788,6 +798,19 @@ class InteriorPoint {
     for (int b : {x0_min, x0_max, u_min, u_max})
       if (p_.block[b] >= 0) rows -= hard(p_.block[b], b < x_min ? p_.nx : p_.N * p_.nu);
     return rows > 0;
+  }
+
+  // False where bounds hold all that is free, inputs and x_0: then they hold a rollout and its cost.
+  bool can_be_unbounded() const {
+    auto kind = [&](int b, int64_t i) { return p_.block[b] >= 0 ? p_.kind[p_.block[b] + i] : 0; };
+    auto held = [&](int low, int high, int64_t i) {
+      return (kind(low, i) & kind(high, i) & inequality) || (kind(low, i) | kind(high, i)) & equality;
+    };
+    for (int64_t i = 0; i < p_.N * p_.nu; ++i)
+      if (!held(u_min, u_max, i)) return true;
+    for (int i = 0; i < p_.nx; ++i)
+      if (p_.x0_free[i] != 0 && !held(x0_min, x0_max, i)) return true;
+    return false;
   }
 
   // True of a state that keeps its value whatever one does: x+ = x.

@@ -17,6 +17,18 @@ FLOOR = 1e-5
 """Least size of the cost, over what the cost would be if variables changed by as much as they are."""
 
 
+BOTTOMLESS = 1e15
+"""A cost that has fallen so many times below the first one falls without bound, if nothing bounds what is free."""
+FALLEN, GROWN = 1e6, 1e3
+"""So is one of which a solve got stuck where the cost had fallen by the first and the variables had grown by the
+second: a cost that falls by much to a kink, or to a minimum, is no such evidence."""
+
+
+def reachable(tolerance: Any, dtype: Any) -> Any:
+    """Return a tolerance that rounding allows: what solvers work with where less is asked for."""
+    return jnp.maximum(tolerance, 100 * jnp.finfo(dtype).eps)
+
+
 def cost_size(cost: Any, first_cost: Any, least: Any) -> Any:
     """Return the size of the cost that tolerances refer to.
 
@@ -224,6 +236,9 @@ class Solution(Result):
                 "the first guess itself gives inf or NaN, so there is no finite iterate: start from other inputs, and"
                 " keep the model defined outside its domain, such as a square root that is smooth below zero"
             )
+        tolerance = np.asarray(self.certificate.tolerance)
+        if status is Status.STALLED and tolerance < reachable(tolerance, tolerance.dtype):
+            return f"the tolerance {tolerance:.0e} is below what rounding allows{self._violated()}"
         return status.message + self._violated()
 
     def _violated(self) -> str:

@@ -35,6 +35,7 @@ from optctl.shooting.primal_dual import (
     solve_step,
     with_violations,
 )
+from optctl.shooting.rows import Rows
 from optctl.shooting.scaling import Scales, least_size, values_at
 from optctl.solution import History, cost_size
 
@@ -194,8 +195,10 @@ def optimize(program: Program, state: State, r: Residuals, least: Any) -> State:
     leave = ~found | crawling
     mu_restore = half_violation(program, e, z)
     point, at = jax.tree.map(lambda new, old: jnp.where(found, new, old), (point, at), (z, e.at))
-    y = near(point.y, point.s, mu_restore, rows.inequality, factor=100.0)
-    violations = with_violations(rows, at, replace(point, y=y))
+    s = jnp.where(rows.inequality & rows.elastic, central_slacks(rows, at.c, point, mu_restore), point.s)
+    y = near(point.y, s, mu_restore, rows.inequality, factor=100.0)
+    y = jnp.where(rows.inequality & rows.elastic, mu_restore / s, y)
+    violations = with_violations(rows, at, replace(point, s=s, y=y))
     return replace(
         state,
         z=jax.tree.map(lambda new, old: jnp.where(leave, new, old), violations, point),
@@ -262,6 +265,16 @@ def half_violation(program: Program, e: Expansion, z: Unknowns) -> Any:
     """Return half the squared violation for each inequality: on its scale the feasibility phase begins its barrier."""
     half = 0.5 * (jnp.sum(e.at.gaps**2) + jnp.sum(missed(program.rows, e.at.c, z) ** 2))
     return half / jnp.maximum(1, jnp.sum(program.rows.inequality))
+
+
+def central_slacks(rows: Rows, c: Any, z: Unknowns, mu: Any) -> Any:
+    """Return slacks that are best for a row by itself in the feasibility phase: (c + s) s = mu.
+
+    Those that the iterations leave behind may be all but zero where the row is far from held.
+    """
+    c = c if rows.soft is None else c - jnp.where(rows.soft, z.e, 0.0)
+    root = jnp.sqrt(c**2 + 4 * mu)
+    return jnp.where(c > 0, 2 * mu / (root + jnp.abs(c)), (root - c) / 2)
 
 
 def search(

@@ -88,7 +88,7 @@ def restore(program: Program, state: State, r: Residuals, tolerance: Any) -> Sta
     stationary = sure & (product <= 1e-5 * half) & (worst > tolerance)
     saddle = ~still_falls & curved & (worst > tolerance)
     nudged = saddle & (state.nudges < NUDGES)
-    d, dy = jax.tree.map(lambda new, old: jnp.where(nudged, new, old), (_nudge(program, state), 0 * dy), (d, dy))
+    d, dy = jax.tree.map(lambda new, old: jnp.where(nudged, new, old), (_nudge(program, state), jnp.zeros_like(dy)), (d, dy))
 
     def merit(at: Values, z: Unknowns) -> Any:
         violation = 0.5 * (jnp.sum(at.gaps**2) + jnp.sum(missed(rows, at.c, z) ** 2))

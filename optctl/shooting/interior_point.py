@@ -68,6 +68,7 @@ from optctl.shooting.rows import (
     Rows,
     all_counted,
     bound_arrays,
+    can_be_unbounded,
     flatten,
     make_rows,
     residuals_by_name,
@@ -86,7 +87,7 @@ from optctl.shooting.scaling import (
     steepness,
 )
 from optctl.shooting.sensitivity import settle, unknown
-from optctl.solution import History, Solution, cost_size
+from optctl.solution import BOTTOMLESS, FALLEN, GROWN, History, Solution, cost_size, reachable
 
 FIRST_BARRIER = 0.1
 ACTIVE = 1e-9
@@ -357,6 +358,7 @@ def runs_natively(problem: Problem, xs: Any, us: Any, params: Any, settings: Set
 def iterate(program: Program, state: State, settings: Settings, stop: Any) -> State:
     """Iterate until the tolerance, a failure, or `stop` iterations."""
     problem, rows, params = program.problem, program.rows, program.params
+    settings = replace(settings, tolerance=reachable(settings.tolerance, state.z.xs.dtype))
     if runs_natively(problem, state.z.xs, state.z.us, params, settings):
         return native.iterate(program, state, settings, stop)
     tolerance, scales = settings.tolerance, state.scales
@@ -372,7 +374,8 @@ def iterate(program: Program, state: State, settings: Settings, stop: Any) -> St
         done = (r.stationarity <= tolerance) & (r.infeasibility <= tolerance)
         done = done & (r.sum_of_products <= tolerance * r.size) & (state.phase != RESTORE)
         finite = jnp.isfinite(r.theta) & jnp.isfinite(e.at.cost) & jnp.isfinite(r.stationarity)
-        falls = (e.at.cost < -1e10 * (1 + jnp.abs(state.first_cost))) & (r.infeasibility <= 1e-2)
+        falls = (e.at.cost < -BOTTOMLESS * (1 + jnp.abs(state.first_cost))) & (r.infeasibility <= 1e-2)
+        falls = falls & can_be_unbounded(rows, program.x0_free)
         status = jnp.where(falls, int(Status.UNBOUNDED), state.status)
         status = jnp.where(done, int(Status.SOLVED), status)
         state = replace(state, status=jnp.where(finite, status, int(Status.NON_FINITE)))
@@ -460,8 +463,10 @@ def finish(program: Program, asked: Problem, x0: Any, state: State, settings: Se
     stuck = (status == int(Status.STALLED)) | (status == int(Status.ITERATION_LIMIT))
     # Iterates that were feasible say more than where the last one happens to be.
     history = state.history
-    far_below = -1e6 * (state.scales.cost + jnp.abs(first_cost))
+    far_below = -FALLEN * (state.scales.cost + jnp.abs(first_cost))
     fallen = jnp.any((history.cost < far_below) & (history.infeasibility <= 1e-2))
+    fallen = fallen & (jnp.maximum(largest(z.xs / state.scales.x), largest(z.us / state.scales.u)) > GROWN)
+    fallen = fallen & can_be_unbounded(rows, still.x0_free)
     status = jnp.where(stuck & fallen, int(Status.UNBOUNDED), status)
     met = jnp.any(history.infeasibility <= settings.tolerance)
     status = jnp.where((status == int(Status.INFEASIBLE)) & met, int(Status.STALLED), status)

@@ -102,6 +102,17 @@ def make_rows(problem: Problem, xs: Any, us: Any, functions: dict[str, Any], x0_
     return Rows(bounds, shapes, flatten(inequality, bool), flatten(equality, bool), flatten(elastic, bool), *prices)
 
 
+def can_be_unbounded(rows: Rows, x0_free: tuple[bool, ...]) -> Any:
+    """Return False where bounds hold all that is free, inputs and x_0: then they hold a rollout and its cost."""
+    inequality, equality = rows.split(rows.inequality), rows.split(rows.equality)
+    held, no = jnp.asarray(True), jnp.zeros((), bool)
+    for stem, free in (("u", jnp.asarray(True)), ("x0", jnp.asarray(x0_free))):
+        low, high = f"{stem}_min", f"{stem}_max"
+        both = inequality.get(low, no) & inequality.get(high, no)
+        held = held & jnp.all(both | equality.get(low, no) | equality.get(high, no) | ~free)
+    return ~held
+
+
 def all_counted(problem: Problem, rows: Rows) -> Rows:
     """Return the rows with those on that the problem counts, also where a solve has switched some off."""
     made = {"inequality": rows.split(rows.inequality), "equality": rows.split(rows.equality)}

@@ -40,7 +40,7 @@ from optctl.lq.kkt import times, transposed_times
 from optctl.lq.model import LQ
 from optctl.problem import Problem
 from optctl.result import Status
-from optctl.solution import History, cost_size
+from optctl.solution import BOTTOMLESS, History, cost_size
 from optctl.solvers.boxed import FIRST_SHIFT, LARGEST_SHIFT, SHIFT_FACTOR, Policy, best_policy, keep, unit
 from optctl.solvers.iterate import Iterate
 from optctl.solvers.method import Method, check_choice, check_iterations, method
@@ -253,7 +253,9 @@ def iterate(program: Program, s: State, tolerance: Any) -> State:
     stuck = (idle >= PATIENCE) | (~found & (hopeless | ~fine)) | (first & broken)
     status = jnp.where(broken, int(Status.NON_FINITE), int(Status.STALLED))
     status = jnp.where(stuck, status, int(Status.ITERATION_LIMIT))
-    status = jnp.where(point.cost < -1e10 * (1 + jnp.abs(first_cost)), int(Status.UNBOUNDED), status)
+    held = jnp.all(jnp.isfinite(program.lower) & jnp.isfinite(program.upper))
+    falls = (point.cost < -BOTTOMLESS * (1 + jnp.abs(first_cost))) & ~held
+    status = jnp.where(falls, int(Status.UNBOUNDED), status)
     status = jnp.where(fine & (mark <= tolerance), int(Status.SOLVED), status)
     i = s.iterations + 1
     row = point.cost, mark, jnp.where(found & fine & ~first, trial.alpha, 0.0), point.policy.shift

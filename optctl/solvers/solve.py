@@ -11,7 +11,7 @@ import numpy as np
 from optctl._validate import as_float, cast, check_shape, is_concrete, is_number, runs_now
 from optctl.problem import Problem, once
 from optctl.result import Status, nan_in_batch
-from optctl.solution import History, Solution, cost_size
+from optctl.solution import FALLEN, GROWN, History, Solution, cost_size
 from optctl.solvers.cg import CG
 from optctl.solvers.guess import check_start, first_state
 from optctl.solvers.iterate import Iterate
@@ -238,7 +238,10 @@ def _certified(objective: Objective, iterate: Iterate, first: Any, tolerance: An
         jnp.where(iterate.status == int(Status.SOLVED), int(Status.STALLED), iterate.status),
     )
     status = jnp.where(finite | (status == int(Status.NOT_CONVEX)), status, int(Status.NON_FINITE))
-    fallen = g.cost < -1e6 * (1 + jnp.where(jnp.isfinite(first), jnp.abs(first), 0.0))
+    fallen = g.cost < -FALLEN * (1 + jnp.where(jnp.isfinite(first), jnp.abs(first), 0.0))
+    fallen = fallen & (jnp.max(jnp.abs(z)) > GROWN * jnp.maximum(1.0, jnp.max(jnp.abs(objective.pack(objective)))))
+    lower, upper = objective.bounds()
+    fallen = fallen & ~(jnp.all(jnp.isfinite(lower)) & jnp.all(jnp.isfinite(upper)))
     status = jnp.where(fallen & ~converged, int(Status.UNBOUNDED), status)
     history = History(g.cost[None], certificate.stationarity_scaled[None], jnp.zeros_like(g.cost)[None])
     return Solution(
