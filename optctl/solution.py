@@ -26,7 +26,8 @@ second: a cost that falls by much to a kink, or to a minimum, is no such evidenc
 
 def reachable(tolerance: Any, dtype: Any) -> Any:
     """Return a tolerance that rounding allows: what solvers work with where less is asked for."""
-    return jnp.maximum(tolerance, 100 * jnp.finfo(dtype).eps)
+    least = 100 * float(jnp.finfo(dtype).eps)
+    return max(tolerance, least) if isinstance(tolerance, int | float) else jnp.maximum(tolerance, least)
 
 
 def cost_size(cost: Any, first_cost: Any, least: Any) -> Any:

@@ -88,7 +88,8 @@ def restore(program: Program, state: State, r: Residuals, tolerance: Any) -> Sta
     stationary = sure & (product <= 1e-5 * half) & (worst > tolerance)
     saddle = ~still_falls & curved & (worst > tolerance)
     nudged = saddle & (state.nudges < NUDGES)
-    d, dy = jax.tree.map(lambda new, old: jnp.where(nudged, new, old), (_nudge(program, state), jnp.zeros_like(dy)), (d, dy))
+    aside = _nudge(program, state)
+    d, dy = jax.tree.map(lambda new, old: jnp.where(nudged, new, old), (aside, aside.y), (d, dy))
 
     def merit(at: Values, z: Unknowns) -> Any:
         violation = 0.5 * (jnp.sum(at.gaps**2) + jnp.sum(missed(rows, at.c, z) ** 2))
@@ -118,6 +119,7 @@ def restore(program: Program, state: State, r: Residuals, tolerance: Any) -> Sta
         point,
     )
     several = jnp.sum(inequality)
+    lower = ((slope <= 10 * mu) | least) & ~nudged
     again = stationary & ~saddle & (state.retried == 0) & (several > 0)
     back = back & ~again
     stuck = (stationary | saddle | ~(fine | least)) & ~again & ~nudged
@@ -130,7 +132,7 @@ def restore(program: Program, state: State, r: Residuals, tolerance: Any) -> Sta
         status=jnp.where(stuck, failed, state.status),
         phase=jnp.where(back, OPTIMIZE, RESTORE),
         shift=jnp.where(back | least, 0.0, damping),
-        mu_restore=jnp.where(again, WIDE_BARRIER * half / several, jnp.where(((slope <= 10 * mu) | least) & ~nudged, 0.2 * mu, mu)),
+        mu_restore=jnp.where(again, WIDE_BARRIER * half / several, jnp.where(lower, 0.2 * mu, mu)),
         retried=state.retried + again,
         nudges=state.nudges + nudged,
         step=alpha,

@@ -457,7 +457,7 @@ def finish(program: Program, asked: Problem, x0: Any, state: State, settings: Se
     certificate = certify_point(
         still, every, e, z, state.scales, settings.scale, first_cost=first_cost, floor=floor,
         tolerance=settings.tolerance,
-    )
+    )  # fmt: skip
     converged = certificate.holds & (state.status == int(Status.SOLVED))
     status = jnp.where(~converged & (state.status == int(Status.SOLVED)), int(Status.STALLED), state.status)
     stuck = (status == int(Status.STALLED)) | (status == int(Status.ITERATION_LIMIT))
@@ -465,8 +465,8 @@ def finish(program: Program, asked: Problem, x0: Any, state: State, settings: Se
     history = state.history
     far_below = -FALLEN * (state.scales.cost + jnp.abs(first_cost))
     fallen = jnp.any((history.cost < far_below) & (history.infeasibility <= 1e-2))
-    fallen = fallen & (jnp.maximum(largest(z.xs / state.scales.x), largest(z.us / state.scales.u)) > GROWN)
-    fallen = fallen & can_be_unbounded(rows, still.x0_free)
+    grown = jnp.maximum(largest(z.xs / state.scales.x[None]), largest(z.us / state.scales.u[None])) > GROWN
+    fallen = fallen & grown & can_be_unbounded(rows, still.x0_free)
     status = jnp.where(stuck & fallen, int(Status.UNBOUNDED), status)
     met = jnp.any(history.infeasibility <= settings.tolerance)
     status = jnp.where((status == int(Status.INFEASIBLE)) & met, int(Status.STALLED), status)

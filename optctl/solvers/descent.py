@@ -82,7 +82,7 @@ def gradient_descent(objective: Objective, z: Any, *, tolerance: Any, max_iterat
     def first_alpha(slope: Any) -> Any:
         return 1 / jnp.maximum(jnp.max(jnp.sqrt(metric) * jnp.abs(slope), initial=0.0), 1e-30)
 
-    def search(iterate: Iterate, direction: Any, ceiling: Any) -> tuple[Any, Any, Any]:
+    def search(iterate: Iterate, direction: Any, ceiling: Any) -> tuple[Any, Any, Any, Any]:
         """Halve theta until cost and slope are finite and the cost has fallen enough."""
         decrease = SUFFICIENT * iterate.slope @ direction
         # Near the optimum the decrease drowns in rounding; allow the cost that much noise.

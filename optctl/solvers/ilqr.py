@@ -212,7 +212,8 @@ def ilqr(objective: Objective, us: Any, *, tolerance: Any, max_iterations: int, 
     s = jax.lax.while_loop(going, lambda s: iterate(program, s, tolerance), s)
     p = s.point
     return Iterate(
-        p.us.ravel(), p.cost, p.slope.ravel(), s.iterations, s.status, jnp.asarray(False), s.history, p.xs, p.policy.costates, p.policy.K, p.us - times(p.policy.K, p.xs[:-1]),
+        p.us.ravel(), p.cost, p.slope.ravel(), s.iterations, s.status, jnp.asarray(False), s.history, p.xs,
+        p.policy.costates, p.policy.K, p.us - times(p.policy.K, p.xs[:-1]),
     )  # fmt: skip
 
 

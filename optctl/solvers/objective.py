@@ -156,9 +156,7 @@ def scaled_stationarity(z: Any, residual: Any, size: Any) -> Any:
     return jnp.max(jnp.abs(residual) * jnp.maximum(1.0, jnp.abs(z)), initial=0.0) / size
 
 
-def certify(
-    objective: Objective, z: Any, slope: Any, size: Any, tolerance: Any
-) -> tuple[Any, Any]:
+def certify(objective: Objective, z: Any, slope: Any, size: Any, tolerance: Any) -> tuple[Any, Any]:
     """Return the certificate at z and the multipliers of the bounds (lower, upper), flat like z."""
     lower, upper = objective.bounds()
     residual = projected_gradient(z, slope, lower, upper)

@@ -11,7 +11,7 @@ import numpy as np
 from optctl._validate import as_float, cast, check_shape, is_concrete, is_number, runs_now
 from optctl.problem import Problem, once
 from optctl.result import Status, nan_in_batch
-from optctl.solution import FALLEN, GROWN, History, Solution, cost_size
+from optctl.solution import FALLEN, GROWN, History, Solution, cost_size, reachable
 from optctl.solvers.cg import CG
 from optctl.solvers.guess import check_start, first_state
 from optctl.solvers.iterate import Iterate
@@ -108,6 +108,8 @@ def _run(method: Method, objective: Objective, tolerance: Any, us: Any, xs: Any)
     """Run the method; derivatives that it has not are refused in its name."""
     if not method.differentiable and not is_concrete(objective):
         objective = without_derivative(method.name, objective)
+    if method.takes != "all":  # whose certificate comes with its solution, and asks for the tolerance as given
+        tolerance = reachable(tolerance, jnp.result_type(*objective.leaves()))
     return method.run(objective, tolerance, us, xs)
 
 
