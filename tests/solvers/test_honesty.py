@@ -16,7 +16,7 @@ def quadratic():
 
 
 def quartic():
-    cost = lambda x, u: 0.01 * u @ u + jnp.sum((u - 1) ** 4)  # noqa: E731
+    cost = lambda x, u: 0.01 * u @ u + jnp.sum((u - 1) ** 4)
     return oc.Problem(LINEAR, cost, lambda x: x @ x, horizon=10, x0=[1.0, 0.0])
 
 
@@ -41,7 +41,8 @@ def test_a_steep_guess_of_a_quartic_ends_at_its_minimum_or_says_that_it_does_not
     best = float(oc.solve(problem, tolerance=1e-10, method="newton_cg").cost)
     for size in (1.0, 1e4):
         sol = oc.solve(problem, wild(problem, size), method=method)
-        assert sol.converged and float(sol.cost) == pytest.approx(best, rel=1e-6), (size, sol)
+        assert sol.converged, (size, sol)
+        assert float(sol.cost) == pytest.approx(best, rel=1e-6)
 
 
 @pytest.mark.parametrize("method", DOWNHILL)
@@ -54,16 +55,18 @@ def test_a_cost_that_vanishes_at_its_minimum_is_solved(method):
     goal = jnp.array([1.0, 0.0])
     reach = oc.Problem(LINEAR, None, lambda x: (x - goal) @ (x - goal), horizon=20, x0=[0.0, 0.0])
     sol = oc.solve(reach, method=method)
-    assert sol.converged and float(sol.cost) < 1e-18, sol
+    assert sol.converged, sol
+    assert float(sol.cost) < 1e-18
 
 
 @pytest.mark.parametrize("backend", ["native", "jax"])
 def test_scales_of_a_large_guess_do_not_loosen_the_certificate(backend):
-    step = lambda x, u: jnp.stack([x[0] + 0.1 * x[1], x[1] + 0.1 * u[0] - 0.1 * jnp.sin(x[0])])  # noqa: E731
+    step = lambda x, u: jnp.stack([x[0] + 0.1 * x[1], x[1] + 0.1 * u[0] - 0.1 * jnp.sin(x[0])])
     problem = quadratic().replace(dynamics=oc.Dynamics(step, nx=2, nu=1))
     best = float(oc.solve(problem, method="newton_cg", tolerance=1e-10).cost)
     sol = oc.solve(problem, wild(problem, 1e8), method=oc.InteriorPoint(backend=backend))
-    assert sol.converged and float(sol.cost) == pytest.approx(best, rel=1e-9), sol
+    assert sol.converged, sol
+    assert float(sol.cost) == pytest.approx(best, rel=1e-9)
 
 
 def around_a_disc(backend, horizon=20):
@@ -80,7 +83,8 @@ def around_a_disc(backend, horizon=20):
 @pytest.mark.parametrize("backend", ["native", "jax"])
 def test_the_violation_at_a_maximum_or_saddle_is_not_called_least(backend):
     assert around_a_disc(backend)
-    well = lambda x, u: (u**2 - 1) ** 2 + 0.1  # noqa: E731  at least 0.1, but 1.1 at the guess, a maximum
+    # At least 0.1, but 1.1 at the guess, which is a maximum.
+    well = lambda x, u: (u**2 - 1) ** 2 + 0.1
     problem = oc.Problem(LINEAR, lambda x, u: u @ u, horizon=5, x0=[1.0, 0.0], path_equality=well)
     sol = oc.solve(problem, method=oc.InteriorPoint(backend=backend))
     assert sol.status == oc.Status.INFEASIBLE
@@ -100,12 +104,13 @@ def test_a_deep_minimum_between_bounds_is_no_bottomless_cost():
     bounded = problem.replace(u_min=-1e4, u_max=1e4)
     for case, method in ((bounded, "interior_point"), (problem, "interior_point"), (problem, "ilqr")):
         sol = oc.solve(case, np.full((5, 1), 1e-3), method=method)
-        assert sol.converged and float(sol.cost) == pytest.approx(-1.25e12, rel=1e-9), (method, sol)
+        assert sol.converged, (method, sol)
+        assert float(sol.cost) == pytest.approx(-1.25e12, rel=1e-9)
 
 
 def test_unbounded_needs_variables_that_grow():
     """A cost that falls a billion times to a kink, where no method gets further, is not unbounded."""
-    steep = lambda x, u: 1e9 * (jnp.sqrt((u[0] - 1) ** 2) - 1)  # noqa: E731
+    steep = lambda x, u: 1e9 * (jnp.sqrt((u[0] - 1) ** 2) - 1)
     kink = oc.Problem(LINEAR, steep, horizon=1, x0=[1.0, 0.0])
     for method in ("lbfgs", "gradient_descent"):
         assert oc.solve(kink, method=method).status != oc.Status.UNBOUNDED
