@@ -239,7 +239,7 @@ class Solution(Result):
             )
         tolerance = np.asarray(self.certificate.tolerance)
         if status is Status.STALLED and tolerance < reachable(tolerance, tolerance.dtype):
-            return f"the tolerance {tolerance:.0e} is below what rounding allows{self._violated()}"
+            return f"no further decrease: the tolerance {tolerance:.0e} is below what rounding allows{self._violated()}"
         return status.message + self._violated()
 
     def _violated(self) -> str:
