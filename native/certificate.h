@@ -14,21 +14,24 @@ struct Figures {
 #undef OPTCTL_FIELD
 
 // The point, its expansion and the prices are in the user's units, like cost, first cost and floor; `by` are the scales
-// of the solve.
-inline Figures certify(const Layout& p, const Unknowns& z, const Expansion& e, const Scales& by, double cost, double first,
-                       double floor) {
+// of the solve, `given` those of the user. A scale that a large guess gave counts as far as the point says the same.
+inline Figures certify(const Layout& p, const Unknowns& z, const Expansion& e, const Scales& by, const Scales& given,
+                       double cost, double first, double floor) {
   const int nx = p.nx, nu = p.nu;
   const int64_t N = p.N;
   Figures made;
-  const double size = std::max(cost_size(cost + price_of_misses(p, z), first), floor);
+  const Start point(p, z, e, given, nullptr);
+  Scales here = point.choose(given, 0, 1);
+  for (int i = 0; i < nx; ++i) here.x[i] = std::min(here.x[i], by.x[i]);
+  for (int i = 0; i < nu; ++i) here.u[i] = std::min(here.u[i], by.u[i]);
+  const double size = cost_size(cost + price_of_misses(p, z), first, largest(point.least_size(here), floor));
   // Slopes that were steep at the guess and are not here are no excuse.
-  Scales here{by.x, by.u, {}, 1};
-  Start(p, z, e, here, nullptr).scale_rows(here);
+  point.scale_rows(here);
   std::vector<double> y(p.rows, 0.0), g0(nx, 0.0), gx((N + 1) * nx, 0.0), gu(N * nu, 0.0);
   double over_scaled = 0, sum_of_products = 0;
   made.strict_complementarity = INFINITY;
   auto strict = [&](double distance, double price) {
-    made.strict_complementarity = std::min(made.strict_complementarity, std::max(distance, price / cost_size(cost, first)));
+    made.strict_complementarity = std::min(made.strict_complementarity, std::max(distance, price / cost_size(cost, first, floor)));
   };
   for (int64_t i = 0; i < p.rows; ++i) {
     const int kind = p.kind[i];
@@ -68,17 +71,17 @@ inline Figures certify(const Layout& p, const Unknowns& z, const Expansion& e, c
       for (int i = 0; i < nu; ++i) h[i] += e.rs[t * nu + i];
       add_transposed_product(nx, nx, e.A + t * nx * nx, later, g);
       add_transposed_product(nx, nu, e.B + t * nx * nu, later, h);
-      for (int i = 0; i < nu; ++i) slope(h[i], by.u[i], z.us[t * nu + i]);
+      for (int i = 0; i < nu; ++i) slope(h[i], here.u[i], z.us[t * nu + i]);
       for (int i = 0; i < nx; ++i) {
         const double gap = std::fabs(e.at.gaps[t * nx + i]);
         made.primal_feasibility = largest(made.primal_feasibility, gap);
-        over_scaled = largest(over_scaled, gap / std::max(by.x[i], std::fabs(z.xs[(t + 1) * nx + i])));
+        over_scaled = largest(over_scaled, gap / std::max(here.x[i], std::fabs(z.xs[(t + 1) * nx + i])));
       }
     }
-    for (int i = 0; i < nx; ++i) slope(g[i], by.x[i], z.xs[t * nx + i]);
+    for (int i = 0; i < nx; ++i) slope(g[i], here.x[i], z.xs[t * nx + i]);
   }
   for (int i = 0; i < nx; ++i)
-    if (p.x0_free[i] != 0) slope(e.q0[i] + g0[i] + z.costates[i], by.x[i], z.xs[i]);
+    if (p.x0_free[i] != 0) slope(e.q0[i] + g0[i] + z.costates[i], here.x[i], z.xs[i]);
   made.primal_feasibility_scaled = over_scaled;
   return made;
 }

@@ -91,8 +91,7 @@ Scales begin(const Work& w, const Scales& given, const double* linear, const Set
   }
   n.mu = start.barrier(by, functions.cost(), settings.barrier);
   n.first_cost = functions.cost() / by.cost;
-  const Scales size = start.sizes_at(by);
-  n.floor = std::max(settings.least, cost_floor * start.curvature(size.x, size.u) / by.cost);
+  n.floor = settings.least;
   double theta = 0;
   for (int64_t k = 0; k < p.N * p.nx; ++k) theta += std::fabs(w.e.at.gaps[k] / by.x[k % p.nx]);
   for (int64_t i = 0; i < p.rows; ++i) theta += std::fabs(missed(p, z, i, w.e.at.c[i] * by.rows[i]));
@@ -214,7 +213,8 @@ extern const SolverKernel interior_point = [](const void* const* in, double* con
     scaling.outward(expansion);
     if (header.gains) scaling.outward_gains(out[Out::K]);
   }
-  const Figures figures = certify(given, z, expansion, by, *out[Out::cost], current.first_cost * by.cost, current.floor * by.cost);
+  const Scales of_user{header.x_given ? by.x : std::vector<double>(), header.u_given ? by.u : std::vector<double>(), {}, 1};
+  const Figures figures = certify(given, z, expansion, by, of_user, *out[Out::cost], current.first_cost * by.cost, current.floor * by.cost);
   std::memcpy(out[Out::figures], &figures, sizeof figures);
 };
 

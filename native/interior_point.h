@@ -84,16 +84,17 @@ constexpr int filter_size = 32;
 constexpr double kappa_eps = 10, kappa_mu = 0.2, theta_mu = 1.5, s_theta = 1.1, s_phi = 2.3, eta = 1e-4;
 constexpr double gamma_theta = 1e-5, gamma_phi = 1e-8, first_shift = 1e-4, largest_shift = 1e12;
 constexpr double shortest_step = 1e-10, short_step = 0.05, enough = 0.9, least_damping = 1e-11, still_price = 1e8;
-constexpr double violation_price = 1e6, largest_multiplier = 1e3, wide_barrier = 200;
-constexpr double polish_slack = 1e-2;
-constexpr int halvings = 40, patience = 6, predictions = 60, polish_rounds = 4, warm_rounds = 6;
+constexpr double violation_price = 1e6, largest_multiplier = 1e3, wide_barrier = 200, nudge_size = 1e-2, bottomless = 1e15;
+constexpr double polish_slack = 1e-2, cost_floor = 1e-5;
+constexpr int halvings = 40, patience = 6, predictions = 60, polish_rounds = 4, warm_rounds = 6, nudges = 2;
 
 // The size of the cost that tolerances refer to.
-inline double cost_size(double cost, double first) {
-  if (cost == 0 && first == 0) return 1;
+inline double cost_size(double cost, double first, double least) {
+  if (!std::isfinite(first)) first = cost;
+  if (cost == 0 && first == 0 && least == 0) return 1;
   const double changed = std::min(std::fabs(cost), std::fabs(first - cost));
-  const double least = std::max(1e-3 * std::fabs(cost), 1e-6 * std::fabs(first));
-  return std::max(std::max(changed, least), std::sqrt(std::numeric_limits<double>::min()));
+  const double size = std::max(std::max(changed, 1e-3 * std::fabs(cost)), least);
+  return std::max(size, std::sqrt(std::numeric_limits<double>::min()));
 }
 
 class InteriorPoint {
@@ -131,8 +132,8 @@ class InteriorPoint {
       remember();
       const bool done = stationarity_ <= tolerance && infeasibility_ <= tolerance &&
                         sum_of_products_ <= tolerance * size_ && n_.phase != restoring;
-      const bool falls = cost_ < -1e10 * (1 + std::fabs(n_.first_cost)) && infeasibility_ <= 1e-2;
-      if (falls) n_.status = unbounded;
+      const bool falls = cost_ < -bottomless * (1 + std::fabs(n_.first_cost)) && infeasibility_ <= 1e-2;
+      if (falls && can_be_unbounded()) n_.status = unbounded;
       if (done) n_.status = solved;
       if (!std::isfinite(theta_) || !std::isfinite(cost_) || !std::isfinite(stationarity_)) n_.status = non_finite;
       if (done) polish(tolerance);
@@ -371,8 +372,32 @@ class InteriorPoint {
         worst = largest(worst, std::fabs(p_.l1[i] + p_.l2[i] * z_.e[i] - z_.y[i] - z_.v[i]));
       }
     }
-    size_ = std::max(cost_size(cost_ + price_of_misses(p_, z_), n_.first_cost), n_.floor);
+    size_ = cost_size(cost_ + price_of_misses(p_, z_), n_.first_cost, std::max(least_size(), n_.floor));
     stationarity_ = worst / size_;
+  }
+
+  // A part of what the cost would be, by its slope and its curvature here, if a variable changed by as much as it is.
+  double least_size() const {
+    const int nx = p_.nx, nu = p_.nu, nz = p_.nz;
+    double most = 0;
+    for (int i = 0; i < nz; ++i) {
+      const bool is_state = i < nx;
+      const double* z = is_state ? z_.xs + i : z_.us + i - nx;
+      const double* g = is_state ? e_.qs + i : e_.rs + i - nx;
+      const int stride = is_state ? nx : nu;
+      double size = 1, slope = 0, bend = 0;
+      for (int64_t t = 0; t < p_.N + is_state; ++t) {
+        size = largest(size, std::fabs(z[t * stride]));
+        slope = largest(slope, std::fabs(g[t * stride]));
+        if (t < p_.N) bend = largest(bend, std::fabs(e_.W[(t * nz + i) * nz + i]));
+      }
+      if (is_state) {
+        slope = largest(slope, std::fabs(e_.q0[i]));
+        bend = largest(largest(bend, std::fabs(e_.W0[i * nx + i])), std::fabs(e_.Wf[i * nx + i]));
+      }
+      most = largest(largest(most, slope * size), bend * size * size);
+    }
+    return cost_floor * most;
   }
 
   void remember() {
@@ -509,12 +534,22 @@ class InteriorPoint {
     if (found) copy(trial_, z_);
     if (leave) {
       for (int64_t i = 0; i < p_.rows; ++i)
-        if (p_.kind[i] & inequality) z_.y[i] = near(z_.y[i], z_.s[i], n_.mu_restore, 100);
+        if (p_.kind[i] & inequality) {
+          if (p_.kind[i] & elastic) z_.s[i] = central_slack(i, (found ? trial_values_ : e_.at).c[i]);
+          z_.y[i] = p_.kind[i] & elastic ? n_.mu_restore / z_.s[i] : near(z_.y[i], z_.s[i], n_.mu_restore, 100);
+        }
       multipliers_of_violation(found ? trial_values_ : e_.at);
     }
     n_.shift = leave ? 0 : shift;
     n_.step = found ? alpha : 0;
     n_.phase = leave ? restoring : optimizing;
+  }
+
+  // The slack that is best for a row by itself in the feasibility phase: (c + s) s = mu.
+  double central_slack(int64_t i, double c) const {
+    if (p_.kind[i] & soft) c -= z_.e[i];
+    const double root = std::sqrt(c * c + 4 * n_.mu_restore);
+    return c > 0 ? 2 * n_.mu_restore / (root + c) : (root - c) / 2;
   }
 
   // One predictor-corrector step on a convex quadratic program; where it fails, the other steps take over.
@@ -651,6 +686,7 @@ class InteriorPoint {
     slope = largest(largest_of((p_.N + 1) * nx, gx_), largest_of(p_.N * nu, gu_));
     const bool light = n_.shift <= least_damping;
     const double damping = violation_step(y, mu);
+    const bool curved = damping > first_shift;  // downwards; the cost's small share takes less
     double fall = 0;
     for (int64_t t = 0; t < p_.N; ++t) {
       std::fill_n(gx_, nx, 0.0);
@@ -668,6 +704,9 @@ class InteriorPoint {
     const bool least = slope <= 1e-6 * worst || !still_falls;
     const bool sure = !still_falls && light;
     const bool stationary = sure && product <= 1e-5 * half && worst > tolerance;
+    const bool saddle = !still_falls && curved && worst > tolerance;
+    const bool nudged = saddle && n_.nudges < nudges;
+    if (nudged) nudge();
     const double now = half - mu * sum_of_logarithms(p_, z_.s);
     double alpha = longest(p_, z_.s, d_.s, 0.99, inequality);
     copy(z_, trial_);
@@ -679,7 +718,7 @@ class InteriorPoint {
       for (int64_t i = 0; i < p_.rows; ++i) trial_.s[i] = z_.s[i] + alpha * d_.s[i];
       functions_.evaluate(trial_, trial_values_);
       const double value = half_violation(p_, trial_values_, trial_) - mu * sum_of_logarithms(p_, trial_.s);
-      fine = std::isfinite(value) && value <= now + 1e-4 * alpha * fall;
+      fine = std::isfinite(value) && (nudged || value <= now + 1e-4 * alpha * fall);
       if (!fine) alpha /= 2;
       ++trials;
     }
@@ -687,11 +726,11 @@ class InteriorPoint {
     const double phi = barrier_cost(p_, functions_.cost(), trial_, n_.mu);
     const bool back = fine && theta <= enough * n_.mark && filter_accepts(theta, phi);
     const double alpha_y = longest(p_, y, d_.y, 0.99, inequality);
-    const bool again = stationary && n_.retried == 0 && inequalities_ > 0;
+    const bool again = stationary && !saddle && n_.retried == 0 && inequalities_ > 0;
     if (again) {
       n_.retried = 1;
-    } else if (stationary || !(fine || least)) {
-      n_.status = stationary && can_be_infeasible() ? infeasible : stalled;
+    } else if (!nudged && (stationary || saddle || !(fine || least))) {
+      n_.status = stationary && !saddle && can_be_infeasible() ? infeasible : stalled;
     } else if (fine) {
       for (int64_t i = 0; i < p_.rows; ++i)
         trial_.y[i] = !(p_.kind[i] & inequality) ? 0 : back ? first_multiplier(trial_.s[i]) : y[i] + alpha_y * d_.y[i];
@@ -703,8 +742,24 @@ class InteriorPoint {
     n_.phase = back && !again ? optimizing : restoring;
     n_.shift = back || least ? 0 : trials == 1 ? damping / 4 : damping * (trials == 2 ? 2 : 8);
     if (again) n_.mu_restore = wide_barrier * half / inequalities_;
-    else if (slope <= 10 * mu || least) n_.mu_restore = 0.2 * mu;
+    else if (!nudged && (slope <= 10 * mu || least)) n_.mu_restore = 0.2 * mu;
+    n_.nudges += nudged;
     n_.step = alpha;
+  }
+
+  // A small direction, in `d_`, that no symmetry of a problem is likely to share; bounds keep up with it.
+  void nudge() {
+    auto off = [](int64_t count, int width, const double* z, double* d) {
+      for (int64_t i = 0; i < count; ++i) d[i] = nudge_size * std::cos(1.0 + i % width) * std::max(1.0, std::fabs(z[i]));
+    };
+    off((p_.N + 1) * p_.nx, p_.nx, z_.xs, d_.xs), off(p_.N * p_.nu, p_.nu, z_.us, d_.us);
+    for (int i = 0; i < p_.nx; ++i)
+      if (p_.x0_free[i] == 0) d_.xs[i] = 0;
+    along(p_, e_, d_, v_);
+    for (int64_t i = 0; i < p_.rows; ++i) {
+      d_.s[i] = p_.kind[i] & inequality && !(p_.kind[i] & elastic) ? -v_[i] : 0;
+      d_.y[i] = 0;
+    }
   }
 
   // Multipliers with which the curvature of the Lagrangian is violation_price times that of half the squared violation;
@@ -755,6 +810,19 @@ class InteriorPoint {
     for (int b : {x0_min, x0_max, u_min, u_max})
       if (p_.block[b] >= 0) rows -= hard(p_.block[b], b < x_min ? p_.nx : p_.N * p_.nu);
     return rows > 0;
+  }
+
+  // False where bounds hold all that is free, inputs and x_0: then they hold a rollout and its cost.
+  bool can_be_unbounded() const {
+    auto kind = [&](int b, int64_t i) { return p_.block[b] >= 0 ? p_.kind[p_.block[b] + i] : 0; };
+    auto held = [&](int low, int high, int64_t i) {
+      return (kind(low, i) & kind(high, i) & inequality) || (kind(low, i) | kind(high, i)) & equality;
+    };
+    for (int64_t i = 0; i < p_.N * p_.nu; ++i)
+      if (!held(u_min, u_max, i)) return true;
+    for (int i = 0; i < p_.nx; ++i)
+      if (p_.x0_free[i] != 0 && !held(x0_min, x0_max, i)) return true;
+    return false;
   }
 
   // Factor the model of half the squared violation, damped; false where it is not convex.

@@ -19,7 +19,7 @@
 // What the loop carries besides the unknowns: the scalars of `State` in optctl/shooting/barrier.py.
 #define OPTCTL_NUMBERS(X)                                                                             \
   X(mu) X(floor) X(theta_first) X(first_cost) X(shift) X(phase) X(mark) X(mu_restore)        \
-  X(short_steps) X(iterations) X(status) X(step) X(seconds) X(entries) X(retried)
+  X(short_steps) X(iterations) X(status) X(step) X(seconds) X(entries) X(retried) X(nudges)
 
 // What the certificate says of the point where a call ends (`Certificate` in optctl/solution.py), in the user's units.
 #define OPTCTL_FIGURES(X)                                                                             \

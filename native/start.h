@@ -8,7 +8,6 @@
 namespace optctl::OPTCTL_ISA {
 
 constexpr double scale_small = 1e-2, scale_large = 1e2, scale_relative = 1e-3;
-constexpr double cost_floor = 1e-5;
 constexpr double first_barrier = 0.1, start_margin = 1e-2, active_share = 1e-9;
 
 // Scales of states, inputs, rows and cost; those that a user gave.
@@ -105,6 +104,12 @@ class Start {
     along(e_.W0, nx), along(e_.Wf, nx);
     for (int64_t t = 0; t < p_.N; ++t) along(e_.W + t * nz * nz, nz);
     return most;
+  }
+
+  // The least size of the cost that tolerances refer to, by what the point says.
+  double least_size(const Scales& by) const {
+    const Scales size = sizes_at(by);
+    return cost_floor * largest(steepness(size.x, size.u), curvature(size.x, size.u));
   }
 
   // How large states and inputs are: their scales, or the point where it is larger.

@@ -57,7 +57,7 @@ _MESSAGES = {
     " or scale inputs and costs to similar sizes",
     Status.STALLED: "no further decrease found before the tolerance; rounding limits the cost, or its gradient is not"
     " smooth: check_gradient(problem, us) tells which; a looser tolerance may be all that is possible; where"
-    " constraints are violated, start from another guess",
+    " constraints are violated, at a saddle or a kink of the violation: start from another guess",
     Status.NON_FINITE: "met inf or NaN and kept the last finite iterate; the dynamics leave their domain or diverge:"
     " start from other inputs, add bounds, shorten the step dt, or keep the model defined outside its domain",
     Status.NOT_CONVEX: "the quadratic problem is not strictly convex in the inputs (R + B'PB is singular or has a"

@@ -18,17 +18,35 @@ FLOOR = 1e-5
 """Least size of the cost, over what the cost would be if variables changed by as much as they are."""
 
 
-def cost_size(cost: Any, first_cost: Any) -> Any:
+BOTTOMLESS = 1e15
+"""A cost that has fallen so many times below the first one falls without bound, if nothing bounds what is free."""
+FALLEN, GROWN = 1e6, 1e3
+"""So is one of which a solve got stuck where the cost had fallen by the first and the variables had grown by the
+second: a cost that falls by much to a kink, or to a minimum, is no such evidence."""
+
+
+def reachable(tolerance: Any, dtype: Any) -> Any:
+    """Return a tolerance that rounding allows: what solvers work with where less is asked for."""
+    least = 100 * float(jnp.finfo(dtype).eps)
+    return (
+        max(tolerance, least) if isinstance(tolerance, int | float) else namespace(tolerance).maximum(tolerance, least)
+    )
+
+
+def cost_size(cost: Any, first_cost: Any, least: Any) -> Any:
     """Return the size of the cost that tolerances refer to.
 
     It is |J|, or the change since the first guess where that is smaller (a constant in J must not make everything
-    look small), but at least 1e-3 |J|, and 1e-6 of the first cost for a J that vanishes; 1 where both vanish.
+    look small), but at least 1e-3 |J|, and `least` for a J that vanishes: FLOOR times what the cost would be at this
+    point, not at the guess, beside which anything looks small if it is bad enough. It is 1 where all vanish. A first
+    cost that is not finite counts as the cost itself.
     """
     xp = namespace(cost)
+    first_cost = xp.where(xp.isfinite(first_cost), first_cost, cost)
     changed = xp.minimum(xp.abs(cost), xp.abs(first_cost - cost))
-    least = xp.maximum(1e-3 * xp.abs(cost), 1e-6 * xp.abs(first_cost))
-    size = xp.maximum(xp.maximum(changed, least), xp.finfo(cost.dtype).tiny ** 0.5)
-    return xp.where((cost == 0) & (first_cost == 0), 1.0, size)
+    size = xp.maximum(xp.maximum(changed, 1e-3 * xp.abs(cost)), least)
+    size = xp.maximum(size, xp.finfo(cost.dtype).tiny ** 0.5)
+    return xp.where((cost == 0) & (first_cost == 0) & (least == 0), 1.0, size)
 
 
 @record()
@@ -226,6 +244,9 @@ class Solution(Result):
                 "the first guess itself gives inf or NaN, so there is no finite iterate: start from other inputs, and"
                 " keep the model defined outside its domain, such as a square root that is smooth below zero"
             )
+        tolerance = np.asarray(self.certificate.tolerance)
+        if status is Status.STALLED and tolerance < reachable(tolerance, tolerance.dtype):
+            return f"no further decrease: the tolerance {tolerance:.0e} is below what rounding allows{self._violated()}"
         return status.message + self._violated()
 
     def _violated(self) -> str:

@@ -36,7 +36,8 @@ from optctl.shooting.primal_dual import (
     solve_step,
     with_violations,
 )
-from optctl.shooting.scaling import Scales, values_at
+from optctl.shooting.rows import Rows
+from optctl.shooting.scaling import Scales, least_size, values_at
 from optctl.solution import History, cost_size
 
 OPTIMIZE, RESTORE, PREDICT = 0, 1, 2
@@ -65,7 +66,7 @@ class State:
         K: (N, nu, nx) feedback gains of Newton's step at the point where the iterations stopped.
         figures: what the kernel's certificate says of that point, by name; None without it.
         mu: barrier parameter.
-        floor: smallest size of the cost that tolerances refer to.
+        floor: smallest size of the cost that tolerances refer to, whatever the point says (`least_size`).
         theta_first: infeasibility of the guess.
         first_cost: its cost.
         shift: last shift of the weights that was needed (in the feasibility phase: damping).
@@ -79,6 +80,7 @@ class State:
         seconds: what the compiled kernel took; zero without it.
         entries: number of entries that the filter ever got.
         retried: 1 after the feasibility phase has begun again with a wider barrier.
+        nudges: how often it has moved off a maximum or saddle of the violation.
     """
 
     z: Unknowns
@@ -103,6 +105,7 @@ class State:
     seconds: Any = 0.0
     entries: Any = 0
     retried: Any = 0
+    nudges: Any = 0
 
 
 NUMBERS = {field.name: field.default for field in fields(State) if field.default is not MISSING}
@@ -137,7 +140,9 @@ def residuals(program: Program, state: State, e: Expansion) -> Residuals:
     if rows.soft is not None:
         worst.append(largest(jnp.where(rows.soft, rows.l1 + rows.l2 * z.e - z.y - z.v, 0.0)))
     cost = e.at.cost + price_of_misses(rows, z)
-    size = jnp.maximum(cost_size(cost, state.first_cost), state.floor)
+    one = jnp.ones((), cost.dtype)
+    least = jnp.maximum(least_size(e, z.xs, z.us, one, one), state.floor)
+    size = cost_size(cost, state.first_cost, least)
     row_misses = missed(rows, e.at.c, z)
     least, most, total = products(rows, z)
     return Residuals(
@@ -194,8 +199,10 @@ def optimize(program: Program, state: State, r: Residuals, least: Any) -> State:
     leave = ~found | crawling
     mu_restore = half_violation(program, e, z)
     point, at = jax.tree.map(lambda new, old: jnp.where(found, new, old), (point, at), (z, e.at))
-    y = near(point.y, point.s, mu_restore, rows.inequality, factor=100.0)
-    violations = with_violations(rows, at, replace(point, y=y))
+    s = jnp.where(rows.inequality & rows.elastic, central_slacks(rows, at.c, point, mu_restore), point.s)
+    y = near(point.y, s, mu_restore, rows.inequality, factor=100.0)
+    y = jnp.where(rows.inequality & rows.elastic, mu_restore / s, y)
+    violations = with_violations(rows, at, replace(point, s=s, y=y))
     return replace(
         state,
         z=jax.tree.map(lambda new, old: jnp.where(leave, new, old), violations, point),
@@ -262,6 +269,16 @@ def half_violation(program: Program, e: Expansion, z: Unknowns) -> Any:
     """Return half the squared violation for each inequality: on its scale the feasibility phase begins its barrier."""
     half = 0.5 * (jnp.sum(e.at.gaps**2) + jnp.sum(missed(program.rows, e.at.c, z) ** 2))
     return half / jnp.maximum(1, jnp.sum(program.rows.inequality))
+
+
+def central_slacks(rows: Rows, c: Any, z: Unknowns, mu: Any) -> Any:
+    """Return slacks that are best for a row by itself in the feasibility phase: (c + s) s = mu.
+
+    Those that the iterations leave behind may be all but zero where the row is far from held.
+    """
+    c = c if rows.soft is None else c - jnp.where(rows.soft, z.e, 0.0)
+    root = jnp.sqrt(c**2 + 4 * mu)
+    return jnp.where(c > 0, 2 * mu / (root + jnp.abs(c)), (root - c) / 2)
 
 
 def search(

@@ -1,5 +1,6 @@
 """The certificate of a point with multipliers: the first-order conditions, computed apart from any solver's figures."""
 
+from dataclasses import replace
 from typing import Any
 
 from optctl._arrays import namespace
@@ -7,7 +8,7 @@ from optctl.shooting.barrier import largest
 from optctl.shooting.expansion import Expansion
 from optctl.shooting.primal_dual import Program, Unknowns, lagrangian_slopes, price_of_misses
 from optctl.shooting.rows import all_counted
-from optctl.shooting.scaling import Scales, row_scales
+from optctl.shooting.scaling import Scales, choose, least_size, row_scales
 from optctl.solution import Certificate, cost_size
 
 
@@ -16,6 +17,7 @@ def certify_point(
     e: Expansion,
     z: Unknowns,
     scales: Scales,
+    given: Any = None,
     *,
     first_cost: Any,
     floor: Any,
@@ -24,12 +26,16 @@ def certify_point(
     """Return the certificate of states, inputs, costates and multipliers of the rows.
 
     A change of a variable is compared with its scale, or with its own size where that is larger; rows are scaled, too.
+    A scale that a large guess gave counts as far as the point says the same; `given` holds the user's for x and u.
     Rows that the solve has switched off have to hold like the others, in their own units.
     """
     xp = namespace(z.xs)
     rows, every = program.rows, all_counted(program.rows)
     slopes = lagrangian_slopes(program, e, z.costates, z.y)
-    size = xp.maximum(cost_size(e.at.cost + price_of_misses(rows, z), first_cost), floor)
+    here = choose(rows, z.xs, z.us, e, given)
+    scales = replace(scales, x=xp.minimum(scales.x, here.x), u=xp.minimum(scales.u, here.u))
+    least = xp.maximum(least_size(e, z.xs, z.us, scales.x, scales.u), floor)
+    size = cost_size(e.at.cost + price_of_misses(rows, z), first_cost, least)
     in_x, in_u = xp.maximum(scales.x[None], xp.abs(z.xs)), xp.maximum(scales.u[None], xp.abs(z.us))
     worst = [largest(g) for g in slopes]
     scaled = [largest(g * v) for g, v in zip(slopes, (in_x[0], in_x, in_u), strict=True)]
@@ -40,8 +46,8 @@ def certify_point(
         price = xp.where(rows.soft, rows.l1 + rows.l2 * miss, xp.inf)
         over = xp.where(rows.soft, 0.0, over)
     # Slopes that were steep at the guess and are not here are no excuse.
-    here = xp.maximum(scales.rows, xp.minimum(1.0, row_scales(rows, e, scales.x, scales.u)))
-    size_rows = xp.where(rows.inequality | rows.equality, here, 1.0)
+    steep = xp.maximum(scales.rows, xp.minimum(1.0, row_scales(rows, e, scales.x, scales.u)))
+    size_rows = xp.where(rows.inequality | rows.equality, steep, 1.0)
     over_scaled = xp.maximum(largest(e.at.gaps / in_x[1:]), largest(over * size_rows))
     product = xp.where(rows.inequality, z.y * (miss - e.at.c), 0.0)
     wrong = xp.where(rows.inequality, xp.maximum(-z.y, xp.maximum(z.y - price, 0.0)), 0.0)

@@ -50,6 +50,8 @@ LEAST_DAMPING = 1e-11
 WIDE_BARRIER = 200.0
 """Before a problem is called infeasible, the phase begins once more with a barrier so many times larger: it leads away
 from the bounds that may have hemmed it in."""
+NUDGE, NUDGES = 1e-2, 2
+"""How far a point is moved off a maximum or saddle of the violation, where no slope leads away, and how often."""
 STILL_PRICE = 1e8
 """Price of missing the dynamics of a state that does not move, such as a parameter: it must not differ from stage to
 stage, and so escape its bounds."""
@@ -75,6 +77,7 @@ def restore(program: Program, state: State, r: Residuals, tolerance: Any) -> Sta
     slope = jnp.maximum(jnp.max(jnp.abs(gx)), jnp.max(jnp.abs(gu + transposed_times(e.B, gaps)), initial=0.0))
     product = jnp.max(jnp.where(inequality, s * y, 0.0), initial=0.0)
     d, dy, damping = _step(program, state, y, mu)
+    curved = damping > FIRST_SHIFT  # downwards; the cost, which has its small share in the model, takes less
     d_gaps = times(e.A, d.xs[:-1]) + times(e.B, d.us) - d.xs[1:]
     d_misses = along(rows, e.J, d.xs, d.us) + d.s
     fall = jnp.sum(gaps * d_gaps) + jnp.sum(misses * d_misses) - mu * jnp.sum(jnp.where(inequality, d.s / s, 0.0))
@@ -84,6 +87,10 @@ def restore(program: Program, state: State, r: Residuals, tolerance: Any) -> Sta
     least = (slope <= 1e-6 * worst) | ~still_falls
     sure = ~still_falls & (state.shift <= LEAST_DAMPING)  # small rows have small slopes, damped steps promise little
     stationary = sure & (product <= 1e-5 * half) & (worst > tolerance)
+    saddle = ~still_falls & curved & (worst > tolerance)
+    nudged = saddle & (state.nudges < NUDGES)
+    aside = _nudge(program, state)
+    d, dy = jax.tree.map(lambda new, old: jnp.where(nudged, new, old), (aside, aside.y), (d, dy))
 
     def merit(at: Values, z: Unknowns) -> Any:
         violation = 0.5 * (jnp.sum(at.gaps**2) + jnp.sum(missed(rows, at.c, z) ** 2))
@@ -96,7 +103,7 @@ def restore(program: Program, state: State, r: Residuals, tolerance: Any) -> Sta
         point = replace(z, xs=z.xs + alpha * d.xs, us=z.us + alpha * d.us, s=z.s + alpha * d.s)
         at = values_at(program.problem, rows, program.params, state.scales, point)
         value = merit(at, point)
-        fine = jnp.isfinite(value) & (value <= now + 1e-4 * alpha * fall)
+        fine = jnp.isfinite(value) & (nudged | (value <= now + 1e-4 * alpha * fall))
         return k + 1, jnp.where(fine, alpha, alpha / 2), point, at, fine
 
     first = jnp.asarray(0), longest(z.s, d.s, 0.99, inequality), z, e.at, jnp.asarray(False)
@@ -113,10 +120,11 @@ def restore(program: Program, state: State, r: Residuals, tolerance: Any) -> Sta
         point,
     )
     several = jnp.sum(inequality)
-    again = stationary & (state.retried == 0) & (several > 0)
+    lower = ((slope <= 10 * mu) | least) & ~nudged
+    again = stationary & ~saddle & (state.retried == 0) & (several > 0)
     back = back & ~again
-    stuck = (stationary | ~(fine | least)) & ~again
-    infeasible = stationary & can_be_infeasible(rows)
+    stuck = (stationary | saddle | ~(fine | least)) & ~again & ~nudged
+    infeasible = stationary & ~saddle & can_be_infeasible(rows)
     failed = jnp.where(infeasible, int(Status.INFEASIBLE), int(Status.STALLED))
     damping = jnp.where(trials == 1, damping / 4, damping * jnp.where(trials == 2, 2.0, 8.0))
     return replace(
@@ -125,10 +133,27 @@ def restore(program: Program, state: State, r: Residuals, tolerance: Any) -> Sta
         status=jnp.where(stuck, failed, state.status),
         phase=jnp.where(back, OPTIMIZE, RESTORE),
         shift=jnp.where(back | least, 0.0, damping),
-        mu_restore=jnp.where(again, WIDE_BARRIER * half / several, jnp.where((slope <= 10 * mu) | least, 0.2 * mu, mu)),
+        mu_restore=jnp.where(again, WIDE_BARRIER * half / several, jnp.where(lower, 0.2 * mu, mu)),
         retried=state.retried + again,
+        nudges=state.nudges + nudged,
         step=alpha,
     )
+
+
+def _nudge(program: Program, state: State) -> Unknowns:
+    """Return a small direction that no symmetry of a problem is likely to share; bounds keep up with it."""
+    rows, z = program.rows, state.z
+
+    def off(values: Any) -> Any:
+        sign = jnp.cos(1.0 + jnp.arange(values.shape[1], dtype=values.dtype))
+        return NUDGE * sign[None] * jnp.maximum(1.0, jnp.abs(values))
+
+    dxs, dus = off(z.xs), off(z.us)
+    dxs = dxs.at[0].set(jnp.where(jnp.asarray(program.x0_free), dxs[0], 0.0))
+    change = along(rows, state.e.J, dxs, dus)
+    ds = jnp.where(rows.inequality & ~rows.elastic, -change, 0.0)
+    none = None if z.e is None else jnp.zeros_like(z.e)
+    return Unknowns(dxs, dus, jnp.zeros_like(dxs), ds, jnp.zeros_like(ds), none, none)
 
 
 def with_multipliers(program: Program, scales: Scales, z: Unknowns) -> Unknowns:

@@ -69,6 +69,7 @@ from optctl.shooting.rows import (
     Rows,
     all_counted,
     bound_arrays,
+    can_be_unbounded,
     flatten,
     make_rows,
     residuals_by_name,
@@ -77,7 +78,6 @@ from optctl.shooting.scaling import (
     SMALL,
     Scales,
     choose,
-    curvature_of,
     expansion_in,
     no_scales,
     scale_expansion,
@@ -88,7 +88,7 @@ from optctl.shooting.scaling import (
     steepness,
 )
 from optctl.shooting.sensitivity import settle, unknown
-from optctl.solution import FLOOR, Certificate, History, Solution, cost_size
+from optctl.solution import BOTTOMLESS, FALLEN, GROWN, Certificate, History, Solution, cost_size, reachable
 
 FIRST_BARRIER = 0.1
 ACTIVE = 1e-9
@@ -162,8 +162,7 @@ def start(program: Program, xs: Any, us: Any, warm: dict | None, settings: Setti
         y, v = xp.where(rows.soft, mu / s, y), xp.where(rows.soft, mu / miss, 1.0)
     z = Unknowns(xs / scales.x[None], us / scales.u[None], costates, s, y, miss, v)
     theta = infeasibility(rows, at, z)
-    size_x, size_u = [xp.maximum(s, xp.max(xp.abs(v), axis=0)) for s, v in ((scales.x, xs), (scales.u, us))]
-    floor = xp.maximum(settings.floor, FLOOR * curvature_of(e, size_x, size_u) / scales.cost)
+    floor = xp.asarray(settings.floor, xs.dtype)
     state = replace(
         empty, z=scale_point(scales.inverse(), z), mu=mu, floor=floor, theta_first=theta, first_cost=at.cost,
         mark=theta, mu_restore=mu, phase=xp.asarray(PREDICT if quadratic else OPTIMIZE),
@@ -359,6 +358,7 @@ def _push_inside(rows: Rows, xs: Any, us: Any, x0_free: Any, margin: Any, scales
 def iterate(program: Program, state: State, settings: Settings, stop: Any) -> State:
     """Iterate until the tolerance, a failure, or `stop` iterations."""
     problem, rows, params = program.problem, program.rows, program.params
+    settings = replace(settings, tolerance=reachable(settings.tolerance, state.z.xs.dtype))
     if program.natively:
         return native.iterate(program, state, settings, stop)
     tolerance, scales = settings.tolerance, state.scales
@@ -374,7 +374,8 @@ def iterate(program: Program, state: State, settings: Settings, stop: Any) -> St
         done = (r.stationarity <= tolerance) & (r.infeasibility <= tolerance)
         done = done & (r.sum_of_products <= tolerance * r.size) & (state.phase != RESTORE)
         finite = jnp.isfinite(r.theta) & jnp.isfinite(e.at.cost) & jnp.isfinite(r.stationarity)
-        falls = (e.at.cost < -1e10 * (1 + jnp.abs(state.first_cost))) & (r.infeasibility <= 1e-2)
+        falls = (e.at.cost < -BOTTOMLESS * (1 + jnp.abs(state.first_cost))) & (r.infeasibility <= 1e-2)
+        falls = falls & can_be_unbounded(rows, program.x0_free)
         status = jnp.where(falls, int(Status.UNBOUNDED), state.status)
         status = jnp.where(done, int(Status.SOLVED), status)
         state = replace(state, status=jnp.where(finite, status, int(Status.NON_FINITE)))
@@ -459,8 +460,10 @@ def finish(program: Program, x0: Any, state: State, settings: Settings, failed: 
     stuck = (status == int(Status.STALLED)) | (status == int(Status.ITERATION_LIMIT))
     # Iterates that were feasible say more than where the last one happens to be.
     history = state.history
-    far_below = -1e6 * (state.scales.cost + xp.abs(first_cost))
+    far_below = -FALLEN * (state.scales.cost + xp.abs(first_cost))
     fallen = xp.any((history.cost < far_below) & (history.infeasibility <= 1e-2))
+    grown = xp.maximum(largest(z.xs / state.scales.x[None]), largest(z.us / state.scales.u[None])) > GROWN
+    fallen = fallen & grown & can_be_unbounded(rows, still.x0_free)
     status = xp.where(stuck & fallen, int(Status.UNBOUNDED), status)
     met = xp.any(history.infeasibility <= settings.tolerance)
     status = xp.where((status == int(Status.INFEASIBLE)) & met, int(Status.STALLED), status)
@@ -485,9 +488,9 @@ def certified(program: Program, state: State, settings: Settings) -> tuple[Certi
         return Certificate(**figures, tolerance=tolerance), strict
     first_cost, floor = state.first_cost * state.scales.cost, state.floor * state.scales.cost
     certificate = certify_point(
-        program, state.e, state.z, state.scales, first_cost=first_cost, floor=floor, tolerance=tolerance
+        program, state.e, state.z, state.scales, settings.scale, first_cost=first_cost, floor=floor, tolerance=tolerance
     )
-    size = cost_size(state.e.at.cost, first_cost)
+    size = cost_size(state.e.at.cost, first_cost, floor)
     return certificate, strict_complementarity(program.rows, state.z, size)
 
 

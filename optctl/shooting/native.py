@@ -27,7 +27,7 @@ from optctl.shooting.primal_dual import Program, Unknowns
 from optctl.shooting.rows import BLOCKS, PATH, TERMINAL, flatten
 from optctl.shooting.scaling import Scales
 from optctl.shooting.tape_check import check_tapes
-from optctl.solution import History
+from optctl.solution import History, reachable
 from optctl.tape import Tape, Unsupported, compile_tape, memories
 
 LONGEST = 30_000
@@ -275,7 +275,7 @@ def begin(program: Program, xs: Any, us: Any, warm: dict[str, Any] | None, setti
         "e": (misses,), "v": (misses,),
     }  # fmt: skip
     known |= {"numbers": xp.asarray([float(numbers[name]) for name in _native.operand_names()["numbers"]], xs.dtype)}
-    flags = {"begin": 1, "warm": int(warm is not None), "x_given": int("x" in given), "u_given": int("u" in given)}
+    flags = {"begin": 1, "warm": int(warm is not None)}
     return _call(program, known, shapes, flags, settings, stop)
 
 
@@ -321,7 +321,7 @@ def _call(
     problem, rows, xs, us, made = program.problem, program.rows, known["xs"], known["us"], program.tapes
     xp, (N, nu), nx = namespace(xs), us.shape, xs.shape[1]
     memory, begins = memories(made.every, _parts(problem, program.params))
-    names, of_rows = _native.operand_names(), dict(rows.shapes)
+    names, of_rows, given = _native.operand_names(), dict(rows.shapes), settings.scale or {}
     m = rows.inequality.size
     shapes = {name: np.shape(value) for name, value in known.items() if value is not None} | shapes
     widths = {name: of_rows[name][-1] if name in of_rows else 0 for name in (*PATH, *TERMINAL)}
@@ -330,11 +330,12 @@ def _call(
         "path_equalities": widths["path_equality"], "terminal_inequalities": widths["terminal_inequality"],
         "terminal_equalities": widths["terminal_equality"], "rows": m, "has_soft": int(rows.soft is not None),
         "history": shapes["history"][1], "gains": int(settings.gains), "quadratic": int(made.quadratic),
-        **dict.fromkeys(("begin", "measure", "warm", "x_given", "u_given"), 0), **flags, **_offsets(rows.shapes),
+        "x_given": int("x" in given), "u_given": int("u" in given), **dict.fromkeys(("begin", "measure", "warm"), 0), **flags, **_offsets(rows.shapes),
     }  # fmt: skip
     kinds = (rows.inequality, rows.equality, rows.elastic, rows.soft, rows.off)
     barrier = np.nan if settings.barrier is None else settings.barrier
-    how = vars(settings) | {"stop": stop, "barrier": barrier, "least": settings.floor}
+    tolerance = reachable(settings.tolerance, xs.dtype)
+    how = vars(settings) | {"tolerance": tolerance, "stop": stop, "barrier": barrier, "least": settings.floor}
     operands = known | {
         "info": xp.asarray(made.packed(tuple([sizes[name] for name in names["sizes"]]), begins)),
         "kind": xp.asarray(sum(xp.where(on, 2**k, 0) for k, on in enumerate(kinds) if on is not None), xp.int32),

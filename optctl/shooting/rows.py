@@ -101,6 +101,18 @@ def make_rows(problem: Problem, xs: Any, us: Any, functions: dict[str, tuple], x
     )
 
 
+def can_be_unbounded(rows: Rows, x0_free: tuple[bool, ...]) -> Any:
+    """Return False where bounds hold all that is free, inputs and x_0: then they hold a rollout and its cost."""
+    xp = namespace(rows.inequality)
+    inequality, equality = rows.split(rows.inequality), rows.split(rows.equality)
+    held, no = xp.asarray(True), xp.zeros((), bool)
+    for stem, free in (("u", xp.asarray(True)), ("x0", xp.asarray(x0_free))):
+        low, high = f"{stem}_min", f"{stem}_max"
+        both = inequality.get(low, no) & inequality.get(high, no)
+        held = held & xp.all(both | equality.get(low, no) | equality.get(high, no) | ~free)
+    return ~held
+
+
 def _prices(
     problem: Problem, bounds: dict[str, Any], functions: dict[str, tuple], inequality: dict[str, Any], like: Any
 ) -> tuple[Any, Any, Any]:

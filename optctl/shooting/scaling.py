@@ -18,6 +18,7 @@ from optctl._validate import as_float
 from optctl.problem import Problem
 from optctl.shooting.expansion import Expansion, Values, evaluate, expand
 from optctl.shooting.rows import BOUNDS, PATH, Rows, flatten
+from optctl.solution import FLOOR
 
 SMALL, LARGE = 1e-2, 1e2
 """What lies between needs no scale."""
@@ -164,6 +165,16 @@ def curvature_of(e: Expansion, x: Any, u: Any) -> Any:
     z = xp.concatenate([x, u])
     diagonals = [(xp.diagonal(W, axis1=1, axis2=2), s) for W, s in ((e.W0[None], x), (e.W, z), (e.Wf[None], x))]
     return xp.max(xp.stack([xp.max(xp.abs(d) * s[None] ** 2, initial=0.0) for d, s in diagonals]))
+
+
+def least_size(e: Expansion, xs: Any, us: Any, x: Any, u: Any) -> Any:
+    """Return the least size of the cost that tolerances refer to; x and u are the scales of states and inputs.
+
+    It is a part of what the cost would be, by its slope and its curvature at this point, if a variable changed by as
+    much as it is. (`optctl.solvers.objective.least_size` says so of trajectories without an expansion.)
+    """
+    size_x, size_u = [jnp.maximum(s, jnp.max(jnp.abs(z), axis=0)) for s, z in ((x, xs), (u, us))]
+    return FLOOR * jnp.maximum(steepness(e, size_x, size_u), curvature_of(e, size_x, size_u))
 
 
 def scale_point(by: Scales, z: Any) -> Any:

@@ -22,7 +22,7 @@ from optctl.result import Status
 from optctl.solution import cost_size
 from optctl.solvers.iterate import Iterate, advance, start
 from optctl.solvers.method import Method, method
-from optctl.solvers.objective import Objective, scaled_stationarity
+from optctl.solvers.objective import Objective, least_size, scaled_stationarity
 
 
 @method(static=("max_iterations",))
@@ -96,30 +96,36 @@ def conjugate_gradient(objective: Objective, z: Any, *, tolerance: Any, max_iter
     _, hessian = jax.linearize(lambda z: objective.cost_and_slope(z)[1], z)
 
     def stationarity(z: Any, slope: Any, cost: Any) -> Any:
-        return scaled_stationarity(z, slope, cost_size(cost, first_cost))
+        values = objective.unpack(z)
+        xs = objective.problem.dynamics.roll(values["x0"], values["us"], values["params"])
+        least = least_size(objective.problem, xs, values["us"], values["params"])
+        return scaled_stationarity(z, slope, cost_size(cost, first_cost, least))
 
     def body(carry: tuple) -> tuple:
-        iterate, d = carry
+        iterate, d, steepest = carry
         g = iterate.slope
         Hd = hessian(d)
         curvature = d @ Hd
-        convex = curvature > 0
+        steepest = jnp.maximum(steepest, jnp.linalg.norm(Hd) / jnp.linalg.norm(d))
+        rounding = 10 * jnp.finfo(g.dtype).eps * steepest * (d @ d)  # of a singular Hessian nothing else is left
+        convex = curvature > rounding
         alpha = jnp.where(convex, g @ g / jnp.where(convex, curvature, 1.0), 0.0)
         z = iterate.z + alpha * d
         slope = g + alpha * Hd
         cost = iterate.cost + alpha * (g @ d) + 0.5 * alpha**2 * curvature
-        status = jnp.where(convex, int(Status.ITERATION_LIMIT), int(Status.NOT_CONVEX))
+        flat = jnp.where(curvature >= -rounding, int(Status.STALLED), int(Status.NOT_CONVEX))
+        status = jnp.where(convex, int(Status.ITERATION_LIMIT), flat)
         beta = slope @ slope / (g @ g)
         iterate = advance(
             iterate, z, cost, slope,
             stationarity=stationarity(z, slope, cost), step=jnp.linalg.norm(alpha * d), status=status,
             tolerance=tolerance,
         )  # fmt: skip
-        return iterate, -slope + beta * d
+        return iterate, -slope + beta * d, steepest
 
     iterate = start(z, cost, slope, stationarity(z, slope, cost), max_iterations, tolerance)
     go = lambda carry: carry[0].running & (carry[0].iterations < max_iterations)  # noqa: E731
-    return jax.lax.while_loop(go, body, (iterate, -slope))[0]
+    return jax.lax.while_loop(go, body, (iterate, -slope, jnp.zeros((), z.dtype)))[0]
 
 
 DENSE = 500

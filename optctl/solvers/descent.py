@@ -22,7 +22,6 @@ import jax.numpy as jnp
 
 from optctl._validate import check_choice, keep_whole
 from optctl.result import Status
-from optctl.solution import cost_size
 from optctl.solvers.iterate import Iterate, advance, start
 from optctl.solvers.method import Method, method
 from optctl.solvers.objective import Objective, projected_gradient, scaled_stationarity
@@ -75,31 +74,31 @@ def gradient_descent(objective: Objective, z: Any, *, tolerance: Any, max_iterat
     """Minimize by projected gradient steps from z."""
     lower, upper = objective.bounds()
     z = jnp.clip(z, lower, upper)
-    cost, slope = objective.cost_and_slope(z)
+    cost, slope, size = objective.measure(z)
     first_cost = cost
 
-    def stationarity(z: Any, slope: Any, cost: Any) -> Any:
-        return scaled_stationarity(z, projected_gradient(z, slope, lower, upper), cost_size(cost, first_cost))
+    def stationarity(z: Any, slope: Any, size: Any) -> Any:
+        return scaled_stationarity(z, projected_gradient(z, slope, lower, upper), size)
 
     def first_alpha(slope: Any) -> Any:
         return 1 / jnp.maximum(jnp.max(jnp.sqrt(metric) * jnp.abs(slope), initial=0.0), 1e-30)
 
-    def search(iterate: Iterate, direction: Any, ceiling: Any) -> tuple[Any, Any, Any]:
+    def search(iterate: Iterate, direction: Any, ceiling: Any) -> tuple[Any, Any, Any, Any]:
         """Halve theta until cost and slope are finite and the cost has fallen enough."""
         decrease = SUFFICIENT * iterate.slope @ direction
         # Near the optimum the decrease drowns in rounding; allow the cost that much noise.
         noise = 4 * jnp.finfo(z.dtype).eps * jnp.abs(iterate.cost)
 
         def refused(trial: tuple) -> Any:
-            theta, cost, slope = trial
+            theta, cost, slope, _ = trial
             fine = (cost <= ceiling + theta * decrease + noise) & jnp.all(jnp.isfinite(slope))
             return ~fine & (theta > SMALLEST)
 
         def halve(trial: tuple) -> tuple:
             theta = trial[0] / 2
-            return theta, *objective.cost_and_slope(iterate.z + theta * direction)
+            return theta, *objective.measure(iterate.z + theta * direction, first_cost)
 
-        first = jnp.ones((), z.dtype), *objective.cost_and_slope(iterate.z + direction)
+        first = jnp.ones((), z.dtype), *objective.measure(iterate.z + direction, first_cost)
         return jax.lax.while_loop(refused, halve, first)
 
     metric = diagonal_metric(objective, z)
@@ -107,7 +106,7 @@ def gradient_descent(objective: Objective, z: Any, *, tolerance: Any, max_iterat
     def body(carry: tuple) -> tuple:
         iterate, alpha, recent = carry
         direction = jnp.clip(iterate.z - alpha * metric * iterate.slope, lower, upper) - iterate.z
-        theta, cost, slope = search(iterate, direction, jnp.max(recent) if step == "bb" else iterate.cost)
+        theta, cost, slope, size = search(iterate, direction, jnp.max(recent) if step == "bb" else iterate.cost)
         z = iterate.z + theta * direction
         s, y = z - iterate.z, slope - iterate.slope
         if step == "bb":
@@ -121,11 +120,11 @@ def gradient_descent(objective: Objective, z: Any, *, tolerance: Any, max_iterat
         status = jnp.where(stalled, int(Status.STALLED), int(Status.ITERATION_LIMIT))
         iterate = advance(
             iterate, z, cost, slope,
-            stationarity=stationarity(z, slope, cost), step=jnp.linalg.norm(s), status=status, tolerance=tolerance,
+            stationarity=stationarity(z, slope, size), step=jnp.linalg.norm(s), status=status, tolerance=tolerance,
         )  # fmt: skip
         return iterate, alpha, jnp.roll(recent, 1).at[0].set(cost)
 
-    iterate = start(z, cost, slope, stationarity(z, slope, cost), max_iterations, tolerance)
+    iterate = start(z, cost, slope, stationarity(z, slope, size), max_iterations, tolerance)
     alpha = first_alpha(slope)
     recent = jnp.full(MEMORY, -jnp.inf, z.dtype).at[0].set(cost)
     go = lambda carry: carry[0].running & (carry[0].iterations < max_iterations)  # noqa: E731

@@ -41,18 +41,16 @@ from optctl.lq.kkt import times, transposed_times
 from optctl.lq.model import LQ
 from optctl.problem import Problem
 from optctl.result import Status
-from optctl.solution import History, cost_size
+from optctl.solution import BOTTOMLESS, History, cost_size
 from optctl.solvers.boxed import FIRST_SHIFT, LARGEST_SHIFT, SHIFT_FACTOR, Policy, best_policy, keep, unit
 from optctl.solvers.iterate import Iterate
 from optctl.solvers.method import Method, method
-from optctl.solvers.objective import Objective, projected_gradient, scaled_stationarity
+from optctl.solvers.objective import Objective, least_size, projected_gradient, scaled_stationarity
 
 SUFFICIENT = 0.1
 """The share of the promised decrease that a step must bring."""
 SHORT_STEP, SHORTEST_STEP = 0.3, 1e-3
 """Steps below the first make the shift grow; below the second none is tried."""
-RUNAWAY = 1e4
-"""A guess whose states are larger by this factor has run away: its cost says nothing about the size of others."""
 PATIENCE = 5
 """Steps lost in rounding, none of which brings a smaller slope, that end a solve."""
 
@@ -180,8 +178,7 @@ class State:
     Attributes:
         point: the `Point`.
         alpha: first step length to try.
-        first_cost: cost of the first guess, or of the first trajectory after it if that ran away.
-        first_size: size of the states there.
+        first_cost: cost of the first guess.
         best: smallest stationarity so far.
         idle: number of steps in a row that were lost in rounding.
         iterations: number of iterations; -1 before the guess is evaluated.
@@ -192,7 +189,6 @@ class State:
     point: Point
     alpha: Any
     first_cost: Any
-    first_size: Any
     best: Any
     idle: Any
     iterations: Any
@@ -217,8 +213,8 @@ def ilqr(objective: Objective, us: Any, *, tolerance: Any, max_iterations: int, 
     s = jax.lax.while_loop(going, lambda s: iterate(program, s, tolerance), s)
     p = s.point
     return Iterate(
-        p.us.ravel(), p.cost, p.slope.ravel(), s.iterations, s.status, jnp.asarray(False), s.history, s.first_cost,
-        p.xs, p.policy.costates, p.policy.K, p.us - times(p.policy.K, p.xs[:-1]),
+        p.us.ravel(), p.cost, p.slope.ravel(), s.iterations, s.status, jnp.asarray(False), s.history, p.xs,
+        p.policy.costates, p.policy.K, p.us - times(p.policy.K, p.xs[:-1]),
     )  # fmt: skip
 
 
@@ -231,7 +227,7 @@ def first_state(x0: Any, us: Any, max_iterations: int) -> State:
     policy = Policy(jnp.zeros((N, nu, x0.size), us.dtype), still, nothing, still, number, number)
     column = jnp.full(max_iterations + 1, jnp.nan, us.dtype)
     return State(
-        Point(xs, us, infinite, nothing, policy), alpha=number + 1, first_cost=infinite, first_size=infinite,
+        Point(xs, us, infinite, nothing, policy), alpha=number + 1, first_cost=infinite,
         best=infinite, idle=none, iterations=none - 1, status=jnp.asarray(int(Status.ITERATION_LIMIT)),
         history=History(column, column, column, regularization=column),
     )  # fmt: skip
@@ -246,9 +242,7 @@ def iterate(program: Program, s: State, tolerance: Any) -> State:
     start = replace(
         old, xs=keep(found, trial.xs, old.xs), us=keep(found, trial.us, old.us), cost=keep(found, trial.cost, old.cost)
     )
-    size = jnp.max(jnp.abs(start.xs))
-    anew = s.first_size > RUNAWAY * (1 + size)
-    first_cost, first_size = jnp.where(anew, start.cost, s.first_cost), jnp.where(anew, size, s.first_size)
+    first_cost = jnp.where(jnp.isinf(s.first_cost), start.cost, s.first_cost)
     lost = ~first & (jnp.abs(old.policy.fall) <= noise)
     short = ~first & ~lost & (~found | (trial.alpha < SHORT_STEP))
     growth = jnp.where(short, SHIFT_FACTOR, jnp.where(trial.alpha == 1, 1 / SHIFT_FACTOR, 1.0))
@@ -261,7 +255,9 @@ def iterate(program: Program, s: State, tolerance: Any) -> State:
     stuck = (idle >= PATIENCE) | (~found & (hopeless | ~fine)) | (first & broken)
     status = jnp.where(broken, int(Status.NON_FINITE), int(Status.STALLED))
     status = jnp.where(stuck, status, int(Status.ITERATION_LIMIT))
-    status = jnp.where(point.cost < -1e10 * (1 + jnp.abs(first_cost)), int(Status.UNBOUNDED), status)
+    held = jnp.all(jnp.isfinite(program.lower) & jnp.isfinite(program.upper))
+    falls = (point.cost < -BOTTOMLESS * (1 + jnp.abs(first_cost))) & ~held
+    status = jnp.where(falls, int(Status.UNBOUNDED), status)
     status = jnp.where(fine & (mark <= tolerance), int(Status.SOLVED), status)
     i = s.iterations + 1
     row = point.cost, mark, jnp.where(found & fine & ~first, trial.alpha, 0.0), point.policy.shift
@@ -269,8 +265,8 @@ def iterate(program: Program, s: State, tolerance: Any) -> State:
     cost, marks, steps, shifts = (column.at[i].set(value) for column, value in zip(columns, row, strict=True))
     alpha = jnp.where(fine, jnp.ones_like(s.alpha), trial.alpha / 2)
     history = History(cost, marks, steps, regularization=shifts)
-    first_cost, first_size = keep(fine, (first_cost, first_size), (s.first_cost, s.first_size))
-    return State(point, alpha, first_cost, first_size, jnp.minimum(mark, s.best), idle, i, status, history)
+    first_cost = keep(fine, first_cost, s.first_cost)
+    return State(point, alpha, first_cost, jnp.minimum(mark, s.best), idle, i, status, history)
 
 
 def search(program: Program, p: Point, alpha: Any, noise: Any) -> Trial:
@@ -317,7 +313,7 @@ def expand(
     """Return the point with its slope and next policy, its stationarity, and whether no shift will help."""
     full, plain, slope = models(program, p.xs, p.us)
     residual = projected_gradient(p.us, slope, program.lower, program.upper)
-    scale = cost_size(p.cost, first_cost)
+    scale = cost_size(p.cost, first_cost, least_size(program.problem, p.xs, p.us, program.params))
     mark = scaled_stationarity(p.us, residual, scale)
     size = unit(plain)
     least = growth * p.policy.shift

@@ -21,7 +21,6 @@ class Iterate:
         status: a `Status`; SOLVED stands for "stopped by the tolerance" until the certificate is computed.
         running: False once the solver has stopped.
         history: a `History` with room for all iterations.
-        first_cost: the cost that tolerances refer to; None is that of the first point.
         xs: (N+1, nx) states under feedback, where the solver has them.
         costates: (N+1, nx) that go with them.
         K: (N, nu, nx) gains of the policy u = K x + k there, where the solver has them,
@@ -35,7 +34,6 @@ class Iterate:
     status: Any
     running: Any
     history: History
-    first_cost: Any = None
     xs: Any = None
     costates: Any = None
     K: Any = None

@@ -14,7 +14,7 @@ import scipy.optimize
 
 from optctl._validate import keep_whole, runs_now
 from optctl.result import Status
-from optctl.solution import History, cost_size
+from optctl.solution import History
 from optctl.solvers.iterate import Iterate
 from optctl.solvers.method import Method, method
 from optctl.solvers.objective import Objective, projected_gradient, scaled_stationarity
@@ -60,9 +60,8 @@ class LBFGS(Method):
 
 @jax.jit
 def _evaluate(objective: Objective, z: Any, first_cost: Any) -> tuple[Any, Any, Any]:
-    cost, slope = objective.cost_and_slope(z)
+    cost, slope, size = objective.measure(z, first_cost)
     lower, upper = objective.bounds()
-    size = cost_size(cost, jnp.where(jnp.isnan(first_cost), cost, first_cost))
     return cost, slope, scaled_stationarity(z, projected_gradient(z, slope, lower, upper), size)
 
 

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from optctl._validate import keep_whole
 from optctl.adjoint.hessian import require_second_derivatives
 from optctl.result import Status
-from optctl.solution import cost_size
 from optctl.solvers.iterate import Iterate, advance, start
 from optctl.solvers.method import Method, method
 from optctl.solvers.objective import Objective, scaled_stationarity
@@ -61,19 +60,17 @@ class NewtonCG(Method):
 @partial(jax.jit, static_argnames=("max_iterations",))
 def newton_cg(objective: Objective, z: Any, *, tolerance: Any, max_iterations: int) -> Iterate:
     """Minimize J from z by trust-region Newton-CG."""
-    cost, slope = objective.cost_and_slope(z)
+    cost, slope, size = objective.measure(z)
     first_cost = cost
     eps = jnp.finfo(z.dtype).eps
-
-    def stationarity(z: Any, slope: Any, cost: Any) -> Any:
-        return scaled_stationarity(z, slope, cost_size(cost, first_cost))
 
     def body(carry: tuple) -> tuple:
         iterate, radius = carry
         _, hessian = jax.linearize(lambda z: objective.cost_and_slope(z)[1], iterate.z)
         d, predicted = steihaug(hessian, iterate.slope, radius)
         z = iterate.z + d
-        cost, slope = objective.cost_and_slope(z)
+        cost, slope, size = objective.measure(z, first_cost)
+        mark = scaled_stationarity(z, slope, size)
         # Both falls are subject to rounding of the cost near the optimum (Conn, Gould and Toint 2000, 17.4.2).
         noise = 10 * eps * jnp.abs(iterate.cost)
         ratio = (iterate.cost - cost + noise) / (predicted + noise)
@@ -84,18 +81,18 @@ def newton_cg(objective: Objective, z: Any, *, tolerance: Any, max_iterations: i
         radius = jnp.where(~finite | (ratio < 0.25), length / 4, radius)
         keep = lambda new, old: jnp.where(accept, new, old)  # noqa: E731
         z, cost, slope = keep(z, iterate.z), keep(cost, iterate.cost), keep(slope, iterate.slope)
+        mark = keep(mark, iterate.history.stationarity[iterate.iterations])
         tiny = radius <= eps * (1 + jnp.linalg.norm(z))
         stuck = tiny | (length == 0)
         status = jnp.where(
             stuck, jnp.where(finite, int(Status.STALLED), int(Status.NON_FINITE)), int(Status.ITERATION_LIMIT)
         )
         iterate = advance(
-            iterate, z, cost, slope,
-            stationarity=stationarity(z, slope, cost), step=keep(length, 0.0), status=status, tolerance=tolerance,
+            iterate, z, cost, slope, stationarity=mark, step=keep(length, 0.0), status=status, tolerance=tolerance,
         )  # fmt: skip
         return iterate, radius
 
-    iterate = start(z, cost, slope, stationarity(z, slope, cost), max_iterations, tolerance)
+    iterate = start(z, cost, slope, scaled_stationarity(z, slope, size), max_iterations, tolerance)
     radius = jnp.maximum(1.0, jnp.linalg.norm(z))
     go = lambda carry: carry[0].running & (carry[0].iterations < max_iterations)  # noqa: E731
     return jax.lax.while_loop(go, body, (iterate, radius))[0]

@@ -81,6 +81,12 @@ class Objective:
         g = self.gradient(z)
         return g.cost.astype(z.dtype), self.pack(g).astype(z.dtype)
 
+    def measure(self, z: Any, first_cost: Any = jnp.nan) -> tuple[Any, Any, Any]:
+        """Return J(z), dJ/dz, and the size of J that tolerances refer to; without a first cost z is the first guess."""
+        g, values = self.gradient(z), self.unpack(z)
+        size = cost_size(g.cost, first_cost, least_size(self.problem, g.xs, values["us"], values["params"]))
+        return g.cost.astype(z.dtype), self.pack(g).astype(z.dtype), size.astype(z.dtype)
+
     def bounds(self) -> tuple[Any, Any]:
         """Return the lower and upper bounds of z, infinite where there are none."""
         sides = []
@@ -98,25 +104,6 @@ class Objective:
             sides.append(self.pack(full))
         return sides[0], sides[1]
 
-    def least_size(self, xs: Any, values: dict[str, Any]) -> Any:
-        """Return the least size of the cost that tolerances refer to.
-
-        It is a part of what the cost would be, by its curvature, if the states and inputs of a stage changed by as much
-        as they are. So a solution at rest, whose cost is all rounding, is judged by what its data make of rounding.
-        """
-        if not hasattr(xs, "ndim") or values["us"] is None:
-            return 0.0
-        point = xs, values["us"]
-        along = jax.tree.map(lambda v: jnp.maximum(1.0, jnp.abs(v)), point)
-
-        def cost(xs: Any, us: Any) -> Any:
-            p = values["params"]
-            return self.problem.trajectory_cost(xs, us, p) + self.problem.start_cost(xs[0], p)
-
-        change = jax.jvp(jax.grad(cost, (0, 1)), point, along)[1]
-        curvature = sum(jnp.sum(a * b) for a, b in zip(along, change, strict=True))
-        return FLOOR * jnp.abs(jnp.where(jnp.isfinite(curvature), curvature, 0.0)) / len(xs)
-
     def lagrangian(self, xs: Any, us: Any, costates: Any) -> tuple[Gradient, Any, Any]:
         """Return the slopes with states as unknowns of their own: in us, in states 1..N, and the gaps f(x, u) - x+.
 
@@ -133,6 +120,32 @@ class Objective:
         return Gradient(cost, xs, costates, gus + pus, None, None), (gxs + pxs - costates)[1:], ends - xs[1:]
 
 
+def least_size(problem: Problem, xs: Any, us: Any, params: Any) -> Any:
+    """Return the least size of the cost that tolerances refer to.
+
+    It is a part of what the cost would be, by its slope and its curvature at this point, if the states and inputs of a
+    stage changed by as much as they are. So a solution at rest, whose cost is all rounding, is judged by what its data
+    make of rounding. Signs by chance keep what belongs to different variables apart (Hutchinson 1989). Where memory is
+    bounded there are no states to ask, and it is 0.
+    """
+    if xs is None:
+        return jnp.zeros(())
+    point, structure = jax.tree.flatten((xs, us))
+    keys = jax.random.split(jax.random.key(0), len(point))
+    signs = [jax.random.rademacher(key, v.shape, v.dtype) for key, v in zip(keys, point, strict=True)]
+    along = [s * jnp.maximum(1.0, jnp.abs(v)) for s, v in zip(signs, point, strict=True)]
+
+    def cost(leaves: Any) -> Any:
+        xs, us = jax.tree.unflatten(structure, leaves)
+        return problem.trajectory_cost(xs, us, params) + problem.start_cost(xs[0], params)
+
+    slope, change = jax.jvp(jax.grad(cost), (point,), (along,))
+    steepness = sum([jnp.sum(jnp.abs(a * g)) for a, g in zip(along, slope, strict=True)])
+    curvature = jnp.abs(sum([jnp.sum(a * g) for a, g in zip(along, change, strict=True)]))
+    sizes = [jnp.where(jnp.isfinite(size), size, 0.0) for size in (steepness, curvature)]
+    return FLOOR * jnp.maximum(*sizes) / len(xs)
+
+
 def projected_gradient(z: Any, slope: Any, lower: Any, upper: Any) -> Any:
     """Return z - clip(z - slope): zero exactly at points that satisfy the first-order conditions within bounds."""
     return z - jnp.clip(z - slope, lower, upper)
@@ -143,12 +156,9 @@ def scaled_stationarity(z: Any, residual: Any, size: Any) -> Any:
     return jnp.max(jnp.abs(residual) * jnp.maximum(1.0, jnp.abs(z)), initial=0.0) / size
 
 
-def certify(
-    objective: Objective, z: Any, slope: Any, cost: Any, first_cost: Any, tolerance: Any, floor: Any = 0.0
-) -> tuple[Any, Any]:
+def certify(objective: Objective, z: Any, slope: Any, size: Any, tolerance: Any) -> tuple[Any, Any]:
     """Return the certificate at z and the multipliers of the bounds (lower, upper), flat like z."""
     lower, upper = objective.bounds()
-    size = jnp.maximum(cost_size(cost, first_cost), floor)
     residual = projected_gradient(z, slope, lower, upper)
     # A gradient whose rounding exceeds the tolerance certifies nothing, not even the sign of a multiplier.
     rounding = scaled_stationarity(z, jnp.finfo(z.dtype).eps * slope, size)
@@ -178,9 +188,8 @@ def certify_stages(objective: Objective, iterate: Any, first_cost: Any, toleranc
     """Certify the states and costates of a solver, stage by stage: an unstable plant has no other certificate."""
     us, xs, costates = objective.unpack(iterate.z)["us"], iterate.xs, iterate.costates
     g, in_xs, gaps = objective.lagrangian(xs, us, costates)
-    floor = objective.least_size(xs, objective.unpack(iterate.z))
-    certificate, multipliers = certify(objective, iterate.z, objective.pack(g), g.cost, first_cost, tolerance, floor)
-    size = jnp.maximum(cost_size(g.cost, first_cost), floor)
+    size = cost_size(g.cost, first_cost, least_size(objective.problem, xs, us, objective.params))
+    certificate, multipliers = certify(objective, iterate.z, objective.pack(g), size, tolerance)
     rounding = jnp.finfo(xs.dtype).eps * costates[1:]
     in_states = jnp.maximum(scaled_stationarity(xs[1:], in_xs, size), scaled_stationarity(xs[1:], rounding, size))
     gap, scaled_gap = jnp.max(jnp.abs(gaps)), jnp.max(jnp.abs(gaps) / jnp.maximum(1.0, jnp.abs(xs[1:])))

@@ -21,7 +21,7 @@ from optctl._validate import (
 )
 from optctl.problem import Problem, once
 from optctl.result import Status, nan_in_batch
-from optctl.solution import History, Solution
+from optctl.solution import FALLEN, GROWN, History, Solution, cost_size, reachable
 from optctl.solvers.cg import CG
 from optctl.solvers.guess import check_start, first_state
 from optctl.solvers.iterate import Iterate
@@ -29,7 +29,7 @@ from optctl.solvers.judged import judged
 from optctl.solvers.lq import LQ
 from optctl.solvers.method import Method
 from optctl.solvers.methods import as_method, refuse_constraints
-from optctl.solvers.objective import VARIABLE_BOUNDS, Objective, certify, certify_stages
+from optctl.solvers.objective import VARIABLE_BOUNDS, Objective, certify, certify_stages, least_size
 from optctl.solvers.refusal import without_derivative
 
 
@@ -119,6 +119,8 @@ def _run(method: Method, objective: Objective, tolerance: Any, us: Any, xs: Any)
     """Run the method; derivatives that it has not are refused in its name."""
     if not method.differentiable and not is_concrete(objective):
         objective = without_derivative(method.name, objective)
+    if method.takes != "all":  # whose certificate comes with its solution, and asks for the tolerance as given
+        tolerance = reachable(tolerance, jnp.result_type(*objective.leaves()))
     return method.run(objective, tolerance, us, xs)
 
 
@@ -231,11 +233,10 @@ def _free_names(problem: Problem, free: Any) -> tuple[str, ...]:
 
 
 def _finish(objective: Objective, iterate: Iterate, tolerance: Any, method: str) -> Solution:
-    history, first = iterate.history, iterate.first_cost
-    if first is None:
-        first = (np.asarray(history.cost) if is_concrete(history) else history.cost)[0]
+    history = iterate.history
+    first = (np.asarray(history.cost) if is_concrete(history) else history.cost)[0]
     empty = History(None, None, None)  # its length is no part of the program that certifies
-    point = dataclasses.replace(iterate, cost=None, slope=None, running=None, history=empty, first_cost=None)  # type: ignore[type-var]
+    point = dataclasses.replace(iterate, cost=None, slope=None, running=None, history=empty)  # type: ignore[type-var]
     solution = _certified(objective, point, first, tolerance, method)
     staged = iterate.costates is not None and solution.xs is not None
     if staged and not (is_concrete(solution) and solution.converged):
@@ -248,10 +249,9 @@ def _certified(objective: Objective, iterate: Iterate, first: Any, tolerance: An
     """Evaluate the final point afresh, whatever the solver believes, and certify it."""
     z = iterate.z
     g = objective.gradient(z)
-    start = jnp.where(jnp.isfinite(first), first, g.cost)
     values = objective.unpack(z)
-    floor = objective.least_size(g.xs, values)
-    certificate, multipliers = certify(objective, z, objective.pack(g), g.cost, start, tolerance, floor)
+    size = cost_size(g.cost, first, least_size(objective.problem, g.xs, values["us"], values["params"]))
+    certificate, multipliers = certify(objective, z, objective.pack(g), size, tolerance)
     finite = jnp.isfinite(g.cost) & jnp.isfinite(certificate.stationarity)
     converged = certificate.holds & finite & (iterate.status != int(Status.NOT_CONVEX))
     status = jnp.where(
@@ -260,7 +260,10 @@ def _certified(objective: Objective, iterate: Iterate, first: Any, tolerance: An
         jnp.where(iterate.status == int(Status.SOLVED), int(Status.STALLED), iterate.status),
     )
     status = jnp.where(finite | (status == int(Status.NOT_CONVEX)), status, int(Status.NON_FINITE))
-    fallen = g.cost < -1e6 * (1 + jnp.where(jnp.isfinite(first), jnp.abs(first), 0.0))
+    fallen = g.cost < -FALLEN * (1 + jnp.where(jnp.isfinite(first), jnp.abs(first), 0.0))
+    fallen = fallen & (jnp.max(jnp.abs(z)) > GROWN * jnp.maximum(1.0, jnp.max(jnp.abs(objective.pack(objective)))))
+    lower, upper = objective.bounds()
+    fallen = fallen & ~(jnp.all(jnp.isfinite(lower)) & jnp.all(jnp.isfinite(upper)))
     status = jnp.where(fallen & ~converged, int(Status.UNBOUNDED), status)
     history = History(g.cost[None], certificate.stationarity_scaled[None], jnp.zeros_like(g.cost)[None])
     return Solution(
