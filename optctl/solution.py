@@ -27,10 +27,10 @@ second: a cost that falls by much to a kink, or to a minimum, is no such evidenc
 
 def reachable(tolerance: Any, dtype: Any) -> Any:
     """Return a tolerance that rounding allows: what solvers work with where less is asked for."""
-    least = 100 * float(jnp.finfo(dtype).eps)
-    return (
-        max(tolerance, least) if isinstance(tolerance, int | float) else namespace(tolerance).maximum(tolerance, least)
-    )
+    least = 100 * float(np.finfo(dtype).eps)
+    if isinstance(tolerance, int | float):
+        return max(tolerance, least)
+    return namespace(tolerance).maximum(tolerance, least)
 
 
 def cost_size(cost: Any, first_cost: Any, least: Any) -> Any:

@@ -173,8 +173,9 @@ def least_size(e: Expansion, xs: Any, us: Any, x: Any, u: Any) -> Any:
     It is a part of what the cost would be, by its slope and its curvature at this point, if a variable changed by as
     much as it is. (`optctl.solvers.objective.least_size` says so of trajectories without an expansion.)
     """
-    size_x, size_u = [jnp.maximum(s, jnp.max(jnp.abs(z), axis=0)) for s, z in ((x, xs), (u, us))]
-    return FLOOR * jnp.maximum(steepness(e, size_x, size_u), curvature_of(e, size_x, size_u))
+    xp = namespace(xs)
+    size_x, size_u = [xp.maximum(s, xp.max(xp.abs(z), axis=0)) for s, z in ((x, xs), (u, us))]
+    return FLOOR * xp.maximum(steepness(e, size_x, size_u), curvature_of(e, size_x, size_u))
 
 
 def scale_point(by: Scales, z: Any) -> Any:
