@@ -529,7 +529,7 @@ def _shift(rows: Rows, z: Unknowns) -> Unknowns:
     def flat(values: Any) -> Any:
         blocks = rows.split(values)
         stages = {name: later(b) if name in PATH or name[:2] in ("x_", "u_") else b for name, b in blocks.items()}
-        return flatten(stages, values.dtype)
+        return flatten(stages, values.dtype, values)
 
     e, v = (None, None) if z.e is None else (flat(z.e), flat(z.v))
     return Unknowns(later(z.xs), later(z.us), later(z.costates), flat(z.s), flat(z.y), e, v)

@@ -86,7 +86,7 @@ def evaluate(problem: Problem, rows: Rows, xs: Any, us: Any, params: Any) -> Val
     cost = problem.trajectory_cost(xs, us, params) + problem.start_cost(xs[0], params)
     reached = problem.dynamics.map_stages(lambda x, u, t: problem.dynamics.step(x, u, t, params), xs, us)
     c = bounded_values(rows.bounds, xs, us) | function_values(problem, xs, us, params)
-    return Values(cost, reached - xs[1:], flatten(c, xs.dtype))
+    return Values(cost, reached - xs[1:], flatten(c, xs.dtype, xs))
 
 
 def differentiate(cost: Callable, rows: Sequence[Callable], ys: Sequence[Any] | None, z: Any) -> tuple[Any, Any, list]:

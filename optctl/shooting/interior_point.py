@@ -324,7 +324,7 @@ def without_held_rows(program: Program, xs: Any, us: Any, settings: Settings) ->
         on[name] = xp.isnan(values[name]) | (held > settings.tolerance) | priced
         for other in others:
             on[name] = on[name] | (other[name] != values[name])
-    kept = flatten(on, bool)
+    kept = flatten(on, bool, xs)
     off = (rows.inequality | rows.equality) & ~kept
     rows = replace(rows, inequality=rows.inequality & kept, equality=rows.equality & kept, off=off)
     return replace(program, rows=rows)
@@ -561,11 +561,11 @@ def _of_rows(rows: Rows, multipliers: dict[str, Any]) -> Any:
         else:
             value = multipliers.get(name, xp.zeros(shape))
             blocks[name] = value[-shape[0] :]
-    y = flatten(blocks, float)
+    y = flatten(blocks, float, rows.equality)
     # An equality made of two bounds has one multiplier of either sign.
     opposite = {f"{stem}_min": blocks.get(f"{stem}_max") for stem in ("x0", "x", "u")}
     less = {name: xp.zeros(shape) if opposite.get(name) is None else opposite[name] for name, shape in rows.shapes}
-    return xp.where(rows.equality, y - flatten(less, float), y)
+    return xp.where(rows.equality, y - flatten(less, float, rows.equality), y)
 
 
 def interior_point(

@@ -330,7 +330,8 @@ def _call(
         "path_equalities": widths["path_equality"], "terminal_inequalities": widths["terminal_inequality"],
         "terminal_equalities": widths["terminal_equality"], "rows": m, "has_soft": int(rows.soft is not None),
         "history": shapes["history"][1], "gains": int(settings.gains), "quadratic": int(made.quadratic),
-        "x_given": int("x" in given), "u_given": int("u" in given), **dict.fromkeys(("begin", "measure", "warm"), 0), **flags, **_offsets(rows.shapes),
+        "x_given": int("x" in given), "u_given": int("u" in given),
+        **dict.fromkeys(("begin", "measure", "warm"), 0), **flags, **_offsets(rows.shapes),
     }  # fmt: skip
     kinds = (rows.inequality, rows.equality, rows.elastic, rows.soft, rows.off)
     barrier = np.nan if settings.barrier is None else settings.barrier
@@ -339,7 +340,7 @@ def _call(
     operands = known | {
         "info": xp.asarray(made.packed(tuple([sizes[name] for name in names["sizes"]]), begins)),
         "kind": xp.asarray(sum(xp.where(on, 2**k, 0) for k, on in enumerate(kinds) if on is not None), xp.int32),
-        "memory": memory, "bounds": flatten(rows.bounds, xs.dtype), "l1": rows.l1, "l2": rows.l2,
+        "memory": memory, "bounds": flatten(rows.bounds, xs.dtype, xs), "l1": rows.l1, "l2": rows.l2,
         "x0_free": xp.asarray(program.x0_free, xs.dtype), "x_linear": xp.asarray(made.linear_states, xs.dtype),
         "settings": xp.stack([xp.asarray(how[name], xs.dtype) for name in names["settings"]]),
     }  # fmt: skip

@@ -96,9 +96,8 @@ def make_rows(problem: Problem, xs: Any, us: Any, functions: dict[str, tuple], x
     soft, l1, l2 = None, None, None
     if any(getattr(problem, name).soft for name in functions):
         soft, l1, l2 = _prices(problem, bounds, functions, inequality, xs)
-    return Rows(
-        bounds, shapes, flatten(inequality, bool), flatten(equality, bool), flatten(elastic, bool), soft, l1, l2
-    )
+    flat = [flatten(blocks, bool, xs) for blocks in (inequality, equality, elastic)]
+    return Rows(bounds, shapes, flat[0], flat[1], flat[2], soft, l1, l2)
 
 
 def can_be_unbounded(rows: Rows, x0_free: tuple[bool, ...]) -> Any:
@@ -125,7 +124,7 @@ def _prices(
         price, l2[name] = getattr(problem, name).prices(shape, like.dtype)
         soft[name] = inequality[name] & xp.isfinite(price)
         l1[name] = xp.where(soft[name], price, 0.0)
-    return flatten(soft, bool), flatten(l1, like.dtype), flatten(l2, like.dtype)
+    return flatten(soft, bool, like), flatten(l1, like.dtype, like), flatten(l2, like.dtype, like)
 
 
 def all_counted(rows: Rows) -> Rows:
@@ -138,7 +137,7 @@ def all_counted(rows: Rows) -> Rows:
         blocks = on[name.removeprefix("path_")]
         if name in blocks:
             blocks[name] = blocks[name] | off[name]
-    return replace(rows, off=None, **{kind: flatten(blocks, bool) for kind, blocks in on.items()})
+    return replace(rows, off=None, **{kind: flatten(blocks, bool, rows.off) for kind, blocks in on.items()})
 
 
 def bound_values(problem: Problem, xs: Any, us: Any, start_free: bool) -> dict[str, Any]:
@@ -168,11 +167,11 @@ def bounded_values(bounds: dict[str, Any], xs: Any, us: Any) -> dict[str, Any]:
     return made
 
 
-def flatten(blocks: dict[str, Any], dtype: Any) -> Any:
-    """Stack blocks into one vector, in a fixed order."""
+def flatten(blocks: dict[str, Any], dtype: Any, like: Any) -> Any:
+    """Stack blocks into one vector, in a fixed order; none are an array like `like`."""
     ordered = [blocks[name] for name in BLOCKS if name in blocks]
     if not ordered:
-        return np.zeros(0, dtype)
+        return namespace(like).zeros(0, dtype)
     xp = np if all(on_host(block) for block in ordered) else jnp
     return xp.concatenate([block.ravel() for block in ordered])
 
@@ -189,7 +188,7 @@ def along(rows: Rows, J: dict[str, Any], dxs: Any, dus: Any) -> Any:
         else:
             moved = {"x0": dxs[0], "x": dxs[1:], "u": dus}[name[:-4]]
             made[name] = -moved if name.endswith("min") else moved
-    return flatten(made, dxs.dtype)
+    return flatten(made, dxs.dtype, dxs)
 
 
 def transposed(rows: Rows, J: dict[str, Any], v: Any, N: int, nx: int, nu: int) -> tuple[Any, Any, Any]:

@@ -141,7 +141,7 @@ def row_scales(rows: Rows, e: Expansion, x: Any, u: Any) -> Any:
             )
             value = xp.max(c.reshape(-1, c.shape[-1]), axis=0)
             made[name] = xp.broadcast_to(1 / rounded(xp.where(slope < SMALL, xp.maximum(slope, value), slope)), shape)
-    return flatten(made, x.dtype)
+    return flatten(made, x.dtype, x)
 
 
 def sizes_within_reach(by: Scales, z: Any, d: Any, others: dict[str, Any]) -> dict[str, Any]:

@@ -173,7 +173,7 @@ def test_units_change_on_the_way_into_tapes_and_out_of_them(rng):
     for name, shape in program.rows.shapes:
         own = 1 / (u if name[0] == "u" else x) if name[-4:] in ("_min", "_max") else rng.uniform(0.2, 5.0, shape[-1])
         rows[name] = jnp.broadcast_to(jnp.asarray(own), shape)
-    scales = Scales(x, u, flatten(rows, xs.dtype), jnp.asarray(0.07))
+    scales = Scales(x, u, flatten(rows, xs.dtype, xs), jnp.asarray(0.07))
     z = replace(
         state.z, costates=jnp.asarray(rng.normal(size=(13, 2))), y=state.z.y * rng.uniform(0.5, 2, state.z.y.shape)
     )
@@ -220,7 +220,7 @@ def test_the_certificate_of_the_kernel_is_that_of_the_definition(rows, rng):
     if rows == "some off":
         off = jnp.asarray(rng.random(program.rows.inequality.size) < 0.3)
         path = {name: jnp.full(shape, name.startswith("path")) for name, shape in program.rows.shapes}
-        off = off & flatten(path, bool)
+        off = off & flatten(path, bool, xs)
         kept = {name: getattr(program.rows, name) & ~off for name in ("inequality", "equality", "soft")}
         program = replace(program, rows=replace(program.rows, off=off, **kept))
     state = start(program, xs, us, None, settings)
