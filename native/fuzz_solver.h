@@ -284,7 +284,8 @@ class Solve {
         {"N", p.N}, {"nx", p.nx}, {"nu", p.nu}, {"path_inequalities", p.path[0].size()},
         {"path_equalities", p.path[1].size()}, {"terminal_inequalities", p.end[0].size()},
         {"terminal_equalities", p.end[1].size()}, {"rows", p.rows}, {"has_soft", p.has_soft}, {"history", stop + 1},
-        {"gains", p.rows % 2}, {"warm", warm}};
+        {"gains", p.rows % 2}, {"warm", warm}, {"measure", 0}, {"quadratic", p.quadratic},
+        {"begin", p.rows / 2 % 2}, {"x_given", p.rows % 3 == 0}, {"u_given", p.rows % 5 == 0}};
     const char* const names[] = {"x0_min", "x0_max", "x_min", "x_max", "u_min", "u_max", "path_inequality",
                                  "path_equality", "terminal_inequality", "terminal_equality"};
     for (int b = 0; b < 10; ++b) sizes[names[b]] = p.begin[b];
@@ -295,6 +296,7 @@ class Solve {
 #undef OPTCTL_SIZE
     p.write(info, memory);
     std::map<std::string, double> given{{"tolerance", 1e-8}, {"stop", stop}, {"seconds", INFINITY}, {"mu", 0.1},
+                                        {"barrier", p.N % 2 ? NAN : 0.1}, {"least", 1e-6},
                                         {"scale", 1}, {"floor", 1e-6}, {"theta_first", 10}, {"first_cost", 10},
                                         {"mark", 10}, {"mu_restore", 0.1}, {"status", 1}, {"phase", p.quadratic ? 2 : 0}};
     std::vector<double> settings, numbers;
@@ -310,7 +312,7 @@ class Solve {
         {"settings", settings}, {"numbers", numbers}, {"filter", std::vector<double>(64, INFINITY)},
         {"history", std::vector<double>(6 * (stop + 1), NAN)}, {"xs", at.xs}, {"us", at.us}, {"costates", at.costates},
         {"s", at.s}, {"y", at.y}, {"e", at.e}, {"v", p.v},
-        {"x_scale", std::vector<double>(p.nx, 1)}, {"u_scale", std::vector<double>(p.nu, 1)},
+        {"x_linear", std::vector<double>(p.nx, p.quadratic)}, {"x_scale", std::vector<double>(p.nx, 1)}, {"u_scale", std::vector<double>(p.nu, 1)},
         {"row_scale", std::vector<double>(p.rows, 1)}, {"cost_scale", {1}}};
     whole_ = {in_room(info), in_room(p.kind)};
 #define OPTCTL_OPERAND(name, rank)                                                  \
@@ -324,7 +326,10 @@ class Solve {
         {"cost", 1}, {"gaps", N * nx}, {"c", rows}, {"q0", nx}, {"qs", (N + 1) * nx}, {"rs", N * nu}, {"A", N * nx * nx},
         {"B", N * nx * nu}, {"path_inequality", N * p.path[0].size() * nz}, {"path_equality", N * p.path[1].size() * nz},
         {"terminal_inequality", p.end[0].size() * nx}, {"terminal_equality", p.end[1].size() * nx}, {"W0", nx * nx},
-        {"W", N * nz * nz}, {"Wf", nx * nx}, {"K", N * nu * nx}};
+        {"W", N * nz * nz}, {"Wf", nx * nx}, {"K", N * nu * nx}, {"figures", 0}};
+#define OPTCTL_FIGURE(name) ++room_of["figures"];
+    OPTCTL_FIGURES(OPTCTL_FIGURE)
+#undef OPTCTL_FIGURE
     for (const auto& [name, numbers] : operands) room_of[name] = numbers.size();
 #define OPTCTL_RESULT(name, rank) results_[#name] = room<double>(sizes_[#name] = room_of.at(#name)), out_.push_back(results_[#name].get());
     OPTCTL_RESULTS(OPTCTL_RESULT)
