@@ -166,6 +166,7 @@ def test_structure_of_problems(name):
         assert sol.converged
     else:
         with pytest.raises(
-            ValueError, match=r"is not (linear|quadratic) \(it (takes|multiplies) .*; use method='newton"
+            ValueError,
+            match=r"is not (linear|quadratic) \(it (takes|multiplies) .*; expected a linear-quadratic problem",
         ):
             oc.lq.LQ.from_problem(problem)

@@ -173,7 +173,7 @@ def tapes_of(name):
     given = made(name)
     nx = given.dynamics.nx
     try:
-        return native.tapes(given, jnp.zeros((N + 1, nx)), jnp.zeros((N, nx)), given.params, True)
+        return native.tapes(given, jnp.zeros((N + 1, nx)), jnp.zeros((N, nx)), given.params, True).every
     except (unroll.Unsupported, RuntimeWarning):
         return None
 

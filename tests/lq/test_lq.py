@@ -214,7 +214,9 @@ def test_from_problem_reads_every_term_and_finds_what_is_not_quadratic():
         assert not oc.lq.is_linear_quadratic(changed)
         with pytest.raises(ValueError, match=f"`{name}` is not quadratic"):
             oc.lq.LQ.from_problem(changed)
-    with pytest.raises(ValueError, match=r"`dynamics` is not linear \(it takes `sin` of .*; use method='newton_cg'"):
+    with pytest.raises(
+        ValueError, match=r"`dynamics` is not linear \(it takes `sin` of .*; expected a linear-quadratic problem"
+    ):
         oc.lq.LQ.from_problem(zoo.pendulum_problem())
 
 
