@@ -150,7 +150,7 @@ class KnownInputs(View):
 
     def stage(self, x: Any, u: Any, t: Any, params: Any) -> tuple[Any, Any, Any]:
         """The inputs of stage t are looked up."""
-        return x, self.us[t], params
+        return x, jnp.asarray(self.us)[t], params
 
     def state(self, x: Any, params: Any) -> tuple[Any, Any]:
         """Nothing changes."""

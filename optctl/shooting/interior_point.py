@@ -714,7 +714,7 @@ def check_guess(program: Program, state: State) -> None:
     """Raise if a function is not finite at the guess, naming it and the stage."""
     if not runs_now(state) or bool(jnp.isfinite(state.theta_first) & jnp.isfinite(state.first_cost)):
         return
-    problem, z, params = program.problem, state.z, program.params
+    problem, z, params = to_device((program.problem, state.z, program.params))  # what indexes by stage needs JAX's
     values = {
         "f": problem.dynamics.map_stages(lambda x, u, t: problem.dynamics.step(x, u, t, params), z.xs, z.us),
         "stage_cost": problem.dynamics.map_stages(lambda x, u, t: problem.cost_at(x, u, t, params), z.xs, z.us),

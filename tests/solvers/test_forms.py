@@ -224,6 +224,7 @@ def test_known_inputs_stay_and_parameters_are_found():
     assert sol.method == "interior_point"
     np.testing.assert_array_equal(sol.us, us)
     np.testing.assert_allclose(sol.params, 2.0, atol=1e-7)
+    assert oc.solve(problem, np.asarray(us), free="params").params == sol.params
     slope = jax.grad(lambda us: oc.solve(problem, us, free="params").cost)(us)
     np.testing.assert_allclose(slope, 2 * (2.0 - 3.0) * -1 / 0.5**2, rtol=1e-6)
     with pytest.raises(ValueError, match=r"\['u_min'\]: they bound what is not free"):

@@ -129,3 +129,16 @@ def test_a_tolerance_below_rounding_is_told_as_such(method, tolerance):
     assert sol.status in (oc.Status.SOLVED, oc.Status.STALLED)
     assert sol.converged or "below what rounding allows" in sol.message
     assert float(sol.cost) == pytest.approx(float(best.cost), rel=1e-12)
+
+
+@pytest.mark.parametrize(("size", "method"), [(1e2, "ilqr"), (1e4, "ilqr"), (1e2, "newton_cg")])
+def test_rounding_of_large_states_is_no_disagreement(size, method):
+    """Only the end costs anything, so the inputs stay as large as they are, and slopes are the rounding of states."""
+    problem = oc.Problem(
+        oc.LinearDynamics([[1.0, 0.1], [0.0, 1.0]], [[0.0], [0.1]]),
+        terminal_cost=lambda x: (x - 1.0) @ (x - 1.0), horizon=20, x0=[3.0, 0.0],
+    )  # fmt: skip
+    sol = oc.solve(problem, size * np.cos(np.arange(20.0))[:, None], method=method)
+    assert sol.converged, sol
+    assert sol.checked == "NumPy"
+    assert sol.cost < 1e-20
