@@ -457,13 +457,16 @@ class InteriorPoint {
     for (int64_t i = 0; i < (p_.N + 1) * nx; ++i) d.costates[i] = m.costates[i] - z_.costates[i];
     along(p_, e_, d, d.y);
     for (int64_t i = 0; i < p_.rows; ++i) {
-      d.y[i] = weight_[i] * d.y[i] + push_[i];
+      const double moved = d.y[i];
+      d.y[i] = weight_[i] * moved + push_[i];
       d.s[i] = p_.kind[i] & inequality ? mu_[i] / z_.y[i] - z_.s[i] - z_.s[i] / z_.y[i] * d.y[i] : 0;
       if (!p_.has_soft) continue;
       d.e[i] = d.v[i] = 0;
       if (p_.kind[i] & soft) {
-        const double e = z_.e[i], v = z_.v[i];
-        d.e[i] = (d.y[i] + z_.y[i] + nu_[i] / e - p_.l1[i] - p_.l2[i] * e) / (p_.l2[i] + v / e);
+        const double e = z_.e[i], v = z_.v[i], w = p_.l2[i] + v / e;
+        // Of two formulas for the miss, one divides rounding by w, the other loses what is small beside c.
+        if (w < 1 && e > 0) d.e[i] = c[i] + moved + z_.s[i] + d.s[i] - e;
+        else d.e[i] = (d.y[i] + z_.y[i] + nu_[i] / e - p_.l1[i] - p_.l2[i] * e) / w;
         d.v[i] = nu_[i] / e - v - v / e * d.e[i];
       }
     }

@@ -290,7 +290,11 @@ class MPC:
         x = jnp.asarray(as_float(x, "x", (self.nx,)), self.dtype)
         N = self.problem.steps
         u = jnp.zeros(self.nu, self.dtype) if u is None else jnp.asarray(as_float(u, "u", (self.nu,)), self.dtype)
-        us = jnp.zeros((N, self.nu), self.dtype) if us is None else jnp.asarray(as_float(us, "us", (N, self.nu)))
+        us = (
+            jnp.zeros((N, self.nu), self.dtype)
+            if us is None
+            else jnp.asarray(as_float(us, "us", (N, self.nu)), self.dtype)
+        )
         full = (self._params(params), jnp.zeros(self.nx, self.dtype))
         if xs is None:
             xs = self.model.rollout(x, us, full[0])

@@ -555,6 +555,9 @@ def _of_rows(rows: Rows, multipliers: dict[str, Any]) -> Any:
         stem, side = name[:-4], name[-3:]
         if name in (*PATH, *TERMINAL):
             blocks[name] = multipliers.get(name, xp.zeros(shape))
+            if blocks[name].shape != shape:
+                got = blocks[name].shape
+                raise ValueError(f"`warm_start` has multipliers of `{name}` of shape {got}; expected {shape}.")
         elif stem == "x0":
             later = multipliers.get(f"x_{side}")
             blocks[name] = multipliers.get(name, xp.zeros(shape)) + (0.0 if later is None else later[0])

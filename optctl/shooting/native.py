@@ -267,7 +267,9 @@ def begin(program: Program, xs: Any, us: Any, warm: dict[str, Any] | None, setti
     xp, (N, nu), nx = namespace(xs), us.shape, xs.shape[1]
     rows, given = program.rows, {} if settings.scale is None else settings.scale
     m, misses = rows.inequality.size, rows.inequality.size if rows.soft is not None else 0
-    known = {"xs": xs, "us": us, "x_scale": given.get("x"), "u_scale": given.get("u")} | (warm or {})
+    more = {"x_scale": given.get("x"), "u_scale": given.get("u")} | (warm or {})
+    known = {name: None if value is None else xp.asarray(value, xs.dtype) for name, value in more.items()}
+    known |= {"xs": xs, "us": us}
     numbers = dict.fromkeys(_native.operand_names()["numbers"], 0.0) | NUMBERS
     shapes = {
         "x_scale": (nx,), "u_scale": (nu,), "row_scale": (m,), "cost_scale": (), "filter": (2, SIZE),

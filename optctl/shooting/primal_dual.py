@@ -234,13 +234,17 @@ def solve_step(
     start = xp.where(xp.asarray(program.x0_free), -(e.q0 + g0), given)
     b = Point(start=start, xs=-(e.qs + gx), us=-(e.rs + gu), costates=xp.concatenate([-given[None], -gaps]))
     solved = sweeps.sweep(model, factors, b)
-    dy = weight * along(rows, e.J, solved.xs, solved.us) + push
+    change = along(rows, e.J, solved.xs, solved.us)
+    dy = weight * change + push
     s, y = xp.where(rows.inequality, z.s, 1.0), xp.where(rows.inequality & (z.y > 0), z.y, 1.0)
     ds = xp.where(rows.inequality, mu / y - s - s / y * dy, 0.0)
     de = dv = None
     if rows.soft is not None:
         miss, v = xp.where(rows.soft & (z.e > 0), z.e, 1.0), xp.where(rows.soft & (z.e > 0), z.v, 1.0)
-        de = (dy + y + nu / miss - rows.l1 - rows.l2 * miss) / (rows.l2 + v / miss)
+        w = rows.l2 + v / miss
+        # Of two formulas for the miss, one divides rounding by w, the other loses what is small beside c.
+        by_row, by_price = c + change + s + ds - miss, (dy + y + nu / miss - rows.l1 - rows.l2 * miss) / w
+        de = xp.where((w < 1) & (z.e > 0), by_row, by_price)
         dv = xp.where(rows.soft, nu / miss - v - v / miss * de, 0.0)
         de = xp.where(rows.soft, de, 0.0)
     return Unknowns(solved.xs, solved.us, solved.costates - z.costates, ds, dy, de, dv)

@@ -195,10 +195,10 @@ def _check_dependence(objective: Objective) -> None:
     def nan(value: Any) -> Any:
         return jnp.full(jnp.shape(value), jnp.nan, jnp.result_type(value))
 
-    params = jax.tree.map(nan, params) if "params" in objective.free else params
-    xs = jnp.broadcast_to(nan(objective.x0), (problem.steps + 1, objective.x0.size))
-    us = nan(objective.us) if "us" in objective.free else objective.us
     with jax.debug_nans(False):
+        params = jax.tree.map(nan, params) if "params" in objective.free else params
+        xs = jnp.broadcast_to(nan(objective.x0), (problem.steps + 1, objective.x0.size))
+        us = nan(objective.us) if "us" in objective.free else objective.us
         values = function_values(problem, xs, us, params)
     for name, value in values.items():
         constraint = getattr(problem, name)

@@ -1,6 +1,7 @@
 """The last step of the interior point method: inputs and derivatives are those of the solution, not of a barrier problem."""
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -179,3 +180,43 @@ def test_single_precision_is_polished_too():
     value, slope = jax.value_and_grad(reached)(jnp.float32(0.9))
     assert value.dtype == jnp.float32
     np.testing.assert_allclose((value, slope), (0.8875, -0.125), atol=1e-5)
+
+
+def test_misses_of_soft_rows_close_to_the_last_digit():
+    """A miss whose multiplier v is all but zero: dividing by v/e made rounding of 1e-8 of it, and no end of iterations."""
+    rng = np.random.default_rng(0)
+    swing = oc.discretize(lambda x, u: jnp.array([x[1], -jnp.sin(x[0]) - 0.1 * x[1] + u[0]]), dt=0.1, nx=2, nu=1)
+    first = oc.Problem(
+        swing, lambda x, u: x @ x + 0.1 * u @ u, lambda x: 10 * x @ x, horizon=10, x0=[1.0, 0.0],
+        path_inequality=oc.Soft(lambda x, u: u + 0.1, l1=0.7), x_min=[-9.0, -0.3],
+    )  # fmt: skip
+    for _ in range(30):
+        soft = replace(first.path_inequality, l1=jnp.asarray(10 ** rng.uniform(-1, 1.5)))
+        low, x0 = [-9.0, -rng.uniform(0.1, 0.6)], [rng.uniform(0.5, 1.5), 0.0]
+        sol = oc.solve(first.replace(path_inequality=soft, x_min=low, x0=x0))
+        assert sol.converged, sol
+        assert sol.iterations < 60
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ">f8"])
+def test_scales_and_warm_starts_of_another_type_are_cast(dtype):
+    problem = oc.problems.cartpole_push().replace(u_max=9.0)
+    scale = {"x": np.ones(4, dtype), "u": np.ones(1, np.float32)}
+    sol = oc.solve(problem, method=oc.InteriorPoint(scale=scale)).raise_if_failed()
+    single = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype) if np.asarray(leaf).dtype == float else leaf, sol)
+    again = oc.solve(problem, method=oc.InteriorPoint(warm_start=single)).raise_if_failed()
+    np.testing.assert_allclose(again.us, sol.us, atol=1e-6)
+
+
+def test_a_warm_start_with_other_rows_is_refused():
+    problem = oc.problems.cartpole_push()
+    one = problem.replace(path_inequality=lambda x, u: u - 50.0)
+    two = problem.replace(path_inequality=lambda x, u: jnp.concatenate([u - 50.0, -50.0 - u]))
+    with pytest.raises(ValueError, match="`warm_start` has multipliers of `path_inequality` of shape"):
+        oc.solve(two, method=oc.InteriorPoint(warm_start=oc.solve(one)))
+
+
+def test_rows_are_looked_at_with_nan_whatever_jax_debugs():
+    problem = oc.problems.cartpole_push().replace(path_inequality=lambda x, u: u - 9.0)
+    with jax.debug_nans(True):
+        assert oc.solve(problem).converged
