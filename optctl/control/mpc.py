@@ -40,6 +40,7 @@ from optctl.problem import Problem
 from optctl.result import Result, Status
 from optctl.shooting.interior_point import (
     Settings,
+    around_the_kernel,
     check_guess,
     expansion_at,
     iterate,
@@ -324,9 +325,11 @@ class MPC:
         return runs_on_host(self.problem, xs, us, params, self.settings) and runs_now(more)
 
     def _call(self, function: Callable, params: Any, z: Unknowns, *more: Any) -> Any:
-        """Call a function of (problem, params, z, ...) by NumPy where it can be, else by XLA."""
-        move = to_host if self._on_host(z.xs, z.us, params, z, more) else to_device
-        return now(function, *move((self.problem, params, z, *more)))
+        """Call a function of (problem, params, z, ...), compiled: it will be called at every sample."""
+        arguments = self.problem, params, z, *more
+        if self._on_host(z.xs, z.us, params, z, more):
+            return around_the_kernel(function)(*arguments)
+        return now(function, *to_device(arguments))
 
     def _params(self, params: Any) -> Any:
         if params is None:

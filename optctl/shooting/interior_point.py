@@ -606,21 +606,20 @@ def interior_point(
     at_once = runs_now((problem, us, xs, params, settings))
     move = to_host if native.runs_on_host(problem, xs, us, params, settings) else to_device
     problem, us, xs, params, warm, settings = move((problem, us, xs, params, warm, settings))
+    program = now(make_program, problem, xs, us, params, x0_free, settings)
     if roll_out:
-        xs = now(_first_states, problem, us, xs, params, x0_free, settings)
+        xs = now(_first_states, program, us, xs)
     last = settings.max_iterations
     in_turns = at_once and (callback is not None or time_limit is not None)
     first = last if not at_once else min(last, int(FIRST_SECONDS / _guess_seconds(problem, xs, us)) + 1)
     if not in_turns:
-        solution, finite = now(_solve, problem, us, xs, params, x0_free, warm, settings, failed, first)
+        solution, finite = now(_solve, program, us, xs, warm, settings, failed, first)
         if at_once and bool(finite) and int(solution.status) == Status.STALLED:
             # The scales of the guess may not be those of where it led.
-            from_there = solution.us, solution.xs, params, x0_free, None, settings, failed, first
-            again, _ = now(_solve, problem, *from_there)
+            again, _ = now(_solve, program, solution.us, solution.xs, None, settings, failed, first)
             solution = again if bool(again.converged) else solution
         if not at_once or (bool(finite) and (int(solution.status) != Status.ITERATION_LIMIT or first == last)):
             return solution
-    program = now(make_program, problem, xs, us, params, x0_free, settings)
     program = now(without_held_rows, program, xs, us, settings)
     state = now(start, program, xs, us, warm, settings)
     check_guess(program, state)
@@ -634,12 +633,10 @@ def interior_point(
     return now(finish, program, xs[0], state, settings, failed)
 
 
-def _first_states(
-    problem: Problem, us: Any, xs: Any, params: Any, x0_free: tuple[bool, ...], settings: Settings
-) -> Any:
+def _first_states(program: Program, us: Any, xs: Any) -> Any:
     """Roll out the guess from xs[0]; where the states run away, stay there."""
     xp = namespace(xs)
-    program, x0, us = constant((make_program(problem, xs, us, params, x0_free, settings), xs[0], us), xs)
+    program, x0, us = constant((program, xs[0], us), xs)
     rolled = native.roll(program, x0, us)
     tame = xp.isfinite(rolled) & (xp.abs(rolled) <= 1e4 * (1 + xp.max(xp.abs(x0))))
     tame = xp.cumprod(xp.all(tame, axis=1))[:, None] == 1
@@ -652,11 +649,9 @@ def _guess_seconds(problem: Problem, xs: Any, us: Any) -> float:
 
 
 def _solve(
-    problem: Problem, us: Any, xs: Any, params: Any, x0_free: tuple[bool, ...], warm: dict | None, settings: Settings,
-    failed: Any, stop: Any,
-) -> tuple[Solution, Any]:  # fmt: skip
+    program: Program, us: Any, xs: Any, warm: dict | None, settings: Settings, failed: Any, stop: Any
+) -> tuple[Solution, Any]:
     """Solve in one program; return the solution, and whether all functions were finite at the guess."""
-    program = make_program(problem, xs, us, params, x0_free, settings)
     program = without_held_rows(program, xs, us, settings)
     still = constant((program, xs, us, warm, settings, stop), xs)
     state = (_run_through if program.natively else one_by_one(_run_through))(*still)
@@ -711,6 +706,21 @@ def now(function: Callable, *arguments: Any) -> Any:
 def _compiled(function: Callable) -> Callable:
     static = [name for name in ("x0_free", "shift") if name in inspect.signature(function).parameters]
     return jax.jit(function, static_argnames=static)
+
+
+QUICKLY = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
+"""How XLA is to compile what surrounds the kernel: five times faster, and nothing to gain."""
+
+
+@cache
+def around_the_kernel(function: Callable) -> Callable:
+    """Return a function compiled for many calls, in which the kernel does the work: a call costs less than NumPy's."""
+    static = [name for name in ("shift",) if name in inspect.signature(function).parameters]
+    return jax.jit(function, static_argnames=static, compiler_options=QUICKLY)
 
 
 def check_guess(program: Program, state: State) -> None:
