@@ -42,19 +42,3 @@ def either(condition: Any, yes: Callable, no: Callable, *operands: Any) -> Any:
     if on_host(condition):
         return yes(*operands) if condition else no(*operands)
     return jax.lax.cond(condition, yes, no, *operands)
-
-
-def repeat(going: Callable, body: Callable, carry: Any) -> Any:
-    """Return what `body` makes of `carry` while `going(carry)`: `jax.lax.while_loop`, and on the host a `while`."""
-    if not on_host(jax.tree.leaves(carry)[0]):
-        return jax.lax.while_loop(going, body, carry)
-    while going(carry):
-        carry = body(carry)
-    return carry
-
-
-def pick(condition: Any, yes: Any, no: Any) -> Any:
-    """Return one of two pytrees of the same structure."""
-    if on_host(condition):
-        return yes if condition else no
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)

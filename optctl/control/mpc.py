@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optctl._arrays import namespace, pick, repeat, to_device, to_host
+from optctl._arrays import to_device, to_host
 from optctl._record import record
 from optctl._validate import (
     as_float,
@@ -50,7 +50,7 @@ from optctl.shooting.interior_point import (
     settle_first,
     start,
 )
-from optctl.shooting.native import roll, runs_on_host, step
+from optctl.shooting.native import runs_on_host
 from optctl.shooting.primal_dual import (
     Program,
     Unknowns,
@@ -531,7 +531,7 @@ def _shift(rows: Rows, z: Unknowns) -> Unknowns:
     """Move all rows of all stages on by one; the last is repeated."""
 
     def later(values: Any) -> Any:
-        return namespace(values).concatenate([values[1:], values[-1:]])
+        return jnp.concatenate([values[1:], values[-1:]])
 
     def flat(values: Any) -> Any:
         blocks = rows.split(values)
@@ -544,19 +544,18 @@ def _shift(rows: Rows, z: Unknowns) -> Unknowns:
 
 def _guess(program: Program, z: Unknowns, x: Any, last: Any) -> Any:
     """Return the states of a plan that was moved on, from the measured state to where the model leads in the end."""
-    xp = namespace(z.xs)
-    first = x if last is None else xp.concatenate([x, last])
-    end = step(program, z.xs[-2], z.us[-1], z.us.shape[0] - 1)
-    end = xp.where(xp.all(xp.isfinite(end)), end, z.xs[-1])
-    return xp.concatenate([first[None], z.xs[1:-1], end[None]])
+    first = x if last is None else jnp.concatenate([x, last])
+    last_stage = jnp.asarray(z.us.shape[0] - 1)
+    end = program.problem.dynamics.step(z.xs[-2], z.us[-1], last_stage, program.params)
+    end = jnp.where(jnp.all(jnp.isfinite(end)), end, z.xs[-1])
+    return jnp.concatenate([first[None], z.xs[1:-1], end[None]])
 
 
 def _unguided(program: Program, x: Any, us: Any) -> tuple[Any, Any]:
     """Return the guess that knows nothing: no inputs and where they lead, or the first state if that is not finite."""
-    xp = namespace(us)
-    us = xp.zeros_like(us)
-    xs = roll(program, x, us)
-    return xp.where(xp.all(xp.isfinite(xs)), xs, x), us
+    us = jnp.zeros_like(us)
+    xs = program.problem.dynamics.roll(x, us, program.params)
+    return jnp.where(jnp.all(jnp.isfinite(xs)), xs, x), us
 
 
 @record()
@@ -576,9 +575,9 @@ def _tried(z: Unknowns, state: Any, row: Any) -> _Tried:
 def _better(new: _Tried, old: _Tried) -> _Tried:
     """Return the plan that is solved, or else feasible at a lower cost, or else less infeasible."""
     feasible = (new.violation <= FEASIBLE) & (old.violation <= FEASIBLE)
-    ahead = namespace(new.cost).where(feasible, new.cost < old.cost, new.violation < old.violation)
+    ahead = jnp.where(feasible, new.cost < old.cost, new.violation < old.violation)
     ahead = (new.status == int(Status.SOLVED)) | (ahead & (old.status != int(Status.SOLVED)))
-    return pick(ahead, new, old)
+    return jax.tree.map(lambda a, b: jnp.where(ahead, a, b), new, old)
 
 
 def _resolve(
@@ -589,23 +588,22 @@ def _resolve(
     Where nothing converges, the best of all is returned. A quadratic program has one solution, to which no guess of
     the states is needed.
     """
-    xp = namespace(z.xs)
     program = make_program(problem, z.xs, z.us, params, (False,) * z.xs.shape[1], settings)
     moved_on = _shift(program.rows, z)
     xs, us = _guess(program, moved_on, x, last), moved_on.us
     warm = {"costates": moved_on.costates, "y": moved_on.y}
     cold = start(program, xs, us, None, settings)
     state = settle_first(program, cold, xs, us, warm, settings)
-    kept = replace(_tried(replace(moved_on, xs=xs, us=us), state, 0), status=xp.asarray(int(Status.ITERATION_LIMIT)))
+    kept = replace(_tried(replace(moved_on, xs=xs, us=us), state, 0), status=jnp.asarray(int(Status.ITERATION_LIMIT)))
     best = _better(_tried(state.z, state, state.iterations), kept)
 
     def attempt(carry: tuple) -> tuple:
         k, best, state, seconds = carry
         left = replace(settings, seconds=settings.seconds - seconds)
         alone = _unguided(program, xs[0], us)
-        own_xs, own_us = (xp.where(k == 0, plan, own) for plan, own in zip((xs, us), alone, strict=True))
+        own_xs, own_us = (jnp.where(k == 0, plan, own) for plan, own in zip((xs, us), alone, strict=True))
         cold = start(program, own_xs, own_us, None, left)
-        half = xp.where(k == 0, state.iterations + (stop - state.iterations + 1) // 2, stop)
+        half = jnp.where(k == 0, state.iterations + (stop - state.iterations + 1) // 2, stop)
         state = iterate(program, replace(cold, iterations=state.iterations, history=state.history), left, half)
         return k + 1, _better(_tried(state.z, state, state.iterations), best), state, seconds + state.seconds
 
@@ -614,19 +612,19 @@ def _resolve(
         unsolved = (best.status != int(Status.SOLVED)) & (k < 2)
         return unsolved & (state.iterations < stop) & (seconds <= settings.seconds)
 
-    first = xp.asarray(int(program.quadratic)), best, state, state.seconds
-    _, best, state, seconds = repeat(going, attempt, first)
+    first = jnp.asarray(int(program.quadratic)), best, state, state.seconds
+    _, best, state, seconds = jax.lax.while_loop(going, attempt, first)
     solved = best.status == int(Status.SOLVED)
     unfinished = (state.status == int(Status.STALLED)) & (state.mu == 0)  # by the first steps alone
-    status = xp.where(unfinished, int(Status.ITERATION_LIMIT), state.status)
-    status = xp.where(solved, int(Status.SOLVED), status)
+    status = jnp.where(unfinished, int(Status.ITERATION_LIMIT), state.status)
+    status = jnp.where(solved, int(Status.SOLVED), status)
     return _finite_or(moved_on, best.z), status, state.iterations, best.cost, best.violation, seconds
 
 
 def _finite_or(last: Unknowns, new: Unknowns) -> Unknowns:
     """Return the new plan, or the last one moved on where a measurement or the model was not finite."""
-    xp = namespace(new.xs)
-    return pick(xp.all(xp.stack([xp.all(xp.isfinite(leaf)) for leaf in jax.tree.leaves(new)])), new, last)
+    good = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(new)]))
+    return jax.tree.map(lambda new, last: jnp.where(good, new, last), new, last)
 
 
 def _prepare(problem: Problem, params: Any, z: Unknowns, settings: Settings, shift: bool) -> tuple[Any, ...]:
@@ -636,7 +634,7 @@ def _prepare(problem: Problem, params: Any, z: Unknowns, settings: Settings, shi
     z = _inside(program.rows, _shift(program.rows, z) if shift else z, mu)
     e = expansion_at(program, z, settings)
     _, weight = newton_rows(program.rows, e.at.c, z, mu)
-    return params, z, e, weight, *factor(program, e, weight, namespace(z.xs).zeros((), z.xs.dtype))
+    return params, z, e, weight, *factor(program, e, weight, jnp.zeros((), z.xs.dtype))
 
 
 def _barrier(settings: Settings) -> Any:
@@ -645,13 +643,12 @@ def _barrier(settings: Settings) -> Any:
 
 def _inside(rows: Rows, z: Unknowns, mu: Any) -> Unknowns:
     """Return the point with products s y = mu (and e v), s - y kept: a solution has zeros among them."""
-    xp = namespace(z.xs)
 
     def apart(s: Any, y: Any, which: Any) -> tuple[Any, Any]:
-        root = xp.sqrt((s - y) ** 2 + 4 * mu)
-        low = 2 * mu / (root + xp.abs(s - y))
-        high = (root + xp.abs(s - y)) / 2
-        return xp.where(which, xp.where(s > y, high, low), s), xp.where(which, xp.where(s > y, low, high), y)
+        root = jnp.sqrt((s - y) ** 2 + 4 * mu)
+        low = 2 * mu / (root + jnp.abs(s - y))
+        high = (root + jnp.abs(s - y)) / 2
+        return jnp.where(which, jnp.where(s > y, high, low), s), jnp.where(which, jnp.where(s > y, low, high), y)
 
     s, y = apart(z.s, z.y, rows.inequality)
     if rows.soft is None:
@@ -665,17 +662,16 @@ def _feedback(
 ) -> tuple[Any, ...]:
     """One right-hand side: move the plan's x_0 to the measured state."""
     _, z, e, weight, model, factors, _ = ready
-    xp = namespace(z.xs)
     program = make_program(problem, z.xs, z.us, params, (False,) * z.xs.shape[1], settings)
     rows, mu = program.rows, _barrier(settings)
-    dx0 = (x if last is None else xp.concatenate([x, last])) - z.xs[0]
+    dx0 = (x if last is None else jnp.concatenate([x, last])) - z.xs[0]
     d = solve_step(program, model, factors, e, z, gaps=e.at.gaps, c=e.at.c, weight=weight, mu=mu, dx0=dx0)
-    good = (factors.failed_stage < 0) & xp.all(xp.isfinite(d.us))
-    d = jax.tree.map(lambda leaf: xp.where(good, leaf, 0.0), d)
+    good = (factors.failed_stage < 0) & jnp.all(jnp.isfinite(d.us))
+    d = jax.tree.map(lambda leaf: jnp.where(good, leaf, 0.0), d)
     alpha = longest_primal(rows, z, d, 0.99)
     point = moved(rows, z, d, alpha, 0.99, mu)
-    violation = xp.maximum(xp.max(xp.abs(e.at.gaps)), xp.max(xp.abs(missed(rows, e.at.c, z)), initial=0.0))
+    violation = jnp.maximum(jnp.max(jnp.abs(e.at.gaps)), jnp.max(jnp.abs(missed(rows, e.at.c, z)), initial=0.0))
     cost = e.at.cost + price_of_misses(rows, z)
-    status = xp.where(good, int(Status.ITERATION_LIMIT), int(Status.STALLED))
+    status = jnp.where(good, int(Status.ITERATION_LIMIT), int(Status.STALLED))
     low, high = bound_arrays(rows, "u", z.us)
-    return xp.clip(z.us[0] + d.us[0], low[0], high[0]), point, status, xp.asarray(1), cost, violation
+    return jnp.clip(z.us[0] + d.us[0], low[0], high[0]), point, status, jnp.asarray(1), cost, violation

@@ -94,8 +94,7 @@ def times(matrix: Any, rows: Any) -> Any:
 
 def transposed_times(matrix: Any, rows: Any) -> Any:
     """Multiply each row by the transpose of its stage's matrix."""
-    xp = namespace(rows)
-    return xp.einsum("...ji,...j->...i", matrix, rows)
+    return jnp.einsum("...ji,...j->...i", matrix, rows)
 
 
 def dots(vector: Any, rows: Any) -> Any:

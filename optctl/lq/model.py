@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optctl._arrays import on_host
 from optctl._record import record
 from optctl._validate import as_float, is_concrete, is_whole
 from optctl.dynamics.stage import StageFunction
@@ -104,9 +103,8 @@ class LQ:
         if len(is_free) != nx or (self.x0 is None and not all(is_free)):
             raise ValueError(f"`x0_free` is {self.x0_free}; expected {nx} booleans, and x0 where one of them is False.")
         dtype = jnp.result_type(*(value.dtype for value in fields.values() if value is not None))
-        array = np.asarray if all(value is None or on_host(value) for value in fields.values()) else jnp.asarray
         for name, value in fields.items():
-            object.__setattr__(self, name, None if value is None else array(value, dtype))
+            object.__setattr__(self, name, None if value is None else jnp.asarray(value, dtype))
         object.__setattr__(self, "horizon", next(iter(lengths.values())))
         object.__setattr__(self, "x0_free", is_free)
 
@@ -213,7 +211,7 @@ def _has_stages(name: str, value: Any) -> bool:
 def _checked(value: Any, name: str, shape: tuple[int, ...], dtype: Any, *, stages: bool = False) -> Any:
     """Return a field as an array of the given shape, perhaps with stages; weights must be symmetric."""
     if value is None:
-        return np.zeros(shape, dtype)
+        return jnp.zeros(shape, dtype)
     if not shape and not hasattr(value, "dtype"):
         value = np.asarray(value, dtype)
     value = as_float(value, name)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import numpy as np
+import jax.numpy as jnp
 
 from optctl import _native
 from optctl.lq.kkt import Point
@@ -37,4 +37,4 @@ def _stages(value: Any, ndim: int) -> Any:
 
 
 def _is_free(lq: LQ) -> Any:
-    return np.asarray(lq.x0_free, lq.Qf.dtype)
+    return jnp.asarray(lq.x0_free, lq.Qf.dtype)

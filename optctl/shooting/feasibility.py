@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optctl._arrays import namespace
 from optctl.lq import sweeps
 from optctl.lq.kkt import Point, times, transposed_times
 from optctl.lq.model import LQ
@@ -173,9 +172,8 @@ def can_be_infeasible(rows: Rows) -> Any:
 
 def still(e: Expansion) -> Any:
     """Return which states keep their value whatever one does: x+ = x."""
-    xp = namespace(e.A)
-    eye = xp.eye(e.A.shape[1], dtype=e.A.dtype)[None]
-    return xp.all(eye == e.A, axis=(0, 2)) & xp.all(e.B == 0, axis=(0, 2))
+    eye = jnp.eye(e.A.shape[1], dtype=e.A.dtype)[None]
+    return jnp.all(eye == e.A, axis=(0, 2)) & jnp.all(e.B == 0, axis=(0, 2))
 
 
 def _step(program: Program, state: State, y: Any, mu: Any) -> tuple[Unknowns, Any, Any]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from optctl._arrays import namespace
 from optctl._record import record
 
 SIZE = 32
@@ -47,5 +46,5 @@ class Filter:
 
 def empty(like: Any) -> Filter:
     """Return a filter without entries, of arrays like this one."""
-    nothing = namespace(like).full(SIZE, jnp.inf, like.dtype)
+    nothing = jnp.full(SIZE, jnp.inf, like.dtype)
     return Filter(nothing, nothing)

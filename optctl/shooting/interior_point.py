@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optctl._arrays import constant, either, namespace, pick, to_device, to_host
+from optctl._arrays import constant, either, namespace, to_device, to_host
 from optctl._record import record
 from optctl._validate import runs_now
 from optctl.lq import sweeps
@@ -136,43 +136,42 @@ def start(program: Program, xs: Any, us: Any, warm: dict | None, settings: Setti
     """
     if program.natively:
         return native.begin(program, xs, us, _of_warm(program, warm), settings, -1)
-    xp = namespace(xs)
     guess, rows, quadratic = (xs, us), program.rows, program.quadratic
     z = blank(program, xs, us, settings).z
     e = expansion_at(program, z, settings)
     scales = _scales(program, e, z, settings)
     xs = _closed(program, xs, e)
     margin = 1e-2
-    xs, us = _push_inside(rows, xs, us, xp.asarray(program.x0_free), margin, scales)
+    xs, us = _push_inside(rows, xs, us, jnp.asarray(program.x0_free), margin, scales)
     empty = replace(blank(program, xs, us, settings), scales=scales)
-    moved = xp.any(xs != guess[0]) | xp.any(us != guess[1])
-    e = either(moved, lambda z: expansion_at(program, z, settings), lambda z: e, empty.z)
+    moved = jnp.any(xs != guess[0]) | jnp.any(us != guess[1])
+    e = jax.lax.cond(moved, lambda z: expansion_at(program, z, settings), lambda z: e, empty.z)
     at = scale_values(scales, e.at)
     mu = settings.barrier
     if mu is None:
-        per_row = xp.abs(at.cost) / xp.maximum(1, xp.sum(rows.inequality))
-        mu = FIRST_BARRIER * xp.maximum(1.0, xp.where(xp.isfinite(per_row), per_row, 0.0))
-    mu = xp.asarray(mu, xs.dtype)
-    s = xp.where(rows.inequality, xp.maximum(-at.c, margin), 1.0)
-    y, costates = xp.where(rows.inequality, mu / s, 0.0), xp.zeros_like(xs)
+        per_row = jnp.abs(at.cost) / jnp.maximum(1, jnp.sum(rows.inequality))
+        mu = FIRST_BARRIER * jnp.maximum(1.0, jnp.where(jnp.isfinite(per_row), per_row, 0.0))
+    mu = jnp.asarray(mu, xs.dtype)
+    s = jnp.where(rows.inequality, jnp.maximum(-at.c, margin), 1.0)
+    y, costates = jnp.where(rows.inequality, mu / s, 0.0), jnp.zeros_like(xs)
     miss = v = None
     if rows.soft is not None:
-        miss = xp.where(rows.soft, xp.maximum(at.c, 0.0) + margin, 1.0)  # the violation, and some distance from zero
-        s = xp.where(rows.soft, miss - at.c, s)
-        y, v = xp.where(rows.soft, mu / s, y), xp.where(rows.soft, mu / miss, 1.0)
+        miss = jnp.where(rows.soft, jnp.maximum(at.c, 0.0) + margin, 1.0)  # the violation, and some distance from zero
+        s = jnp.where(rows.soft, miss - at.c, s)
+        y, v = jnp.where(rows.soft, mu / s, y), jnp.where(rows.soft, mu / miss, 1.0)
     z = Unknowns(xs / scales.x[None], us / scales.u[None], costates, s, y, miss, v)
     theta = infeasibility(rows, at, z)
-    floor = xp.asarray(settings.floor, xs.dtype)
+    floor = jnp.asarray(settings.floor, xs.dtype)
     state = replace(
         empty, z=scale_point(scales.inverse(), z), mu=mu, floor=floor, theta_first=theta, first_cost=at.cost,
-        mark=theta, mu_restore=mu, phase=xp.asarray(PREDICT if quadratic else OPTIMIZE),
+        mark=theta, mu_restore=mu, phase=jnp.asarray(PREDICT if quadratic else OPTIMIZE),
     )  # fmt: skip
     if warm is None:
         return state
     settled = settle_first(program, state, *guess, warm, settings)
     again = replace(state, iterations=settled.iterations, history=settled.history)
     good = settled.status == int(Status.SOLVED)
-    return pick(good, settled, again)
+    return jax.tree.map(lambda new, old: jnp.where(good, new, old), settled, again)
 
 
 def make_program(
@@ -195,7 +194,6 @@ def _scales(program: Program, e: Expansion, z: Unknowns, settings: Settings) -> 
     It is Newton's step on the cost and the equalities alone: it tells where all is small, in metres instead of
     micrometres, and how steep a cost gets that is flat at the guess.
     """
-    xp = namespace(z.xs)
     rows = program.rows
     scales = choose(rows, z.xs, z.us, e, settings.scale)
 
@@ -203,25 +201,25 @@ def _scales(program: Program, e: Expansion, z: Unknowns, settings: Settings) -> 
         # With states as large as the inputs make them: else the equalities would hardly be felt.
         felt = choose(rows, z.xs, z.us, e, settings.scale, least=0.0)
         here, near = scale_point(felt.inverse(), z), scale_expansion(felt, rows, e)
-        _, weight = newton_rows(rows, near.at.c, here, xp.zeros_like(e.at.cost))
-        model = quadratic_model(program, near, weight, xp.zeros_like(e.at.cost))
+        _, weight = newton_rows(rows, near.at.c, here, jnp.zeros_like(e.at.cost))
+        model = quadratic_model(program, near, weight, jnp.zeros_like(e.at.cost))
         factors = sweeps.factor(model)
         d = solve_step(program, model, factors, near, here, gaps=near.at.gaps, c=near.at.c, weight=weight, mu=0.0)
         sizes = {"x": scales.x, "u": scales.u}
-        fine = (factors.failed_stage < 0) & xp.all(xp.isfinite(d.xs)) & xp.all(xp.isfinite(d.us))
+        fine = (factors.failed_stage < 0) & jnp.all(jnp.isfinite(d.xs)) & jnp.all(jnp.isfinite(d.us))
         if settings.scale is None:
             within = sizes_within_reach(felt, here, d, sizes)
-            sizes = {name: xp.where(fine, within[name], size) for name, size in sizes.items()}
-        dz = xp.concatenate([d.xs[:-1], d.us], axis=1)
-        slopes = xp.concatenate([near.qs[:-1], near.rs], axis=1) + xp.einsum("tij,tj->ti", near.W, dz)
-        grown = xp.concatenate([sizes["x"] / felt.x, sizes["u"] / felt.u])
-        later = xp.where(fine, largest(slopes * grown[None]) * felt.cost, 0.0)
+            sizes = {name: jnp.where(fine, within[name], size) for name, size in sizes.items()}
+        dz = jnp.concatenate([d.xs[:-1], d.us], axis=1)
+        slopes = jnp.concatenate([near.qs[:-1], near.rs], axis=1) + jnp.einsum("tij,tj->ti", near.W, dz)
+        grown = jnp.concatenate([sizes["x"] / felt.x, sizes["u"] / felt.u])
+        later = jnp.where(fine, largest(slopes * grown[None]) * felt.cost, 0.0)
         return choose(rows, z.xs, z.us, e, sizes, later)
 
-    said = xp.maximum(largest(z.xs / scales.x[None]), largest(z.us / scales.u[None]))
+    said = jnp.maximum(largest(z.xs / scales.x[None]), largest(z.us / scales.u[None]))
     says_nothing = (said < SMALL) | (steepness(e, scales.x, scales.u) < SMALL)
-    says_nothing = says_nothing & xp.all(xp.stack([xp.all(xp.isfinite(leaf)) for leaf in jax.tree.leaves(e)]))
-    return either(says_nothing, step, lambda _: scales, None)
+    says_nothing = says_nothing & jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(e)]))
+    return jax.lax.cond(says_nothing, step, lambda _: scales, None)
 
 
 def settle_first(program: Program, cold: State, xs: Any, us: Any, warm: dict, settings: Settings) -> State:
@@ -243,13 +241,12 @@ def _holding(rows: Rows, xs: Any, us: Any, y: Any, z: Unknowns, scale: Any) -> U
 
     Multipliers are compared in the units of the iterations: `scale` is what they multiply rows by.
     """
-    xp = namespace(xs)
     size = y / scale
-    held = rows.inequality & (size > ACTIVE * largest(xp.where(rows.inequality, size, 0.0)))
-    y = xp.where(rows.inequality & ~held, 0.0, xp.where(rows.inequality | rows.equality, y, 0.0))
-    s, e = xp.where(held, 0.0, 1.0), None
+    held = rows.inequality & (size > ACTIVE * largest(jnp.where(rows.inequality, size, 0.0)))
+    y = jnp.where(rows.inequality & ~held, 0.0, jnp.where(rows.inequality | rows.equality, y, 0.0))
+    s, e = jnp.where(held, 0.0, 1.0), None
     if rows.soft is not None:
-        e = xp.where(rows.soft & ~(held & (y >= (1 - ACTIVE) * rows.l1)), 0.0, 1.0)
+        e = jnp.where(rows.soft & ~(held & (y >= (1 - ACTIVE) * rows.l1)), 0.0, 1.0)
     return replace(z, xs=xs, us=us, s=s, y=y, e=e)
 
 
@@ -258,38 +255,36 @@ def _closed(program: Program, xs: Any, e: Expansion) -> Any:
 
     No step of the iterations opens a gap of linear dynamics again.
     """
-    xp = namespace(xs)
     if program.tapes is None or not any(program.tapes.linear_states):
         return xs
-    moves = still(e) & xp.asarray(program.tapes.linear_states)
-    closed = xp.where(moves[None] & xp.isfinite(e.at.gaps), xp.cumsum(e.at.gaps, axis=0), 0.0)
-    return xp.concatenate([xs[:1], xs[1:] + closed])
+    moves = still(e) & jnp.asarray(program.tapes.linear_states)
+    closed = jnp.where(moves[None] & jnp.isfinite(e.at.gaps), jnp.cumsum(e.at.gaps, axis=0), 0.0)
+    return jnp.concatenate([xs[:1], xs[1:] + closed])
 
 
 def blank(program: Program, xs: Any, us: Any, settings: Settings) -> State:
     """Return a state at a trajectory, with nothing known about it."""
-    xp = namespace(xs)
     rows = program.rows
     N, nx, nu = len(us), xs.shape[1], us.shape[1]
     z, dtype = nx + nu, xs.dtype
     m = int(np.sum([np.prod(shape, dtype=int) for _, shape in rows.shapes], dtype=int))
-    flat, number = xp.zeros(m, dtype), xp.zeros((), dtype)
+    flat, number = jnp.zeros(m, dtype), jnp.zeros((), dtype)
     J = {
-        name: xp.zeros((*shape, z if name in PATH else nx), dtype)
+        name: jnp.zeros((*shape, z if name in PATH else nx), dtype)
         for name, shape in rows.shapes
         if name in (*PATH, *TERMINAL)
     }
     e = Expansion(
-        Values(number, xp.zeros((N, nx), dtype), flat), xs[0], xs, us, xp.zeros((N, nx, nx), dtype),
-        xp.zeros((N, nx, nu), dtype), J, *(xp.zeros(shape, dtype) for shape in ((nx, nx), (N, z, z), (nx, nx))),
+        Values(number, jnp.zeros((N, nx), dtype), flat), xs[0], xs, us, jnp.zeros((N, nx, nx), dtype),
+        jnp.zeros((N, nx, nu), dtype), J, *(jnp.zeros(shape, dtype) for shape in ((nx, nx), (N, z, z), (nx, nx))),
     )  # fmt: skip
-    column = xp.full(settings.max_iterations + 1, xp.nan, dtype)
+    column = jnp.full(settings.max_iterations + 1, jnp.nan, dtype)
     one, soft = flat + 1, rows.soft is not None
     return State(
-        z=Unknowns(xs, us, xp.zeros_like(xs), one, flat, *(one if soft else None for _ in "ev")), e=e,
+        z=Unknowns(xs, us, jnp.zeros_like(xs), one, flat, *(one if soft else None for _ in "ev")), e=e,
         scales=no_scales(nx, nu, m, xs),
-        filter=filters.empty(xs), history=History(*(column,) * 6), K=xp.zeros((N, nu, nx), dtype), figures=None,
-        **{name: xp.asarray(value, dtype if isinstance(value, float) else int) for name, value in NUMBERS.items()},
+        filter=filters.empty(xs), history=History(*(column,) * 6), K=jnp.zeros((N, nu, nx), dtype), figures=None,
+        **{name: jnp.asarray(value, dtype if isinstance(value, float) else int) for name, value in NUMBERS.items()},
     )  # fmt: skip
 
 
@@ -340,19 +335,18 @@ def expansion_at(program: Program, z: Unknowns, settings: Settings) -> Expansion
 
 def _push_inside(rows: Rows, xs: Any, us: Any, x0_free: Any, margin: Any, scales: Scales) -> tuple[Any, Any]:
     """Move a guess into its bounds, a little away from them; onto bounds that are equal."""
-    xp = namespace(xs)
 
     def push(z: Any, stem: str) -> Any:
-        size = xp.broadcast_to(scales.u if stem == "u" else scales.x, z.shape)
+        size = jnp.broadcast_to(scales.u if stem == "u" else scales.x, z.shape)
         lower, upper = bound_arrays(rows, stem, z)
         width = upper - lower
-        low = lower + margin * xp.minimum(xp.maximum(size, xp.abs(lower)), width)
-        high = upper - margin * xp.minimum(xp.maximum(size, xp.abs(upper)), width)
-        low, high = xp.where(xp.isfinite(lower), low, lower), xp.where(xp.isfinite(upper), high, upper)
-        return xp.where(lower == upper, lower, xp.clip(z, low, high))
+        low = lower + margin * jnp.minimum(jnp.maximum(size, jnp.abs(lower)), width)
+        high = upper - margin * jnp.minimum(jnp.maximum(size, jnp.abs(upper)), width)
+        low, high = jnp.where(jnp.isfinite(lower), low, lower), jnp.where(jnp.isfinite(upper), high, upper)
+        return jnp.where(lower == upper, lower, jnp.clip(z, low, high))
 
-    first = xp.where(x0_free, push(xs[0], "x0"), xs[0])
-    return xp.concatenate([first[None], push(xs[1:], "x")]), push(us, "u")
+    first = jnp.where(x0_free, push(xs[0], "x0"), xs[0])
+    return jnp.concatenate([first[None], push(xs[1:], "x")]), push(us, "u")
 
 
 def iterate(program: Program, state: State, settings: Settings, stop: Any) -> State:
@@ -511,12 +505,11 @@ def _leveled(program: Program, state: State, settings: Settings) -> State:
 
 def strict_complementarity(rows: Rows, z: Unknowns, size: Any) -> Any:
     """Return the smallest over the inequalities of max(s, y/size), and of max(e, v/size) of soft ones."""
-    xp = namespace(z.s)
     pairs = [(rows.inequality, z.s, z.y)]
     if rows.soft is not None:
         pairs.append((rows.soft, z.e, z.v))
-    least = [xp.min(xp.where(on, xp.maximum(a, b / size), xp.inf), initial=xp.inf) for on, a, b in pairs]
-    return xp.min(xp.stack(least))
+    least = [jnp.min(jnp.where(on, jnp.maximum(a, b / size), jnp.inf), initial=jnp.inf) for on, a, b in pairs]
+    return jnp.min(jnp.stack(least))
 
 
 def _by_name(program: Program, y: Any) -> dict[str, Any]:
@@ -666,7 +659,7 @@ def _run_through(program: Program, xs: Any, us: Any, warm: Any, settings: Settin
     if warm is None:
         return iterate(program, state, settings, stop)
     unsolved = state.status == int(Status.ITERATION_LIMIT)
-    return either(unsolved, lambda s: iterate(program, s, settings, stop), lambda s: s, state)
+    return jax.lax.cond(unsolved, lambda s: iterate(program, s, settings, stop), lambda s: s, state)
 
 
 def one_by_one(function: Callable) -> Callable:

@@ -153,15 +153,6 @@ def roll(program: Program, x0: Any, us: Any) -> Any:
     return _native.roll(packed, held, x0, us)
 
 
-def step(program: Program, x: Any, u: Any, t: int) -> Any:
-    """Return the state that one step leads to."""
-    if not on_host(x):
-        return program.problem.dynamics.step(x, u, jnp.asarray(t), program.params)
-    packed, held = _values_tape(program)
-    outputs = program.tapes.every[0].outputs.size
-    return _native.run_tape(packed, held, np.concatenate([x, u, [t]])[None], outputs)[0, -x.size :]
-
-
 def row_values(program: Program, xs: Any, us: Any) -> dict[str, Any]:
     """Return the values (N, m) of the path's functions by name."""
     if not program.natively:

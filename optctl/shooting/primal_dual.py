@@ -80,15 +80,13 @@ class Unknowns:
 
 def missed(rows: Rows, c: Any, z: Unknowns) -> Any:
     """Return c + s of inequalities (less e of soft ones), c of equalities, 0 of rows that are off."""
-    xp = namespace(c)
-    slack = z.s if rows.soft is None else z.s - xp.where(rows.soft, z.e, 0.0)
-    return xp.where(rows.inequality, c + slack, xp.where(rows.equality, c, 0.0))
+    slack = z.s if rows.soft is None else z.s - jnp.where(rows.soft, z.e, 0.0)
+    return jnp.where(rows.inequality, c + slack, jnp.where(rows.equality, c, 0.0))
 
 
 def infeasibility(rows: Rows, at: Values, z: Unknowns) -> Any:
     """Return theta, the sum of all violations."""
-    xp = namespace(at.c)
-    return xp.sum(xp.abs(at.gaps)) + xp.sum(xp.abs(missed(rows, at.c, z)))
+    return jnp.sum(jnp.abs(at.gaps)) + jnp.sum(jnp.abs(missed(rows, at.c, z)))
 
 
 def barrier_cost(rows: Rows, cost: Any, z: Unknowns, mu: Any) -> Any:
@@ -119,12 +117,11 @@ def barrier_slope(rows: Rows, e: Expansion, z: Unknowns, d: Unknowns, mu: Any) -
 
 def lagrangian_slopes(program: Program, e: Expansion, costates: Any, y: Any) -> tuple[Any, Any, Any]:
     """Return the slopes of the Lagrangian in a free x_0 (nx,), in the states (N+1, nx) and in the inputs (N, nu)."""
-    xp = namespace(costates)
     N, nx = e.at.gaps.shape
     g0, gx, gu = transposed(program.rows, e.J, y, N, nx, e.rs.shape[1])
     later = costates[1:]
-    pulled = xp.concatenate([transposed_times(e.A, later), xp.zeros_like(costates[:1])])
-    in_start = xp.where(xp.asarray(program.x0_free), e.q0 + g0 + costates[0], 0.0)
+    pulled = jnp.concatenate([transposed_times(e.A, later), jnp.zeros_like(costates[:1])])
+    in_start = jnp.where(jnp.asarray(program.x0_free), e.q0 + g0 + costates[0], 0.0)
     return in_start, e.qs + gx + pulled - costates, e.rs + gu + transposed_times(e.B, later)
 
 
@@ -145,38 +142,36 @@ def newton_rows(rows: Rows, c: Any, z: Unknowns, mu: Any, nu: Any = None) -> tup
     The products s y are to become mu, and e v of soft rows nu (None: mu, too), numbers or one for each row. Where s, y
     or e is zero, as a polished solution has them, it is the limit: an equality, a row that is off, a hard row.
     """
-    xp = namespace(c)
     nu = mu if nu is None else nu
     off = rows.inequality & (z.y == 0) & (z.s > 0)
-    y = xp.where(rows.inequality & (z.y > 0), z.y, 1.0)
-    delta = DELTA if c.dtype == xp.float64 else DELTA_SINGLE
-    d = xp.where(rows.inequality, xp.where(z.s == 0, delta, z.s / y), delta)
-    r, weight = xp.where(rows.inequality, c + mu / y, c), 1 / d
+    y = jnp.where(rows.inequality & (z.y > 0), z.y, 1.0)
+    delta = DELTA if c.dtype == jnp.float64 else DELTA_SINGLE
+    d = jnp.where(rows.inequality, jnp.where(z.s == 0, delta, z.s / y), delta)
+    r, weight = jnp.where(rows.inequality, c + mu / y, c), 1 / d
     if rows.soft is not None:
         gives = rows.soft & (z.e > 0)
-        e = xp.where(gives, z.e, 1.0)
+        e = jnp.where(gives, z.e, 1.0)
         w, ratio = rows.l2 + z.v / e, z.s / y
         missing = z.y + nu / e - rows.l1 - rows.l2 * e
-        weight = xp.where(gives, w / (1 + w * ratio), weight)
-        push = xp.where(gives, weight * (r - e) - missing / (1 + w * ratio), weight * r)
+        weight = jnp.where(gives, w / (1 + w * ratio), weight)
+        push = jnp.where(gives, weight * (r - e) - missing / (1 + w * ratio), weight * r)
     else:
         push = weight * r
     on = (rows.inequality & ~off) | rows.equality
-    return xp.where(on, push, 0.0), xp.where(on, weight, 0.0)
+    return jnp.where(on, push, 0.0), jnp.where(on, weight, 0.0)
 
 
 def quadratic_model(program: Program, e: Expansion, weight: Any, shift: Any) -> LQ:
     """Return the model of Newton's step: the curvature, J'(weight)J of the rows, and the shift."""
-    xp = namespace(weight)
     N, nx = e.at.gaps.shape
     nu = e.rs.shape[1]
     W0, W, Wf = squared(program.rows, e.J, weight, N, nx, nu)
-    W = e.W + W + shift * xp.eye(nx + nu, dtype=W.dtype)[None]
-    eye = shift * xp.eye(nx, dtype=W.dtype)
+    W = e.W + W + shift * jnp.eye(nx + nu, dtype=W.dtype)[None]
+    eye = shift * jnp.eye(nx, dtype=W.dtype)
     all_free = all(program.x0_free)
     return LQ(
         A=e.A, B=e.B, Q=W[:, :nx, :nx], R=W[:, nx:, nx:], M=W[:, :nx, nx:], Qf=e.Wf + Wf + eye, Q0=e.W0 + W0 + eye,
-        x0=None if all_free else xp.zeros(nx, W.dtype), x0_free=program.x0_free,
+        x0=None if all_free else jnp.zeros(nx, W.dtype), x0_free=program.x0_free,
     )  # fmt: skip
 
 
@@ -224,29 +219,28 @@ def solve_step(
     dx0: Any = None,
 ) -> Unknowns:
     """Return Newton's direction for these gaps and rows, with the factors at hand; dx0 moves a given x_0."""
-    xp = namespace(gaps)
     rows = program.rows
     nu = mu if nu is None else nu
     N, nx = gaps.shape
     push, _ = newton_rows(rows, c, z, mu, nu)
     g0, gx, gu = transposed(rows, e.J, z.y + push, N, nx, e.rs.shape[1])
-    given = xp.where(xp.asarray(program.x0_free), 0.0, 0.0 if dx0 is None else dx0)
-    start = xp.where(xp.asarray(program.x0_free), -(e.q0 + g0), given)
-    b = Point(start=start, xs=-(e.qs + gx), us=-(e.rs + gu), costates=xp.concatenate([-given[None], -gaps]))
+    given = jnp.where(jnp.asarray(program.x0_free), 0.0, 0.0 if dx0 is None else dx0)
+    start = jnp.where(jnp.asarray(program.x0_free), -(e.q0 + g0), given)
+    b = Point(start=start, xs=-(e.qs + gx), us=-(e.rs + gu), costates=jnp.concatenate([-given[None], -gaps]))
     solved = sweeps.sweep(model, factors, b)
     change = along(rows, e.J, solved.xs, solved.us)
     dy = weight * change + push
-    s, y = xp.where(rows.inequality, z.s, 1.0), xp.where(rows.inequality & (z.y > 0), z.y, 1.0)
-    ds = xp.where(rows.inequality, mu / y - s - s / y * dy, 0.0)
+    s, y = jnp.where(rows.inequality, z.s, 1.0), jnp.where(rows.inequality & (z.y > 0), z.y, 1.0)
+    ds = jnp.where(rows.inequality, mu / y - s - s / y * dy, 0.0)
     de = dv = None
     if rows.soft is not None:
-        miss, v = xp.where(rows.soft & (z.e > 0), z.e, 1.0), xp.where(rows.soft & (z.e > 0), z.v, 1.0)
+        miss, v = jnp.where(rows.soft & (z.e > 0), z.e, 1.0), jnp.where(rows.soft & (z.e > 0), z.v, 1.0)
         w = rows.l2 + v / miss
         # Of two formulas for the miss, one divides rounding by w, the other loses what is small beside c.
         by_row, by_price = c + change + s + ds - miss, (dy + y + nu / miss - rows.l1 - rows.l2 * miss) / w
-        de = xp.where((w < 1) & (z.e > 0), by_row, by_price)
-        dv = xp.where(rows.soft, nu / miss - v - v / miss * de, 0.0)
-        de = xp.where(rows.soft, de, 0.0)
+        de = jnp.where((w < 1) & (z.e > 0), by_row, by_price)
+        dv = jnp.where(rows.soft, nu / miss - v - v / miss * de, 0.0)
+        de = jnp.where(rows.soft, de, 0.0)
     return Unknowns(solved.xs, solved.us, solved.costates - z.costates, ds, dy, de, dv)
 
 

@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from optctl._arrays import namespace
 from optctl._record import record
 from optctl._validate import as_float
 from optctl.problem import Problem
@@ -49,7 +49,7 @@ class Scales:
 
 def no_scales(nx: int, nu: int, rows: int, like: Any) -> Scales:
     """Return scales of one, of arrays like this one."""
-    return Scales(*(namespace(like).ones(shape, like.dtype) for shape in (nx, nu, rows, ())))
+    return Scales(*(jnp.ones(shape, like.dtype) for shape in (nx, nu, rows, ())))
 
 
 def given_scales(scale: dict[str, Any] | None, nx: int, nu: int) -> dict[str, Any] | None:
@@ -66,15 +66,14 @@ def given_scales(scale: dict[str, Any] | None, nx: int, nu: int) -> dict[str, An
             value = as_float(scale[name], f'scale["{name}"]')
             if value.shape not in ((), (width,)):
                 raise ValueError(f'`scale["{name}"]` has shape {value.shape}; expected a number or ({width},).')
-            made[name] = namespace(value).broadcast_to(value, (width,))
+            made[name] = jnp.broadcast_to(value, (width,))
     return made
 
 
 def rounded(size: Any) -> Any:
     """Return the power of two next to a size, 1 where it is usual, or unknown (zero or not finite)."""
-    xp = namespace(size)
-    usual = (size >= SMALL) & (size <= LARGE) | ~xp.isfinite(size) | (size <= 0)
-    return xp.where(usual, 1.0, xp.exp2(xp.round(xp.log2(xp.where(usual, 1.0, size)))))
+    usual = (size >= SMALL) & (size <= LARGE) | ~jnp.isfinite(size) | (size <= 0)
+    return jnp.where(usual, 1.0, jnp.exp2(jnp.round(jnp.log2(jnp.where(usual, 1.0, size)))))
 
 
 def guess_sizes(rows: Rows, stem: str, z: Any) -> Any:
@@ -82,12 +81,11 @@ def guess_sizes(rows: Rows, stem: str, z: Any) -> Any:
 
     A guess that is large says so, and bounds that are small; a small guess, or a large bound, says nothing.
     """
-    xp = namespace(z)
-    said = xp.max(xp.abs(z), axis=0, initial=0.0)
-    bounds = [xp.abs(b) for name, b in rows.bounds.items() if name[:-4] in (stem, f"{stem}0")]
-    finite = [xp.max(xp.where(xp.isfinite(b), b, 0.0).reshape(-1, z.shape[1]), axis=0, initial=0.0) for b in bounds]
-    limit = xp.max(xp.stack([xp.zeros_like(said), *finite]), axis=0)
-    return xp.where(said >= 1, said, xp.where((limit < 1) & (limit > said), limit, 0.0))
+    said = jnp.max(jnp.abs(z), axis=0, initial=0.0)
+    bounds = [jnp.abs(b) for name, b in rows.bounds.items() if name[:-4] in (stem, f"{stem}0")]
+    finite = [jnp.max(jnp.where(jnp.isfinite(b), b, 0.0).reshape(-1, z.shape[1]), axis=0, initial=0.0) for b in bounds]
+    limit = jnp.max(jnp.stack([jnp.zeros_like(said), *finite]), axis=0)
+    return jnp.where(said >= 1, said, jnp.where((limit < 1) & (limit > said), limit, 0.0))
 
 
 def choose(rows: Rows, xs: Any, us: Any, e: Expansion, given: Any, later: Any = 0.0, least: float = 1.0) -> Scales:
@@ -96,51 +94,50 @@ def choose(rows: Rows, xs: Any, us: Any, e: Expansion, given: Any, later: Any = 
     `given` holds the user's for x and u; `later` is how steep the cost gets, for guesses where it is flat; `least` the
     size of states of which nothing is known.
     """
-    xp = namespace(xs)
     size_x, size_u = guess_sizes(rows, "x", xs), guess_sizes(rows, "u", us)
     of_x, of_u = (None, None) if given is None else (given.get("x"), given.get("u"))
     N, nx = e.at.gaps.shape
-    u = rounded(size_u) if of_u is None else xp.broadcast_to(xp.asarray(of_u, us.dtype), size_u.shape)
+    u = rounded(size_u) if of_u is None else jnp.broadcast_to(jnp.asarray(of_u, us.dtype), size_u.shape)
     if of_x is None:
         # What nothing tells follows from what moves it; what is small beside that is rounding.
-        others = xp.max(xp.abs(e.A), axis=0) * (1 - xp.eye(nx, dtype=xs.dtype))
-        by_u = xp.max(xp.max(xp.abs(e.B), axis=0) * u[None], axis=1, initial=0.0)
+        others = jnp.max(jnp.abs(e.A), axis=0) * (1 - jnp.eye(nx, dtype=xs.dtype))
+        by_u = jnp.max(jnp.max(jnp.abs(e.B), axis=0) * u[None], axis=1, initial=0.0)
         known = size_x
         for _ in range(2):
-            moved = xp.maximum(by_u, xp.max(others * size_x[None], axis=1, initial=0.0))
-            size_x = xp.where(known > 0, xp.maximum(known, RELATIVE * moved), xp.maximum(least, N**0.5 * moved))
+            moved = jnp.maximum(by_u, jnp.max(others * size_x[None], axis=1, initial=0.0))
+            size_x = jnp.where(known > 0, jnp.maximum(known, RELATIVE * moved), jnp.maximum(least, N**0.5 * moved))
         x = rounded(size_x)
     else:
-        x = xp.broadcast_to(xp.asarray(of_x, xs.dtype), size_x.shape)
+        x = jnp.broadcast_to(jnp.asarray(of_x, xs.dtype), size_x.shape)
     slope = steepness(e, x, u)
-    slope = xp.where(slope < SMALL, xp.maximum(slope, later), slope)
-    cost = rounded(xp.maximum(slope, curvature_of(e, x, u)))
-    cost = xp.where(slope > LARGE, rounded(slope) / LARGE, xp.minimum(cost, 1.0))
+    slope = jnp.where(slope < SMALL, jnp.maximum(slope, later), slope)
+    cost = rounded(jnp.maximum(slope, curvature_of(e, x, u)))
+    cost = jnp.where(slope > LARGE, rounded(slope) / LARGE, jnp.minimum(cost, 1.0))
     return Scales(x, u, row_scales(rows, e, x, u), cost)
 
 
 def steepness(e: Expansion, x: Any, u: Any) -> Any:
     """Return the largest slope of the cost along a single variable, times its size."""
-    xp = namespace(x)
     slopes = ((e.q0[None], x), (e.qs, x), (e.rs, u))
-    return xp.max(xp.stack([xp.max(xp.abs(g) * s[None], initial=0.0) for g, s in slopes]))
+    return jnp.max(jnp.stack([jnp.max(jnp.abs(g) * s[None], initial=0.0) for g, s in slopes]))
 
 
 def row_scales(rows: Rows, e: Expansion, x: Any, u: Any) -> Any:
     """Return what rows are to be multiplied by, for scales of states and inputs, flat."""
-    xp = namespace(x)
-    z = xp.concatenate([x, u])
+    z = jnp.concatenate([x, u])
     values, made = rows.split(e.at.c), {}
     for name, shape in rows.shapes:
         if name in BOUNDS:
-            made[name] = xp.broadcast_to(1 / (u if name[0] == "u" else x), shape)
+            made[name] = jnp.broadcast_to(1 / (u if name[0] == "u" else x), shape)
         else:
-            J, c = xp.abs(e.J[name]), xp.abs(values[name])
-            slope = xp.max(
+            J, c = jnp.abs(e.J[name]), jnp.abs(values[name])
+            slope = jnp.max(
                 J.reshape(-1, *J.shape[-2:]) * (z if name in PATH else x)[None, None], axis=(0, 2), initial=0.0
             )
-            value = xp.max(c.reshape(-1, c.shape[-1]), axis=0)
-            made[name] = xp.broadcast_to(1 / rounded(xp.where(slope < SMALL, xp.maximum(slope, value), slope)), shape)
+            value = jnp.max(c.reshape(-1, c.shape[-1]), axis=0)
+            made[name] = jnp.broadcast_to(
+                1 / rounded(jnp.where(slope < SMALL, jnp.maximum(slope, value), slope)), shape
+            )
     return flatten(made, x.dtype, x)
 
 
@@ -149,22 +146,20 @@ def sizes_within_reach(by: Scales, z: Any, d: Any, others: dict[str, Any]) -> di
 
     Where not all is, they are the `others`.
     """
-    xp = namespace(z.xs)
     parts = ((z.xs, d.xs, by.x), (z.us, d.us, by.u))
-    reach = [scale * xp.max(xp.maximum(xp.abs(a), xp.abs(a + b)), axis=0) for a, b, scale in parts]
-    most = xp.maximum(xp.max(reach[0]), xp.max(reach[1], initial=0.0))
+    reach = [scale * jnp.max(jnp.maximum(jnp.abs(a), jnp.abs(a + b)), axis=0) for a, b, scale in parts]
+    most = jnp.maximum(jnp.max(reach[0]), jnp.max(reach[1], initial=0.0))
     small = (most > 0) & (most < SMALL)
     least = RELATIVE**2 * most  # the rest is rounding
-    x, u = [rounded(xp.maximum(size, least)) for size in reach]
-    return {"x": xp.where(small, x, others["x"]), "u": xp.where(small, u, others["u"])}
+    x, u = [rounded(jnp.maximum(size, least)) for size in reach]
+    return {"x": jnp.where(small, x, others["x"]), "u": jnp.where(small, u, others["u"])}
 
 
 def curvature_of(e: Expansion, x: Any, u: Any) -> Any:
     """Return the largest curvature of the cost along a single variable, times the square of its size."""
-    xp = namespace(x)
-    z = xp.concatenate([x, u])
-    diagonals = [(xp.diagonal(W, axis1=1, axis2=2), s) for W, s in ((e.W0[None], x), (e.W, z), (e.Wf[None], x))]
-    return xp.max(xp.stack([xp.max(xp.abs(d) * s[None] ** 2, initial=0.0) for d, s in diagonals]))
+    z = jnp.concatenate([x, u])
+    diagonals = [(jnp.diagonal(W, axis1=1, axis2=2), s) for W, s in ((e.W0[None], x), (e.W, z), (e.Wf[None], x))]
+    return jnp.max(jnp.stack([jnp.max(jnp.abs(d) * s[None] ** 2, initial=0.0) for d, s in diagonals]))
 
 
 def least_size(e: Expansion, xs: Any, us: Any, x: Any, u: Any) -> Any:
@@ -173,9 +168,8 @@ def least_size(e: Expansion, xs: Any, us: Any, x: Any, u: Any) -> Any:
     It is a part of what the cost would be, by its slope and its curvature at this point, if a variable changed by as
     much as it is. (`optctl.solvers.objective.least_size` says so of trajectories without an expansion.)
     """
-    xp = namespace(xs)
-    size_x, size_u = [xp.maximum(s, xp.max(xp.abs(z), axis=0)) for s, z in ((x, xs), (u, us))]
-    return FLOOR * xp.maximum(steepness(e, size_x, size_u), curvature_of(e, size_x, size_u))
+    size_x, size_u = [jnp.maximum(s, jnp.max(jnp.abs(z), axis=0)) for s, z in ((x, xs), (u, us))]
+    return FLOOR * jnp.maximum(steepness(e, size_x, size_u), curvature_of(e, size_x, size_u))
 
 
 def scale_point(by: Scales, z: Any) -> Any:
@@ -201,15 +195,14 @@ def scale_values(by: Scales, at: Values) -> Values:
 
 def scale_expansion(by: Scales, rows: Rows, e: Expansion) -> Expansion:
     """Return an expansion in the units of `by`."""
-    xp = namespace(by.x)
-    x, u, z = by.x, by.u, xp.concatenate([by.x, by.u])
+    x, u, z = by.x, by.u, jnp.concatenate([by.x, by.u])
     D = rows.split(by.rows)
     J = {name: value * D[name][..., None] * (z[None, None] if name in PATH else x[None]) for name, value in e.J.items()}
     return Expansion(
         at=scale_values(by, e.at), q0=e.q0 * x / by.cost, qs=e.qs * x[None] / by.cost, rs=e.rs * u[None] / by.cost,
-        A=e.A * xp.outer(1 / x, x)[None], B=e.B * xp.outer(1 / x, u)[None], J=J,
-        W0=e.W0 * xp.outer(x, x) / by.cost, W=e.W * xp.outer(z, z)[None] / by.cost,
-        Wf=e.Wf * xp.outer(x, x) / by.cost,
+        A=e.A * jnp.outer(1 / x, x)[None], B=e.B * jnp.outer(1 / x, u)[None], J=J,
+        W0=e.W0 * jnp.outer(x, x) / by.cost, W=e.W * jnp.outer(z, z)[None] / by.cost,
+        Wf=e.Wf * jnp.outer(x, x) / by.cost,
     )  # fmt: skip
 
 
