@@ -21,14 +21,15 @@ from optctl.adjoint.interpreter import Uninterpreted
 from optctl.constraint import Constraint
 from optctl.problem import STAGE_FUNCTIONS, STATE_FUNCTIONS, Problem
 from optctl.shooting.barrier import NUMBERS, State
-from optctl.shooting.expansion import Expansion, Values, differentiate, function_values
+from optctl.shooting.expansion import Expansion, Values, function_values
 from optctl.shooting.filter import SIZE, Filter
 from optctl.shooting.primal_dual import Program, Unknowns
 from optctl.shooting.rows import BLOCKS, PATH, TERMINAL, flatten
 from optctl.shooting.scaling import Scales
 from optctl.shooting.tape_check import check_tapes
 from optctl.solution import History, reachable
-from optctl.tape import Tape, Unsupported, compile_tape, memories
+from optctl.tape import Graph, Tape, Unsupported, adjoints, jacobian, memories, trace
+from optctl.tape.expressions import ONE, ZERO
 
 LONGEST = 30_000
 """Most instructions of a tape; beyond, matrices are large and XLA is the better choice."""
@@ -183,71 +184,64 @@ def _parts(problem: Problem, params: Any) -> dict[str, Any]:
 
 
 def _make_tapes(problem: Problem, uniform: Any, xs: Any, us: Any, exact: bool) -> Tapes:
+    """Trace the functions of a stage, of the end and of the start once, for their values; expand them as expressions."""
     N, nx, nu = us.shape[0], xs.shape[1], us.shape[1]
-    upper = np.triu_indices(nx + nu)
-
-    def cost(z: Any, t: Any, parts: Any) -> Any:
-        f = parts["stage_cost"]
-        return jnp.zeros((), z.dtype) if f is None else f(z[:nx], z[nx:], t, parts["params"])
-
-    def rows(name: str, z: Any, t: Any, parts: Any) -> Any:
-        f = parts[name]
-        return jnp.zeros(0, z.dtype) if f is None else f(z[:nx], z[nx:], t, parts["params"])
-
-    def step(z: Any, t: Any, parts: Any) -> Any:
-        return parts["dynamics"].step(z[:nx], z[nx:], t, parts["params"])
-
-    def stage_values(x: Any, u: Any, t: Any, parts: Any) -> tuple[Any, ...]:
-        z = jnp.concatenate([x, u])
-        return cost(z, t, parts), *(rows(name, z, t, parts) for name in PATH), step(z, t, parts)
-
-    def stage_expansion(x: Any, u: Any, t: Any, costate: Any, g: Any, h: Any, parts: Any) -> tuple[Any, ...]:
-        functions = [lambda z: step(z, t, parts), *(lambda z, name=name: rows(name, z, t, parts) for name in PATH)]
-        ys = [costate, g, h] if exact else None
-        slope, W, (F, *J) = differentiate(lambda z: cost(z, t, parts), functions, ys, jnp.concatenate([x, u]))
-        return *stage_values(x, u, t, parts), slope, F[:, :nx], F[:, nx:], *J, W[upper]
-
-    def of_state(name: str, x: Any, parts: Any) -> Any:
-        f = parts[name]
-        if f is None:
-            return jnp.zeros(() if name.endswith("cost") else 0, x.dtype)
-        return f(x, parts["params"])
-
-    def end_values(x: Any, parts: Any) -> tuple[Any, ...]:
-        return of_state("terminal_cost", x, parts), *(of_state(name, x, parts) for name in TERMINAL)
-
-    def end_expansion(x: Any, g: Any, h: Any, parts: Any) -> tuple[Any, ...]:
-        functions = [lambda x, name=name: of_state(name, x, parts) for name in TERMINAL]
-        ys = [g, h] if exact else None
-        slope, W, J = differentiate(lambda x: of_state("terminal_cost", x, parts), functions, ys, x)
-        return *end_values(x, parts), slope, *J, W
-
-    def start_values(x: Any, parts: Any) -> tuple[Any, ...]:
-        return (of_state("initial_cost", x, parts),)
-
-    def start_expansion(x: Any, parts: Any) -> tuple[Any, ...]:
-        slope, W, _ = differentiate(lambda x: of_state("initial_cost", x, parts), [], None, x)
-        return *start_values(x, parts), slope, W
-
     x, u = jax.ShapeDtypeStruct((nx,), xs.dtype), jax.ShapeDtypeStruct((nu,), us.dtype)
     t = jax.ShapeDtypeStruct((), jnp.zeros((), int).dtype)
-    path = jax.eval_shape(lambda x, u, t, parts: stage_values(x, u, t, parts)[1:3], x, u, t, uniform)
-    end = jax.eval_shape(lambda x, parts: end_values(x, parts)[1:], x, uniform)
-    arguments: dict[Callable, tuple] = {
-        stage_values: (x, u, t),
-        stage_expansion: (x, u, t, x, *path),
-        end_values: (x,),
-        end_expansion: (x, *end),
-        start_values: (x,),
-        start_expansion: (x,),
-    }
-    shapes = {name: (N, *of.shape) for name, of in zip(PATH, path, strict=True)}
-    shapes |= {name: of.shape for name, of in zip(TERMINAL, end, strict=True)}
-    every = tuple(
-        compile_tape(f, inputs, uniform, fixed=(2,) if t in inputs else (), limit=LONGEST)
-        for f, inputs in arguments.items()
-    )
+
+    def stage(x: Any, u: Any, t: Any, parts: Any) -> tuple[Any, ...]:
+        def value(name: str, absent: Any) -> Any:
+            return absent if parts[name] is None else parts[name](x, u, t, parts["params"])
+
+        rows = [value(name, jnp.zeros(0, x.dtype)) for name in PATH]
+        return value("stage_cost", jnp.zeros((), x.dtype)), *rows, parts["dynamics"].step(x, u, t, parts["params"])
+
+    def of_state(cost: str, rows: tuple[str, ...]) -> Callable:
+        def values(x: Any, parts: Any) -> tuple[Any, ...]:
+            def value(name: str, absent: Any) -> Any:
+                return absent if parts[name] is None else parts[name](x, parts["params"])
+
+            return value(cost, jnp.zeros((), x.dtype)), *[value(name, jnp.zeros(0, x.dtype)) for name in rows]
+
+        return values
+
+    path = trace(stage, (x, u, t), uniform, fixed=(2,), limit=LONGEST)
+    end = trace(of_state("terminal_cost", TERMINAL), (x,), uniform, limit=LONGEST)
+    start = trace(of_state("initial_cost", ()), (x,), uniform, limit=LONGEST)
+    shapes = {name: (N, *of.shape) for name, of in zip(PATH, path.results[1:], strict=False)}
+    shapes |= {name: of.shape for name, of in zip(TERMINAL, end.results[1:], strict=True)}
+    every = *_expanded(path, 2, exact), *_expanded(end, 1, exact), *_expanded(start, 1, exact)
     return Tapes(every, {name: of for name, of in shapes.items() if getattr(problem, name) is not None}, nx, nu)
+
+
+def _expanded(graph: Graph, count: int, exact: bool) -> tuple[Tape, Tape]:
+    """Return tapes of a graph's values and of their expansion in its first `count` inputs, z.
+
+    The results of the graph are a cost, rows' functions, and of a stage the next state; those of the expansion its
+    values, the slope of the cost, the Jacobians of the other results (that of the next state first, and in parts), and
+    the curvature in z of cost + y'results: all of it at an end, the upper triangle of a stage. The inputs are those of
+    the graph, then the multipliers y, in the order of the Jacobians.
+    """
+    g, (cost, *rows) = graph.g, graph.results
+    staged = count > 1
+    functions = [rows[-1], *rows[:-1]] if staged else rows
+    ys = [graph.variable(of.size) for of in functions]
+    z = [i for of in graph.inputs[:count] for i in of.tolist()]
+    with np.errstate(all="ignore"):
+        slope = adjoints(g, {cost.item(): ONE}, z)
+        J = [np.array(jacobian(g, of.tolist(), z), np.intp).reshape(of.size, len(z)) for of in functions]
+        weights: dict[int, int] = {cost.item(): ONE}
+        for of, y in zip(functions, ys, strict=True) if exact else ():
+            for i, price in zip(of.tolist(), y.tolist(), strict=True):
+                weights[i] = g.add(weights.get(i, ZERO), price)
+        bent = jacobian(g, adjoints(g, weights, z), z)
+    W = np.array(bent, np.intp).reshape(len(z), len(z))
+    if staged:
+        nx = graph.inputs[0].size
+        J = [J[0][:, :nx], J[0][:, nx:], *J[1:]]
+        W = W[np.triu_indices(len(z))]
+    inputs, values = graph.inputs, graph.results
+    return graph.tape(inputs, values), graph.tape([*inputs, *ys], [*values, np.array(slope, np.intp), *J, W])
 
 
 def begin(program: Program, xs: Any, us: Any, warm: dict[str, Any] | None, settings: Any, stop: Any) -> Any:

@@ -3,12 +3,28 @@
 expressions     scalar expressions, each made once, and simplified
 walk            one walk through jaxprs, whatever elements of arrays stand for
 unroll          from a jaxpr to expressions, a rule for each primitive
+derivatives     of expressions, as expressions: one table of partials, sweeps up and down
 program         from expressions to instructions, with slots for their results
 polynomial      the degree of a function in some of its arguments, read from its jaxpr
 """
 
 from optctl.tape.polynomial import degree, depends
-from optctl.tape.program import Tape, compile_tape, memories, memory, run
+from optctl.tape.derivatives import adjoints, jacobian, tangents
+from optctl.tape.program import Graph, Tape, compile_tape, memories, memory, run, trace
 from optctl.tape.unroll import Unsupported
 
-__all__ = ["Tape", "Unsupported", "compile_tape", "degree", "depends", "memories", "memory", "run"]
+__all__ = [
+    "Graph",
+    "Tape",
+    "Unsupported",
+    "adjoints",
+    "compile_tape",
+    "degree",
+    "depends",
+    "jacobian",
+    "memories",
+    "memory",
+    "run",
+    "tangents",
+    "trace",
+]

@@ -9,7 +9,7 @@ no sign, and products of coefficients are collected. Thus the zeros in a derivat
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ OPERATIONS = (
 CODE = {name: code for code, name in enumerate(OPERATIONS)}
 LOAD, LOOKUP, ADD, SUB, MUL, DIV = (CODE[name] for name in ("load", "lookup", "add", "sub", "mul", "div"))
 NEG, SELECT, EQ, NE = (CODE[name] for name in ("neg", "select", "eq", "ne"))
-CONSTANT, INPUT = -1, -2  # nodes that are not instructions
+CONSTANT, INPUT, GIVEN = -1, -2, -3  # nodes that are not instructions
 
 # Where numbers lie in memory: addresses that are moved to their places when all are known.
 TABLES, CAPTURED = 1 << 40, 1 << 41
@@ -100,6 +100,8 @@ class Expressions:
         self.varies: list[bool] = []
         self.values: dict[int, float] = {}  # of the constants
         self.tables: list[float] = []
+        self.partials: dict[int, Sequence[tuple[int, int]]] = {}  # of nodes: operands, and the derivatives in them
+        self.rules: dict[int, tuple[Sequence[int], Callable]] = {}  # operands, and what gives `partials` when asked for
         self._index: dict[tuple[int, int, int, int], int] = {}
         self._constants: dict[Any, int] = {}
         self._places: dict[bytes, int] = {}
@@ -145,6 +147,23 @@ class Expressions:
             self.varies.append(self.varies[index])
         return found
 
+    def given(self, value: int, operands: Sequence[int], rule: Callable) -> int:
+        """Return an expression of that value whose derivatives are those that `rule()` returns: one for each operand.
+
+        It is another one than the value's own, which has its own derivatives.
+        """
+        node = len(self.nodes)
+        self.nodes.append((GIVEN, value, 0, 0))
+        self.varies.append(self.varies[value])
+        self.rules[node] = operands, rule
+        return node
+
+    def improve(self, node: int, operands: Sequence[int], rule: Callable) -> int:
+        """Return the expression; its derivatives are from now on `rule()`, right but in better form than those found."""
+        if self.nodes[node][0] >= 0 and all([i < node for i in operands]):
+            self.rules.setdefault(node, (operands, rule))
+        return node
+
     def table(self, values: np.ndarray) -> np.ndarray:
         """Return the addresses of constants that are put into memory side by side."""
         flat = np.ascontiguousarray(values, np.float64)
@@ -172,6 +191,10 @@ class Expressions:
         op, inner, _, _ = self.nodes[a]
         if op == NEG:
             return self.sub(b, inner)
+        if op == SELECT and self.nodes[b][0] == SELECT and self.nodes[b][1] == inner:
+            (_, _, x, y), (_, _, v, w) = self.nodes[a], self.nodes[b]
+            if (x == ZERO or v == ZERO) and (y == ZERO or w == ZERO):
+                return self.select(inner, self.add(x, v), self.add(y, w))
         return self.mul(self.constant(2.0), a) if a == b else self.node(ADD, a, b)
 
     def sub(self, a: int, b: int) -> int:
@@ -234,6 +257,10 @@ class Expressions:
             return self.mul(self.mul(a, x), y)
         if self.nodes[a][0] == NEG:
             return self.neg(self.mul(self.nodes[a][1], b))
+        for chosen, factor in ((b, a), (a, b)):
+            op, condition, x, y = self.nodes[chosen]
+            if op == SELECT and x <= ONE and y <= ONE:  # 0 and 1
+                return self.select(condition, self.mul(factor, x), self.mul(factor, y))
         return self.node(MUL, a, b)
 
     def div(self, a: int, b: int) -> int:

@@ -18,7 +18,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl import _native
-from optctl.tape.expressions import CAPTURED, CODE, CONSTANT, INPUT, LOAD, ONE, OPERATIONS, TABLES, Expressions
+from optctl.tape.expressions import (
+    CAPTURED,
+    CODE,
+    CONSTANT,
+    GIVEN,
+    INPUT,
+    LOAD,
+    ONE,
+    OPERATIONS,
+    TABLES,
+    Expressions,
+)
 from optctl.tape.unroll import INDEX, Unroller, Unsupported
 
 _ADD, _SUB, _MUL, _DIV = (CODE[name] for name in ("add", "sub", "mul", "div"))
@@ -75,13 +86,44 @@ class Tape:
         return np.concatenate([head, self.code.ravel(), self.inputs, self.outputs, self.once]).astype(np.int32)
 
 
-def compile_tape(
-    function: Callable, varying: Sequence[Any], uniform: Any, *, fixed: Sequence[int] = (), limit: int = 200_000
-) -> Tape:
-    """Return `function(*varying, uniform)` as a tape.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Graph:
+    """A function as expressions; tapes are made of those that are wanted, such as its derivatives.
 
-    Slots of inputs are loaded before each run (fixed ones before the prologue) and may be overwritten by the body;
-    the results of the prologue that the body needs are not.
+    Attributes:
+        g: the expressions.
+        inputs: arrays of them, the leaves of what varies.
+        results: arrays of them.
+        uniforms: number of uniform values, the first in memory.
+        captured: JAX tracers that the function holds.
+        limit: the greatest number of instructions of a tape.
+    """
+
+    g: Expressions
+    inputs: list[np.ndarray]
+    results: list[np.ndarray]
+    uniforms: int
+    captured: list[Any]
+    limit: int
+
+    def variable(self, size: int) -> np.ndarray:
+        """Return new inputs."""
+        return self.g.leaves(INPUT, 0, size, True)
+
+    def tape(self, inputs: Sequence[np.ndarray], results: Sequence[Any]) -> Tape:
+        """Return the results as a tape of the inputs.
+
+        Raises:
+            Unsupported: if it would be too long.
+        """
+        flat = [[int(i) for array in arrays for i in np.ravel(array)] for arrays in (inputs, results)]
+        return _assemble(self.g, *flat, self.uniforms, tuple(self.captured), self.limit)
+
+
+def trace(
+    function: Callable, varying: Sequence[Any], uniform: Any, *, fixed: Sequence[int] = (), limit: int = 200_000
+) -> Graph:
+    """Return `function(*varying, uniform)` as expressions.
 
     Args:
         function: of arrays, written in JAX; its results are a tree of arrays.
@@ -97,20 +139,30 @@ def compile_tape(
     closed = jax.make_jaxpr(function)(*specs)
     walk = Unroller(limit)
     g = walk.g
-    leaves, inputs = [], []
+    leaves = []
     for position, tree in enumerate(specs[:-1]):
         for leaf in jax.tree.leaves(tree):
             leaves.append(g.leaves(INPUT, 0, leaf.size, position not in fixed).reshape(leaf.shape))
-            inputs.extend(leaves[-1].ravel().tolist())
             walk.sizes.update(dict.fromkeys(leaves[-1].ravel().tolist(), INDEX))
-    uniforms = 0
+    inputs, uniforms = list(leaves), 0
     for leaf in jax.tree.leaves(specs[-1]):
         leaves.append(g.leaves(LOAD, uniforms, leaf.size, False).reshape(leaf.shape))
         uniforms += leaf.size
     with np.errstate(all="ignore"):
         results = walk.closed(closed, leaves)
-    outputs = [i for result in results for i in result.ravel().tolist()]
-    return _assemble(g, inputs, outputs, uniforms, tuple(walk.captured), limit)
+    return Graph(g, inputs, results, uniforms, walk.captured, limit)
+
+
+def compile_tape(
+    function: Callable, varying: Sequence[Any], uniform: Any, *, fixed: Sequence[int] = (), limit: int = 200_000
+) -> Tape:
+    """Return `function(*varying, uniform)` as a tape; arguments and errors are those of `trace`.
+
+    Slots of inputs are loaded before each run (fixed ones before the prologue) and may be overwritten by the body;
+    the results of the prologue that the body needs are not.
+    """
+    graph = trace(function, varying, uniform, fixed=fixed, limit=limit)
+    return graph.tape(graph.inputs, graph.results)
 
 
 def memories(tapes: Sequence[Tape], uniform: Any) -> tuple[Any, tuple[int, ...]]:
@@ -153,7 +205,8 @@ def _spec(leaf: Any) -> jax.ShapeDtypeStruct:
 def _assemble(
     g: Expressions, inputs: list[int], outputs: list[int], uniforms: int, captured: tuple, limit: int
 ) -> Tape:
-    instructions = _fuse(g, outputs)
+    nodes, outputs = _plain(g, outputs)
+    instructions = _fuse(nodes, g.varies, outputs)
     _use_memory(g, instructions, outputs)
     body, before = _order(instructions, g.varies, outputs)
     if len(body) + len(before) > limit:
@@ -198,9 +251,24 @@ def _assemble(
     )
 
 
-def _fuse(g: Expressions, outputs: list[int]) -> dict[int, tuple[int, int, int, int]]:
+def _plain(g: Expressions, outputs: list[int]) -> tuple[list[tuple[int, int, int, int]], list[int]]:
+    """Return nodes and outputs that read values in place of expressions with given derivatives."""
+    if not any([node[0] == GIVEN for node in g.nodes]):
+        return g.nodes, outputs
+    value = list(range(len(g.nodes)))
+    nodes = []
+    for i, (operation, a, b, c) in enumerate(g.nodes):
+        if operation == GIVEN:
+            value[i] = value[a]
+        reads = READS[operation] if operation >= 0 else ()
+        nodes.append((operation, *[value[x] if k in reads else x for k, x in enumerate((a, b, c))]))
+    return nodes, [value[i] for i in outputs]
+
+
+def _fuse(
+    nodes: list[tuple[int, int, int, int]], varies: list[bool], outputs: list[int]
+) -> dict[int, tuple[int, int, int, int]]:
     """Return the nodes that the outputs need, a product with one use as part of the sum that uses it."""
-    nodes, varies = g.nodes, g.varies
     uses = [0] * len(nodes)
     for i in outputs:
         uses[i] += 1

@@ -11,11 +11,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Var, jaxpr_as_fun
 
-from optctl.tape.expressions import CAPTURED, LOAD, ONE, ZERO, Expressions
+from optctl.tape.derivatives import jacobian, tangents
+from optctl.tape.expressions import CAPTURED, INPUT, LOAD, ONE, ZERO, Expressions
 from optctl.tape.walk import INLINED, LOOPS, MOVES, Walker, call, factors, registrar
 
-CALLS = {*INLINED, *LOOPS, "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
+CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
+CALLS = {*INLINED, *LOOPS, *CUSTOM}
 RULES: dict[str, Callable] = MOVES | LOOPS
 _TYPES = {np.dtype(name) for name in ("float64", "int64", "int32", "uint32", "bool")}
 
@@ -189,11 +192,14 @@ class Unroller(Walker):
 
     def fold(self, function: Callable, array: np.ndarray, axes: Sequence[int], first: int) -> np.ndarray:
         """Return function(... function(function(x0, x1), x2) ...) along axes; `first` where they have no elements."""
+        return self.fold_rows(lambda row: functools.reduce(function, row) if row else first, array, axes)
+
+    def fold_rows(self, function: Callable, array: np.ndarray, axes: Sequence[int]) -> np.ndarray:
+        """Return function([x0, x1, ...]) along axes."""
         kept = [axis for axis in range(array.ndim) if axis not in axes]
         shape = tuple(array.shape[axis] for axis in kept)
         rows = array.transpose((*kept, *axes)).reshape(int(np.prod(shape)), -1).tolist()
-        results = [functools.reduce(function, row) if row else first for row in rows]
-        return np.array(results, np.intp).reshape(shape)
+        return np.array([function(row) for row in rows], np.intp).reshape(shape)
 
     def read_block(self, array: np.ndarray, starts: Sequence[int], sizes: Sequence[int]) -> np.ndarray:
         """Return the block of an array that begins at `starts`, which lie within."""
@@ -278,10 +284,8 @@ _elementwise("mul", Expressions.mul)
 _elementwise("neg", Expressions.neg)
 _elementwise("max", Expressions.maximum)
 _elementwise("min", Expressions.minimum)
-_elementwise("clamp", Expressions.clamp)
 _elementwise("square", lambda g, a: g.mul(a, a))
 _elementwise("rsqrt", lambda g, a: g.reciprocal(g.unary("sqrt", a)))
-_elementwise("logistic", lambda g, a: g.reciprocal(g.add(ONE, g.unary("exp", g.neg(a)))))
 _elementwise("atan2", lambda g, a, b: g.binary("atan2", a, b))
 _elementwise("rem", lambda g, a, b: g.binary("rem", a, b))
 _elementwise("eq", lambda g, a, b: g.symmetric("eq", a, b))
@@ -290,6 +294,25 @@ _elementwise("lt", lambda g, a, b: g.binary("lt", a, b))
 _elementwise("le", lambda g, a, b: g.binary("le", a, b))
 _elementwise("gt", lambda g, a, b: g.binary("lt", b, a))
 _elementwise("ge", lambda g, a, b: g.binary("le", b, a))
+
+
+def _logistic(g: Expressions, a: int) -> int:
+    r = g.reciprocal(g.add(ONE, g.unary("exp", g.neg(a))))
+    return g.improve(r, (a,), lambda: (g.mul(r, g.sub(ONE, r)),))  # exp overflows, this does not
+
+
+def _clamp(g: Expressions, low: int, a: int, high: int) -> int:
+    def partials() -> tuple[int, int, int]:
+        lt, both = functools.partial(g.binary, "lt"), g.both
+        inside = both(lt(low, a), lt(a, high)), both(lt(a, low), lt(low, high)), lt(high, a)
+        of_a, of_low, of_high = [g.select(condition, ONE, ZERO) for condition in inside]
+        return of_low, of_a, of_high
+
+    return g.improve(g.clamp(low, a, high), (low, a, high), partials)
+
+
+_elementwise("logistic", _logistic)
+_elementwise("clamp", _clamp)
 
 
 def _before(g: Expressions, a: int, b: int) -> int:
@@ -316,12 +339,23 @@ def _div(un: Unroller, eqn: Any, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 @rule("pow")
 def _pow(un: Unroller, eqn: Any, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return un.map(un.g.pow, a, b)
+    g = un.g
+
+    def power(x: int, y: int) -> int:
+        r, exponent = g.pow(x, y), g.values.get(y)
+        if exponent is None:
+            return r
+        return g.improve(r, (x,), lambda: (g.mul(y, g.pow(x, g.constant(exponent - 1))),))
+
+    return un.map(power, a, b)
 
 
 @rule("integer_pow")
 def _integer_pow(un: Unroller, eqn: Any, a: np.ndarray) -> np.ndarray:
-    return un.map(lambda x: un.g.power(x, eqn.params["y"]), a)
+    g, n = un.g, eqn.params["y"]
+    return un.map(
+        lambda x: g.improve(g.power(x, n), (x,), lambda: (g.mul(g.constant(float(n)), g.power(x, n - 1)),)), a
+    )
 
 
 @rule("round")
@@ -371,11 +405,16 @@ def _select_n(un: Unroller, eqn: Any, which: np.ndarray, *cases: np.ndarray) -> 
     )
 
 
-@rule("copy", "copy_p", "device_put", "optimization_barrier", "name", "stop_gradient", "reduce_precision")
+@rule("copy", "copy_p", "device_put", "optimization_barrier", "name", "reduce_precision")
 def _same(un: Unroller, eqn: Any, *args: np.ndarray) -> list[np.ndarray]:
     if eqn.params.get("mantissa_bits", 52) < 52 or eqn.params.get("exponent_bits", 11) < 11:
         raise Unsupported("the primitive `reduce_precision`")
     return list(args)
+
+
+@rule("stop_gradient")
+def _stop_gradient(un: Unroller, eqn: Any, a: np.ndarray) -> np.ndarray:
+    return a if un.is_constant(a) else un.map(lambda x: un.g.given(x, (), tuple), a)
 
 
 # Elements in other places.
@@ -491,7 +530,21 @@ def _reduce(un: Unroller, eqn: Any, a: np.ndarray) -> np.ndarray:
     }[eqn.primitive.name[7:]]
     if eqn.primitive.name in ("reduce_and", "reduce_or") and eqn.outvars[0].aval.dtype != bool:
         raise Unsupported(f"the primitive `{eqn.primitive.name}` of integers")
+    if eqn.primitive.name in ("reduce_max", "reduce_min"):
+        return un.fold_rows(lambda row: _extreme(g, function, row, first), a, eqn.params["axes"])
     return un.fold(function, a, eqn.params["axes"], first)
+
+
+def _extreme(g: Expressions, function: Callable, row: list[int], first: int) -> int:
+    """Return the greatest or the least; those that tie share its derivative."""
+    r = functools.reduce(function, row) if row else first
+
+    def partials() -> list[int]:
+        ties = [g.select(g.symmetric("eq", x, r), ONE, ZERO) for x in row]
+        share = g.reciprocal(functools.reduce(g.add, ties))
+        return [g.mul(tie, share) for tie in ties]
+
+    return g.improve(r, row, partials) if len(set(row)) > 2 else r
 
 
 @rule("argmax", "argmin")
@@ -586,10 +639,77 @@ def _triangular_solve(un: Unroller, eqn: Any, a: np.ndarray, b: np.ndarray) -> n
 # Functions within the function.
 
 
-@rule(*(CALLS - set(LOOPS)))
+@rule(*INLINED)
 def _call(un: Unroller, eqn: Any, *args: np.ndarray) -> list[np.ndarray]:
     before = un.trusts
     un.trusts = before or str(eqn.params.get("name")) == "searchsorted"  # its bisection takes unsigned differences
     results = call(un, eqn, *args)
     un.trusts = before
     return results
+
+
+@rule(*CUSTOM)
+def _with_own_rule(un: Unroller, eqn: Any, *args: np.ndarray) -> list[np.ndarray]:
+    """Return the results of a function that brings its derivatives with it; JAX traces those when they are needed."""
+    g, results = un.g, call(un, eqn, *args)
+    if un.is_constant(*args):
+        return results
+    operands = _flat([a for a, v in zip(args, eqn.invars, strict=True) if v.aval.dtype.kind == "f"])
+    rows = functools.cache(lambda: _own_partials(un, eqn, args))
+    places = itertools.count()
+    return [
+        un.map(lambda x: g.given(x, operands, lambda k=next(places): rows()[k]), result)
+        if v.aval.dtype.kind == "f"
+        else result
+        for result, v in zip(results, eqn.outvars, strict=True)
+    ]
+
+
+def _own_partials(un: Unroller, eqn: Any, args: Sequence[np.ndarray]) -> list[list[int]]:
+    """Return the derivatives of the results by a function's own rule, which is linear in what it is given."""
+    g, function = un.g, jaxpr_as_fun(_alone(eqn))
+    inner = [k for k, v in enumerate(eqn.invars) if v.aval.dtype.kind == "f"]
+    outer = [k for k, v in enumerate(eqn.outvars) if v.aval.dtype.kind == "f"]
+
+    def of_floats(*values: Any) -> tuple[Callable, list[Any]]:
+        def restricted(*floats: Any) -> list[Any]:
+            given = list(values)
+            for k, value in zip(inner, floats, strict=True):
+                given[k] = value
+            results = function(*given)
+            return [results[k] for k in outer]
+
+        return restricted, [values[k] for k in inner]
+
+    def forward(values: Sequence[Any], moves: Sequence[Any]) -> Any:
+        restricted, floats = of_floats(*values)
+        return jax.jvp(restricted, floats, list(moves))[1]
+
+    def backward(values: Sequence[Any], weights: Sequence[Any]) -> Any:
+        restricted, floats = of_floats(*values)
+        return jax.vjp(restricted, *floats)[1](list(weights))
+
+    is_forward = "jvp" in eqn.primitive.name
+    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+    seeds = [(eqn.invars[k] if is_forward else eqn.outvars[k]).aval for k in (inner if is_forward else outer)]
+    closed = jax.make_jaxpr(forward if is_forward else backward)(
+        shapes, [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in seeds]
+    )
+    leaves = [g.leaves(INPUT, 0, a.size, True).reshape(a.shape) for a in seeds]
+    with np.errstate(all="ignore"):
+        results = _flat(un.closed(closed, [*args, *leaves]))
+        J = np.array(jacobian(g, results, _flat(leaves)), np.intp).reshape(len(results), -1)
+    if any(tangents(g, J.ravel().tolist(), _flat(leaves))):
+        raise Unsupported("a derivative rule that is not linear")
+    return (J if is_forward else J.T).tolist()
+
+
+def _alone(eqn: Any) -> Any:
+    """Return an equation as a jaxpr of its own."""
+    invars = [Var(v.aval) for v in eqn.invars]
+    jaxpr = Jaxpr((), invars, eqn.outvars, [eqn.replace(invars=invars)], eqn.effects)
+    return ClosedJaxpr(jaxpr, ())
+
+
+def _flat(arrays: Sequence[np.ndarray]) -> list[int]:
+    return [i for array in arrays for i in array.ravel().tolist()]
