@@ -18,6 +18,7 @@ import numpy as np
 from jax.extend.core import Literal
 
 from optctl.adjoint.primitives import RULES, rule
+from optctl.tape.walk import bind
 
 INLINED = {
     *("jit", "pjit", "closed_call", "core_call", "call", "composite", "remat", "remat2", "checkpoint"),
@@ -282,15 +283,10 @@ def interpret(function: Callable, *arguments: Any, substitute: Callable | None =
 
 
 def _by_jax(eqn: Any) -> Callable:
-    found = eqn.primitive.get_bind_params(eqn.params)
-    subfuns, params = found if isinstance(found, tuple) else ((), found)
-    several = eqn.primitive.multiple_results
-
     def evaluate(*arguments: Any) -> Any:
         with jax.ensure_compile_time_eval():
-            results = eqn.primitive.bind(*subfuns, *map(jax.numpy.asarray, arguments), **params)
+            results = bind(eqn, list(map(jax.numpy.asarray, arguments)))
         keys = jax.dtypes.extended
-        results = list(results) if several else [results]
         return [r if jax.dtypes.issubdtype(r.dtype, keys) else np.asarray(r) for r in results]
 
     return evaluate

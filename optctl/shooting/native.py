@@ -193,15 +193,15 @@ def _make_tapes(problem: Problem, uniform: Any, xs: Any, us: Any, exact: bool) -
         def value(name: str, absent: Any) -> Any:
             return absent if parts[name] is None else parts[name](x, u, t, parts["params"])
 
-        rows = [value(name, jnp.zeros(0, x.dtype)) for name in PATH]
-        return value("stage_cost", jnp.zeros((), x.dtype)), *rows, parts["dynamics"].step(x, u, t, parts["params"])
+        rows = [value(name, np.zeros(0, x.dtype)) for name in PATH]
+        return value("stage_cost", np.zeros((), x.dtype)), *rows, parts["dynamics"].step(x, u, t, parts["params"])
 
     def of_state(cost: str, rows: tuple[str, ...]) -> Callable:
         def values(x: Any, parts: Any) -> tuple[Any, ...]:
             def value(name: str, absent: Any) -> Any:
                 return absent if parts[name] is None else parts[name](x, parts["params"])
 
-            return value(cost, jnp.zeros((), x.dtype)), *[value(name, jnp.zeros(0, x.dtype)) for name in rows]
+            return value(cost, np.zeros((), x.dtype)), *[value(name, np.zeros(0, x.dtype)) for name in rows]
 
         return values
 

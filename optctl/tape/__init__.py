@@ -8,8 +8,8 @@ program         from expressions to instructions, with slots for their results
 polynomial      the degree of a function in some of its arguments, read from its jaxpr
 """
 
-from optctl.tape.polynomial import degree, depends
 from optctl.tape.derivatives import adjoints, jacobian, tangents
+from optctl.tape.polynomial import degree, depends
 from optctl.tape.program import Graph, Tape, compile_tape, memories, memory, run, trace
 from optctl.tape.unroll import Unsupported
 

@@ -4,8 +4,8 @@
     tangents    one sweep up: d result_i / d variable_j, those that are not zero
 
 Both give what JAX's derivatives are, also where a function has none: at ties of max and min (half to each), at the edge
-of a clamp (zero), at zero for |x| (zero). A rule that a function brings with it (`jax.custom_jvp`, `jax.custom_vjp`)
-stands in `Expressions.rules`, and so do derivatives that are better than those of the operations a primitive is made of.
+of a clamp (zero), at zero for |x| (one). A rule that a function brings with it (`jax.custom_jvp`, `jax.custom_vjp`)
+stands in `Expressions.rules`, and so do derivatives in better form than those of what a primitive is made of.
 
 Griewank & Walther, Evaluating Derivatives (2008), ch. 3.
 """
@@ -14,7 +14,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from optctl.tape.expressions import CODE, ONE, OPERATIONS, ZERO, Expressions
+from optctl.tape.expressions import CODE, MINUS_ONE, ONE, OPERATIONS, ZERO, Expressions
 
 PARTIALS: dict[str, Callable] = {
     "add": lambda g, r, a, b: (ONE, ONE),
@@ -22,7 +22,7 @@ PARTIALS: dict[str, Callable] = {
     "mul": lambda g, r, a, b: (b, a),
     "div": lambda g, r, a, b: (g.div(ONE, b), g.neg(g.mul(r, g.div(ONE, b)))),
     "neg": lambda g, r, a: (g.constant(-1.0),),
-    "abs": lambda g, r, a: (g.unary("sign", a),),
+    "abs": lambda g, r, a: (g.select(g.binary("le", ZERO, a), ONE, MINUS_ONE),),
     "sqrt": lambda g, r, a: (g.mul(g.constant(0.5), g.reciprocal(r)),),
     "min": lambda g, r, a, b: (_wins(g, a, b), _wins(g, b, a)),
     "max": lambda g, r, a, b: (_wins(g, b, a), _wins(g, a, b)),
@@ -81,16 +81,16 @@ def partials(g: Expressions, node: int) -> Sequence[tuple[int, int]]:
     """Return the operands of a node and the partials in them that are not zero."""
     found = g.partials.get(node)
     if found is None:
-        operation, *operands = g.nodes[node]
+        operation, *abc = g.nodes[node]
+        operands: Sequence[int] = ()
         values: Sequence[int] = ()
         if node in g.rules:
             operands, rule = g.rules[node]
             values = rule()
         elif operation >= 0 and operation not in _FLAT:
             name = OPERATIONS[operation]
-            rule = PARTIALS[name]
-            operands = operands[: _OPERANDS[name]]
-            values = rule(g, node, *operands)
+            operands = abc[: _OPERANDS[name]]
+            values = PARTIALS[name](g, node, *operands)
         pairs = [pair for pair in zip(operands, values, strict=False) if pair[1] != ZERO]
         found = g.partials[node] = tuple(pairs)
     return found

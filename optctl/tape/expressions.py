@@ -159,10 +159,26 @@ class Expressions:
         return node
 
     def improve(self, node: int, operands: Sequence[int], rule: Callable) -> int:
-        """Return the expression; its derivatives are from now on `rule()`, right but in better form than those found."""
+        """Return the expression; its derivatives are `rule()` from now on: a better form of the same numbers."""
         if self.nodes[node][0] >= 0 and all([i < node for i in operands]):
             self.rules.setdefault(node, (operands, rule))
         return node
+
+    def reach(self, nodes: Sequence[int], leaves: Sequence[int]) -> bool:
+        """Return whether the values of nodes depend on leaves."""
+        stack, seen, sought = list(nodes), set(nodes), set(leaves)
+        while stack:
+            i = stack.pop()
+            if i in sought:
+                return True
+            operation, *operands = self.nodes[i]
+            if operation in (LOAD, CONSTANT, INPUT):
+                continue
+            for k in operands[: 1 if operation in (LOOKUP, GIVEN) else 3]:
+                if k not in seen:
+                    seen.add(k)
+                    stack.append(k)
+        return False
 
     def table(self, values: np.ndarray) -> np.ndarray:
         """Return the addresses of constants that are put into memory side by side."""
@@ -259,7 +275,7 @@ class Expressions:
             return self.neg(self.mul(self.nodes[a][1], b))
         for chosen, factor in ((b, a), (a, b)):
             op, condition, x, y = self.nodes[chosen]
-            if op == SELECT and x <= ONE and y <= ONE:  # 0 and 1
+            if op == SELECT and x <= MINUS_ONE and y <= MINUS_ONE:  # 0, 1 and -1
                 return self.select(condition, self.mul(factor, x), self.mul(factor, y))
         return self.node(MUL, a, b)
 

@@ -116,8 +116,8 @@ class Graph:
         Raises:
             Unsupported: if it would be too long.
         """
-        flat = [[int(i) for array in arrays for i in np.ravel(array)] for arrays in (inputs, results)]
-        return _assemble(self.g, *flat, self.uniforms, tuple(self.captured), self.limit)
+        given, wanted = [[int(i) for array in arrays for i in np.ravel(array)] for arrays in (inputs, results)]
+        return _assemble(self.g, given, wanted, self.uniforms, tuple(self.captured), self.limit)
 
 
 def trace(
@@ -256,12 +256,13 @@ def _plain(g: Expressions, outputs: list[int]) -> tuple[list[tuple[int, int, int
     if not any([node[0] == GIVEN for node in g.nodes]):
         return g.nodes, outputs
     value = list(range(len(g.nodes)))
-    nodes = []
+    nodes: list[tuple[int, int, int, int]] = []
     for i, (operation, a, b, c) in enumerate(g.nodes):
         if operation == GIVEN:
             value[i] = value[a]
         reads = READS[operation] if operation >= 0 else ()
-        nodes.append((operation, *[value[x] if k in reads else x for k, x in enumerate((a, b, c))]))
+        a, b, c = [value[x] if k in reads else x for k, x in enumerate((a, b, c))]
+        nodes.append((operation, a, b, c))
     return nodes, [value[i] for i in outputs]
 
 

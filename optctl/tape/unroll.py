@@ -11,11 +11,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Var, jaxpr_as_fun
 
-from optctl.tape.derivatives import jacobian, tangents
+from optctl.tape.derivatives import jacobian
 from optctl.tape.expressions import CAPTURED, INPUT, LOAD, ONE, ZERO, Expressions
-from optctl.tape.walk import INLINED, LOOPS, MOVES, Walker, call, factors, registrar
+from optctl.tape.walk import INLINED, LOOPS, MOVES, Walker, bind, call, factors, registrar
 
 CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 CALLS = {*INLINED, *LOOPS, *CUSTOM}
@@ -172,8 +171,8 @@ class Unroller(Walker):
             for arg, v in zip(args, eqn.invars, strict=True)
         ]
         with jax.ensure_compile_time_eval():
-            results = eqn.primitive.bind(*map(jax.numpy.asarray, numbers), **eqn.params)
-        return [self.constant(result) for result in (results if eqn.primitive.multiple_results else [results])]
+            results = bind(eqn, list(map(jax.numpy.asarray, numbers)))
+        return [self.constant(result) for result in results]
 
     def is_constant(self, *arrays: np.ndarray) -> bool:
         """Return whether all elements are constants."""
@@ -657,17 +656,18 @@ def _with_own_rule(un: Unroller, eqn: Any, *args: np.ndarray) -> list[np.ndarray
     operands = _flat([a for a, v in zip(args, eqn.invars, strict=True) if v.aval.dtype.kind == "f"])
     rows = functools.cache(lambda: _own_partials(un, eqn, args))
     places = itertools.count()
-    return [
-        un.map(lambda x: g.given(x, operands, lambda k=next(places): rows()[k]), result)
-        if v.aval.dtype.kind == "f"
-        else result
-        for result, v in zip(results, eqn.outvars, strict=True)
-    ]
+
+    def with_rule(x: int) -> int:
+        k = next(places)
+        return g.given(x, operands, lambda: rows()[k])
+
+    smooth = [v.aval.dtype.kind == "f" for v in eqn.outvars]
+    return [un.map(with_rule, result) if on else result for result, on in zip(results, smooth, strict=True)]
 
 
 def _own_partials(un: Unroller, eqn: Any, args: Sequence[np.ndarray]) -> list[list[int]]:
     """Return the derivatives of the results by a function's own rule, which is linear in what it is given."""
-    g, function = un.g, jaxpr_as_fun(_alone(eqn))
+    g = un.g
     inner = [k for k, v in enumerate(eqn.invars) if v.aval.dtype.kind == "f"]
     outer = [k for k, v in enumerate(eqn.outvars) if v.aval.dtype.kind == "f"]
 
@@ -676,7 +676,7 @@ def _own_partials(un: Unroller, eqn: Any, args: Sequence[np.ndarray]) -> list[li
             given = list(values)
             for k, value in zip(inner, floats, strict=True):
                 given[k] = value
-            results = function(*given)
+            results = bind(eqn, given)
             return [results[k] for k in outer]
 
         return restricted, [values[k] for k in inner]
@@ -699,16 +699,9 @@ def _own_partials(un: Unroller, eqn: Any, args: Sequence[np.ndarray]) -> list[li
     with np.errstate(all="ignore"):
         results = _flat(un.closed(closed, [*args, *leaves]))
         J = np.array(jacobian(g, results, _flat(leaves)), np.intp).reshape(len(results), -1)
-    if any(tangents(g, J.ravel().tolist(), _flat(leaves))):
+    if g.reach(J.ravel().tolist(), _flat(leaves)):
         raise Unsupported("a derivative rule that is not linear")
     return (J if is_forward else J.T).tolist()
-
-
-def _alone(eqn: Any) -> Any:
-    """Return an equation as a jaxpr of its own."""
-    invars = [Var(v.aval) for v in eqn.invars]
-    jaxpr = Jaxpr((), invars, eqn.outvars, [eqn.replace(invars=invars)], eqn.effects)
-    return ClosedJaxpr(jaxpr, ())
 
 
 def _flat(arrays: Sequence[np.ndarray]) -> list[int]:

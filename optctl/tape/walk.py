@@ -55,6 +55,14 @@ class Walker:
         return self.run(getattr(closed, "jaxpr", closed), getattr(closed, "consts", ()), args)
 
 
+def bind(eqn: Any, arguments: Sequence[Any]) -> list[Any]:
+    """Return the results of an equation for other arguments, as JAX has them."""
+    found = eqn.primitive.get_bind_params(eqn.params)
+    subfuns, params = found if isinstance(found, tuple) else ((), found)
+    results = eqn.primitive.bind(*subfuns, *arguments, **params)
+    return list(results) if eqn.primitive.multiple_results else [results]
+
+
 def registrar(rules: dict[str, Callable]) -> Callable:
     """Return a decorator that registers rules for primitives by their names, as in `@rule("add", "sub")`."""
 
