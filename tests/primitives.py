@@ -60,6 +60,13 @@ MOVES = {
     "cho_solve": lambda A: jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(A @ A.T + jnp.eye(2)), True), A),
     "empty": lambda A: jnp.concatenate([A[:, :0], A], axis=1) + jnp.sum(A[:0]),
     "constants": lambda A: A @ jnp.linalg.inv(jnp.arange(36.0).reshape(6, 6) + 40 * jnp.eye(6)),
+    "solve": lambda A: jnp.linalg.solve(A[:, :2] + jnp.array([[0.0, 3.0], [1.0, 0.0]]), A[:, 2]),
+    "solve many": lambda A: jnp.linalg.solve((A.T @ A + jnp.eye(6))[:3, :3], A.T[:3]),
+    "inverse": lambda A: jnp.linalg.inv((A.T @ A)[:3, :3] + jnp.eye(3)) @ A[0, :3],
+    "determinant": lambda A: jnp.linalg.det((A.T @ A)[:4, :4] + jnp.eye(4)),
+    "lu": lambda A: jax.scipy.linalg.lu((A.T @ A)[:3, :3] + jnp.eye(3) + A[:1, :3])[1:],
+    "sort": lambda A: (jnp.sort(A, axis=1), jnp.sort(A, axis=0), jnp.median(A[0])),
+    "order": lambda A: A[0][jnp.argsort(A[1])],
     "interp": lambda A: jnp.where(A > 0, jnp.exp(-A), jnp.log1p(A**2)),
 }  # fmt: skip
 

@@ -278,8 +278,7 @@ def test_zeros_cost_nothing():
 
 FAIL = {
     "while": lambda x, p: lax.while_loop(lambda c: c < 10.0, lambda c: 2 * c, x[0]),
-    "sort": lambda x, p: jnp.sort(x),
-    "lu": lambda x, p: jnp.linalg.solve(jnp.outer(x, x) + jnp.eye(3), x),
+    "lu": lambda x, p: jnp.linalg.solve(jnp.outer(jnp.arange(30.0), jnp.ones(30)) + x[0], jnp.ones(30)),
     "pure_callback": lambda x, p: jax.pure_callback(np.sin, jax.ShapeDtypeStruct((3,), float), x),
     "float32": lambda x, p: jnp.sin(x.astype(jnp.float32)).astype(float),
     "random": lambda x, p: x * jax.random.normal(jax.random.key(0), (3,)),

@@ -184,7 +184,7 @@ def _parts(problem: Problem, params: Any) -> dict[str, Any]:
 
 
 def _make_tapes(problem: Problem, uniform: Any, xs: Any, us: Any, exact: bool) -> Tapes:
-    """Trace the functions of a stage, of the end and of the start once, for their values; expand them as expressions."""
+    """Trace what a stage, the end and the start compute once, for its values; its derivatives are the graph's."""
     N, nx, nu = us.shape[0], xs.shape[1], us.shape[1]
     x, u = jax.ShapeDtypeStruct((nx,), xs.dtype), jax.ShapeDtypeStruct((nu,), us.dtype)
     t = jax.ShapeDtypeStruct((), jnp.zeros((), int).dtype)

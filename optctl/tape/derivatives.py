@@ -119,11 +119,16 @@ def adjoints(g: Expressions, weights: Mapping[int, int], variables: Sequence[int
     return [total.get(i, ZERO) for i in variables]
 
 
-def tangents(g: Expressions, results: Sequence[int], variables: Sequence[int]) -> list[dict[int, int]]:
-    """Return for each result its derivatives that are not zero: place of the variable -> derivative."""
+def tangents(
+    g: Expressions, results: Sequence[int], variables: Sequence[int], held: Sequence[int] = ()
+) -> list[dict[int, int]]:
+    """Return for each result its derivatives that are not zero: place of the variable -> derivative.
+
+    Expressions that are `held` do not move.
+    """
     add, mul = g.add, g.mul
     top = max(results, default=-1)
-    depends = _depends(g, top, variables)
+    depends = _depends(g, top, variables, held)
     needed, stack = set(), [i for i in set(results) if depends[i]]
     while stack:
         i = stack.pop()
@@ -142,20 +147,24 @@ def tangents(g: Expressions, results: Sequence[int], variables: Sequence[int]) -
     return [moves[i] if depends[i] else {} for i in results]
 
 
-def jacobian(g: Expressions, results: Sequence[int], variables: Sequence[int]) -> list[list[int]]:
-    """Return d result_i / d variable_j, row by row."""
-    return [[row.get(j, ZERO) for j in range(len(variables))] for row in tangents(g, results, variables)]
+def jacobian(
+    g: Expressions, results: Sequence[int], variables: Sequence[int], held: Sequence[int] = ()
+) -> list[list[int]]:
+    """Return d result_i / d variable_j, row by row; expressions that are `held` do not move."""
+    return [[row.get(j, ZERO) for j in range(len(variables))] for row in tangents(g, results, variables, held)]
 
 
-def _depends(g: Expressions, top: int, variables: Sequence[int]) -> bytearray:
+def _depends(g: Expressions, top: int, variables: Sequence[int], held: Sequence[int] = ()) -> bytearray:
     """Return which nodes, up to the highest, have a derivative in the variables."""
     depends = bytearray(max(top, *variables, 0) + 1)
     for i in variables:
         depends[i] = 1
-    nodes, rules = g.nodes, g.rules
+    nodes, rules, still = g.nodes, g.rules, set(held)
     first = min(variables, default=top)
     for i in range(first + 1, top + 1):
         operation, a, b, c = nodes[i]
+        if i in still:
+            continue
         if i in rules:
             depends[i] |= any([depends[operand] for operand in rules[i][0]])
         elif operation >= 0 and operation not in _FLAT and (depends[a] or depends[b] or depends[c]):

@@ -140,6 +140,11 @@ class Unroller(Walker):
     def _bound(self, eqn: Any, args: list[np.ndarray], results: list[np.ndarray]) -> None:
         """Bound the sizes of whole numbers; raise where they might leave their type."""
         name = eqn.primitive.name
+        if name == "sort":  # each array keeps its own
+            for arg, result in zip(args, results, strict=True):
+                largest = max([self._size(i, WHOLE) for i in arg.flat], default=0.0)
+                self.sizes.update((i, largest) for i in result.flat if i not in self.g.values)
+            return
         kinds = [v.aval.dtype.kind for v in eqn.invars]
         for v, result in zip(eqn.outvars, results, strict=True):
             if v.aval.dtype.kind not in "iu":
@@ -633,6 +638,133 @@ def _triangular_solve(un: Unroller, eqn: Any, a: np.ndarray, b: np.ndarray) -> n
                 X[i, column] = rest if p["unit_diagonal"] else g.div(rest, int(A[i, i]))
                 done.append(i)
     return out
+
+
+@rule("sort")
+def _sort(un: Unroller, eqn: Any, *args: np.ndarray) -> list[np.ndarray]:
+    """Return the operands in the order of the first of them: neighbors change places where the later one is less."""
+    g, keys = un.g, eqn.params["num_keys"]
+    rows = [list(np.moveaxis(a, eqn.params["dimension"], 0)) for a in args]
+
+    def less(*pairs: int) -> int:
+        later, before = pairs[:keys], pairs[keys:]
+        found = ZERO
+        for b, a in reversed(list(zip(later, before, strict=True))):
+            found = g.either(_before(g, b, a), g.both(g.negation(_before(g, a, b)), found))
+        return found
+
+    for end in range(len(rows[0]), 1, -1):
+        for i in range(end - 1):
+            swap = un.map(less, *[row[i + 1] for row in rows[:keys]], *[row[i] for row in rows[:keys]])
+            for row in rows:
+                first, second = row[i], row[i + 1]
+                row[i], row[i + 1] = un.map(g.select, swap, second, first), un.map(g.select, swap, first, second)
+    stacked = [np.stack(row) if row else a for row, a in zip(rows, args, strict=True)]
+    return [np.moveaxis(a, 0, eqn.params["dimension"]) for a in stacked]
+
+
+@rule("lu")
+def _lu(un: Unroller, eqn: Any, a: np.ndarray) -> list[np.ndarray]:
+    """Eliminate with partial pivoting: rows change places by selection."""
+    g, (m, n) = un.g, a.shape[-2:]
+    steps = min(m, n)
+    if a.size * steps > un.limit:
+        raise Unsupported("the primitive `lu` of a large matrix")
+    out = a.copy()
+    pivots = np.full((*a.shape[:-2], steps), ZERO)
+    order = np.empty((*a.shape[:-2], m), np.intp)
+    order[...] = un.numbers(np.arange(m))
+
+    def exchange(rows: np.ndarray, k: int, i: int, chosen: int) -> None:
+        upper, lower = rows[k].copy(), rows[i].copy()
+        rows[k] = un.map(g.select, np.intp(chosen), lower, upper)
+        rows[i] = un.map(g.select, np.intp(chosen), upper, lower)
+
+    for at in np.ndindex(a.shape[:-2]):
+        A, places = out[at], order[at].reshape(m, 1)
+        for k in range(steps):
+            pivot, best = g.constant(float(k)), g.unary("abs", int(A[k, k]))
+            for i in range(k + 1, m):
+                size = g.unary("abs", int(A[i, k]))
+                beats = g.binary("lt", best, size)
+                best, pivot = g.select(beats, size, best), g.select(beats, g.constant(float(i)), pivot)
+            pivots[(*at, k)] = pivot
+            for i in range(k + 1, m):
+                chosen = g.symmetric("eq", pivot, g.constant(float(i)))
+                for rows in (A, places):
+                    exchange(rows, k, i, chosen)
+            for i in range(k + 1, m):
+                factor = A[i, k] = g.div(int(A[i, k]), int(A[k, k]))
+                for j in range(k + 1, n):
+                    A[i, j] = g.sub(int(A[i, j]), g.mul(int(factor), int(A[k, j])))
+        order[at] = places[:, 0]
+    return [out, pivots, order]
+
+
+@rule("lu_pivots_to_permutation")
+def _permutation(un: Unroller, eqn: Any, pivots: np.ndarray) -> np.ndarray:
+    g, size = un.g, eqn.params["permutation_size"]
+    out = np.empty((*pivots.shape[:-1], size), np.intp)
+    out[...] = un.numbers(np.arange(size))
+    for at in np.ndindex(pivots.shape[:-1]):
+        order = out[at]
+        for k, pivot in enumerate(pivots[at].tolist()):
+            for i in range(k + 1, size):
+                chosen, (upper, lower) = g.symmetric("eq", pivot, g.constant(float(i))), (int(order[k]), int(order[i]))
+                order[k], order[i] = g.select(chosen, lower, upper), g.select(chosen, upper, lower)
+    return out
+
+
+@rule("custom_linear_solve")
+def _linear_solve(un: Unroller, eqn: Any, *args: np.ndarray) -> list[np.ndarray]:
+    """Return x of A x = b with the derivative of what it solves, whatever solves it: A dx = db - dA x."""
+    lengths, jaxprs = eqn.params["const_lengths"], eqn.params["jaxprs"]
+    ends = np.cumsum([lengths.matvec, lengths.vecmat, lengths.solve, lengths.transpose_solve])
+    matrix, solver, given = args[: ends[0]], args[ends[1] : ends[2]], list(args[ends[3] :])
+    return _solved(un, jaxprs, matrix, solver, given)
+
+
+def _solved(un: Unroller, jaxprs: Any, matrix: Sequence[Any], solver: Sequence[Any], b: list[Any]) -> list[Any]:
+    g = un.g
+    values = un.closed(jaxprs.solve, [*solver, *b])
+    if un.is_constant(*matrix, *b):
+        return values
+    numbers = list(dict.fromkeys([i for i in _flat(matrix) if i not in g.values]))  # of A
+    found: list[int] = []  # x, when it is there
+    size = sum(v.size for v in values)
+
+    def split(flat: Sequence[int]) -> list[np.ndarray]:
+        ends = np.cumsum([v.size for v in values])[:-1]
+        return [part.reshape(v.shape) for part, v in zip(np.split(np.array(flat, np.intp), ends), values, strict=True)]
+
+    @functools.cache
+    def products() -> list[list[int]]:
+        """Return d (A x) / d numbers of A, where x does not move."""
+        rows = _flat(un.closed(jaxprs.matvec, [*matrix, *split(found)]))
+        return jacobian(g, rows, numbers, held=found)
+
+    @functools.cache
+    def inverse() -> list[list[int]]:
+        columns = []
+        for j in range(size):
+            unit = [ONE if i == j else ZERO for i in range(size)]
+            columns.append(_flat(_solved(un, jaxprs, matrix, solver, split(unit))))
+        return [list(row) for row in zip(*columns, strict=True)]
+
+    # The residuals r = b - A x, whose values nobody asks for, with x in dA x and nowhere else; then x = A^-1 r.
+    residuals = [
+        g.given(ZERO, [i, *numbers], functools.partial(lambda j: [ONE, *map(g.neg, products()[j])], j))
+        for j, i in enumerate(_flat(b))
+    ]
+    found += [g.given(x, residuals, functools.partial(lambda i: inverse()[i], i)) for i, x in enumerate(_flat(values))]
+    return split(found)
+
+
+@rule("platform_index")
+def _platform_index(un: Unroller, eqn: Any) -> np.ndarray:
+    names = [tuple(group) if group else None for group in eqn.params["platforms"]]
+    own = [k for k, group in enumerate(names) if group is None or "cpu" in group]
+    return un.numbers(np.asarray(own[0]))
 
 
 # Functions within the function.
