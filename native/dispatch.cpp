@@ -8,6 +8,8 @@ namespace optctl {
   extern const Finders lq_finders, gaussian_finders, square_root_finders; \
   extern const TapeRunner tape_runner;                                    \
   extern const TapeRoller tape_roller;                                    \
+  extern const GradientKernel gradient_kernel;                            \
+  extern const HessianProduct hessian_product_kernel;                     \
   extern const SolverKernel interior_point;                               \
   }
 
@@ -23,11 +25,14 @@ struct Kernels {
   const Finders &lq, &gaussian, &square_root;
   const TapeRunner& tape_runner;
   const TapeRoller& tape_roller;
+  const GradientKernel& gradient_kernel;
+  const HessianProduct& hessian_product_kernel;
   const SolverKernel& interior_point;
 };
 
 #define OPTCTL_CHOOSE(isa) \
-  {isa::lq_finders, isa::gaussian_finders, isa::square_root_finders, isa::tape_runner, isa::tape_roller, isa::interior_point}
+  {isa::lq_finders, isa::gaussian_finders, isa::square_root_finders, isa::tape_runner, isa::tape_roller, \
+   isa::gradient_kernel, isa::hessian_product_kernel, isa::interior_point}
 
 const Kernels choose() {
 #ifdef OPTCTL_X86
@@ -59,6 +64,8 @@ Kernel<double> find_kernel<double>(Name name, const Sizes& sizes) { return finde
 
 TapeRunner find_tape_runner() { return kernels().tape_runner; }
 TapeRoller find_tape_roller() { return kernels().tape_roller; }
+GradientKernel find_gradient() { return kernels().gradient_kernel; }
+HessianProduct find_hessian_product() { return kernels().hessian_product_kernel; }
 
 SolverKernel find_interior_point() { return kernels().interior_point; }
 

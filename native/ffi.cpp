@@ -276,6 +276,16 @@ extern "C" void optctl_roll(const int32_t* program, const double* memory, int64_
   optctl::find_tape_roller()(program, memory, N, nx, nu, xs, us);
 }
 
+// Cost, states, costates and derivatives; see kernels.h.
+extern "C" void optctl_gradient(const int32_t* program, const double* memory, const int64_t* sizes, const double* us,
+                                double* const* results) {
+  optctl::find_gradient()(program, memory, sizes, us, results);
+}
+
+extern "C" void optctl_hessian_product(const int64_t* sizes, const double* const* in, double* const* out) {
+  optctl::find_hessian_product()(sizes, in, out);
+}
+
 extern "C" const char* optctl_operand_names() { return operand_names(); }
 XLA_FFI_DEFINE_HANDLER_SYMBOL(optctl_tape, tape_door,
                               ffi::Ffi::Bind()

@@ -27,24 +27,6 @@ inline void add_product(int m, int n, const double* A, const double* x, double* 
   }
 }
 
-// y (n) += A' x.
-inline void add_transposed_product(int m, int n, const double* A, const double* x, double* y) {
-  int j = 0;
-  auto strip = [&](auto one) {
-    using V = decltype(one);
-    for (; j + V::lanes <= n; j += V::lanes) {
-      V sum = V::load(y + j);
-      for (int i = 0; i < m; ++i) sum = sum + x[i] * V::load(A + i * n + j);
-      sum.store(y + j);
-    }
-  };
-  strip(Vec<double, machine_lanes<double>>{});
-  if constexpr (machine_lanes<double> > 4) strip(Vec<double, 4>{});
-  if constexpr (machine_lanes<double> > 2) strip(Vec<double, 2>{});
-  for (; j < n; ++j)
-    for (int i = 0; i < m; ++i) y[j] += x[i] * A[i * n + j];
-}
-
 // J dz, flat.
 inline void along(const Layout& p, const Expansion& e, const Unknowns& d, double* out) {
   for (int b = x0_min; b <= u_max; ++b) {

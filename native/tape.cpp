@@ -1,6 +1,7 @@
 // A tape by itself, for one instruction set.
 #include "tape.h"
 
+#include "gradient.h"
 #include "kernels.h"
 
 namespace optctl::OPTCTL_ISA {
@@ -20,13 +21,19 @@ extern const TapeRoller tape_roller = [](const int32_t* program, const double* m
                                          int64_t nu, double* xs, const double* us) {
   StageTape tape;
   tape.read(program, memory, 1);
-  std::vector<double> in(nx + nu + 1);
-  for (int64_t t = 0; t < N; ++t, xs += nx, us += nu) {
-    std::copy_n(xs, nx, in.begin());
-    std::copy_n(us, nu, in.begin() + nx);
-    in.back() = static_cast<double>(t);
-    tape.step(in.data(), tape.outputs() - static_cast<int>(nx), xs + nx);
-  }
+  roll(tape, N, static_cast<int>(nx), static_cast<int>(nu), xs, us);
+};
+
+extern const GradientKernel gradient_kernel = [](const int32_t* program, const double* memory, const int64_t* sizes,
+                                                 const double* us, double* const* r) {
+  gradient(program, memory, sizes[0], static_cast<int>(sizes[1]), static_cast<int>(sizes[2]),
+           static_cast<int>(sizes[3]), sizes[4] != 0, us,
+           {r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10], r[11]});
+};
+
+extern const HessianProduct hessian_product_kernel = [](const int64_t* sizes, const double* const* in, double* const* out) {
+  hessian_product(sizes[0], static_cast<int>(sizes[1]), static_cast<int>(sizes[2]), in[0], in[1], in[2], in[3], in[4],
+                  in[5], in[6], out[0], out[1]);
 };
 
 }  // namespace optctl::OPTCTL_ISA

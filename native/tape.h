@@ -12,6 +12,7 @@
 namespace optctl::OPTCTL_ISA {
 
 constexpr int tape_lanes = 16;  // fewer cost more jumps, more do not fit into the first cache
+constexpr int step_lanes = 2;   // where stages come one after another
 
 // Run instructions [from, to); slots is (slots, W), aligned to 64 bytes; memory holds `size` numbers.
 template <int W>
@@ -191,9 +192,9 @@ class StageTape {
   // One stage after another, each with a prologue of its own: lane 0 of `in`, then what the outputs from `first` on are.
   void step(const double* in, int first, double* out) {
     for (int k = 0; k < inputs_count_; ++k)
-      if (inputs_[k] >= 0) std::fill_n(first_ + inputs_[k] * tape_lanes, tape_lanes, in[k]);
-    run_tape<tape_lanes>(code_, 0, length_, memory_, numbers_, first_);
-    for (int k = first; k < outputs_count_; ++k) out[k - first] = first_[outputs_[k] * tape_lanes];
+      if (inputs_[k] >= 0) std::fill_n(first_ + inputs_[k] * step_lanes, step_lanes, in[k]);
+    run_tape<step_lanes>(code_, 0, length_, memory_, numbers_, first_);
+    for (int k = first; k < outputs_count_; ++k) out[k - first] = first_[outputs_[k] * step_lanes];
   }
 
   int inputs() const { return inputs_count_; }

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
         check_adjoint,
         check_gradient,
         costate_growth,
-        gradient,
         hessian_vector_product,
-        memory_report,
     )
+    from optctl.adjoint.gradient import gradient
+    from optctl.adjoint.memory_report import memory_report
     from optctl.constraint import Soft
     from optctl.continuous import (
         ODE,
@@ -66,7 +66,10 @@ if TYPE_CHECKING:
     )
     from optctl.lq import LQSolution, dare, dlqe, dlqr, to_cvxpy
     from optctl.lq.lqr import lqr
-    from optctl.policies import MLP, TrainingResult, closed_loop, mlp, train, train_layers, train_policy
+    from optctl.policies import MLP, TrainingResult, train_layers, train_policy
+    from optctl.policies.closed_loop import closed_loop
+    from optctl.policies.mlp import mlp
+    from optctl.policies.train import train
     from optctl.problem import Problem
     from optctl.refinement import Refinement, refine
     from optctl.result import Result, Status

@@ -5,6 +5,7 @@ XLA then compiles nothing for what runs once, and small arrays do not pay for it
 """
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import jax
@@ -42,3 +43,45 @@ def either(condition: Any, yes: Callable, no: Callable, *operands: Any) -> Any:
     if on_host(condition):
         return yes(*operands) if condition else no(*operands)
     return jax.lax.cond(condition, yes, no, *operands)
+
+
+def repeat(going: Callable, body: Callable, carry: Any) -> Any:
+    """Return carry <- body(carry) as long as going(carry): `jax.lax.while_loop`, and on the host a `while`."""
+    if not on_host(jax.tree.leaves(carry)[0]):
+        return jax.lax.while_loop(going, body, carry)
+    while going(carry):
+        carry = body(carry)
+    return carry
+
+
+def each(function: Callable, rows: Any) -> Any:
+    """Return the function of each row, side by side: `jax.vmap`, and on the host one after the other."""
+    return np.stack([function(row) for row in rows]) if on_host(rows) else jax.vmap(function)(rows)
+
+
+def put(array: Any, index: Any, value: Any) -> Any:
+    """Return the array with another value at an index."""
+    if not on_host(array):
+        return array.at[index].set(value)
+    array = array.copy()
+    array[index] = value
+    return array
+
+
+def compiled(*static: str) -> Callable:
+    """Let XLA compile a function, static in arguments of these names; on the host, for arrays of NumPy, run it."""
+
+    def wrap(function: Callable) -> Callable:
+        made = jax.jit(function, static_argnames=static)
+
+        @wraps(function)
+        def call(*arguments: Any, **named: Any) -> Any:
+            leaves = jax.tree.leaves((arguments, named))
+            if any(isinstance(leaf, jax.Array) for leaf in leaves) or not any(map(on_host, leaves)):
+                return made(*arguments, **named)
+            with np.errstate(all="ignore"):
+                return function(*arguments, **named)
+
+        return call
+
+    return wrap

@@ -118,6 +118,25 @@ def roll(packed: np.ndarray, memory: np.ndarray, x0: np.ndarray, us: np.ndarray)
     return xs
 
 
+def gradient(
+    program: np.ndarray, memory: np.ndarray, sizes: Sequence[int], us: np.ndarray, results: Sequence[np.ndarray]
+) -> None:
+    """Run the gradient engine (`native/gradient.h`), which writes into `results`."""
+    library = _library()
+    assert library is not None
+    first, second, third = [ctypes.c_void_p(_address(array)) for array in (program, memory, us)]
+    places = (ctypes.c_void_p * len(results))(*map(_address, results))
+    library.optctl_gradient(first, second, (ctypes.c_int64 * len(sizes))(*sizes), third, places)
+
+
+def hessian_product(sizes: Sequence[int], operands: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> None:
+    """Run the second-order sweep (`native/gradient.h`), which writes into `results`."""
+    library = _library()
+    assert library is not None
+    given, made = [(ctypes.c_void_p * len(several))(*map(_address, several)) for several in (operands, results)]
+    library.optctl_hessian_product((ctypes.c_int64 * len(sizes))(*sizes), given, made)
+
+
 def _address(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0]
 

@@ -35,8 +35,10 @@ from optctl.dynamics.memory import Memory, check_memory
 from optctl.dynamics.stage import STATE, stage_function
 from optctl.dynamics.view import View, through, variable
 
-STAGE_FUNCTIONS = ("stage_cost", "path_inequality", "path_equality")
-STATE_FUNCTIONS = ("terminal_cost", "initial_cost", "terminal_inequality", "terminal_equality")
+PATH = ("path_inequality", "path_equality")
+TERMINAL = ("terminal_inequality", "terminal_equality")
+STAGE_FUNCTIONS = ("stage_cost", *PATH)
+STATE_FUNCTIONS = ("terminal_cost", "initial_cost", *TERMINAL)
 FUNCTION_CONSTRAINTS = ("path_inequality", "path_equality", "terminal_inequality", "terminal_equality")
 BOUNDS = ("u_min", "u_max", "x_min", "x_max", "x0_min", "x0_max")
 PARAMS_BOUNDS = ("params_min", "params_max")

@@ -5,7 +5,6 @@
 """
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
@@ -17,22 +16,19 @@ import numpy as np
 from optctl import _native
 from optctl._arrays import namespace, on_host
 from optctl._validate import runs_now
+from optctl.adjoint.graphs import graphs_of, parts_of
 from optctl.adjoint.interpreter import Uninterpreted
-from optctl.constraint import Constraint
-from optctl.problem import STAGE_FUNCTIONS, STATE_FUNCTIONS, Problem
+from optctl.adjoint.tape_check import check_tapes
+from optctl.problem import Problem
 from optctl.shooting.barrier import NUMBERS, State
 from optctl.shooting.expansion import Expansion, Values, function_values
 from optctl.shooting.filter import SIZE, Filter
 from optctl.shooting.primal_dual import Program, Unknowns
 from optctl.shooting.rows import BLOCKS, PATH, TERMINAL, flatten
 from optctl.shooting.scaling import Scales
-from optctl.shooting.tape_check import check_tapes
 from optctl.solution import History, reachable
-from optctl.tape import Graph, Tape, Unsupported, adjoints, jacobian, memories, trace
-from optctl.tape.expressions import ONE, ZERO
+from optctl.tape import Tape, Unsupported, memories
 
-LONGEST = 30_000
-"""Most instructions of a tape; beyond, matrices are large and XLA is the better choice."""
 REMEMBERED = 64
 _TAPES: dict[Any, Any] = {}
 
@@ -121,14 +117,14 @@ def tapes(problem: Problem, xs: Any, us: Any, params: Any, exact: bool) -> Tapes
     Raises:
         Unsupported: if a function holds something that no tape can.
     """
-    uniform = _parts(problem, params)
+    uniform = parts_of(problem, params)
     leaves, structure = jax.tree.flatten(uniform)
     kinds = tuple([(v.shape, v.dtype) if hasattr(v, "dtype") else type(v) for v in leaves])
     key = structure, kinds, xs.shape, us.shape, exact  # N, too: where JAX traces a function anew, so does this
     found = _TAPES.get(key)
     if found is None:
         try:
-            found = _make_tapes(problem, uniform, xs, us, exact)
+            found = _make_tapes(problem, params, xs, us, exact)
             wrong = check_tapes(found.every, problem, params, uniform, xs, us, exact)
             if wrong is not None:
                 found = Unsupported(f"`{wrong.function}` rightly: {wrong}, by NumPy (please report this)")
@@ -173,75 +169,14 @@ def row_values(program: Program, xs: Any, us: Any) -> dict[str, Any]:
 def _values_tape(program: Program) -> tuple[np.ndarray, Any]:
     """Return the tape of a stage's values, packed, and its memory."""
     tape = program.tapes.every[0]
-    return tape.packed(), memories((tape,), _parts(program.problem, program.params))[0]
+    return tape.packed(), memories((tape,), parts_of(program.problem, program.params))[0]
 
 
-def _parts(problem: Problem, params: Any) -> dict[str, Any]:
-    """Return what the functions need: all but bounds, prices and x_0."""
-    held = {name: getattr(problem, name) for name in (*STAGE_FUNCTIONS, *STATE_FUNCTIONS)}
-    functions = {name: f.function if isinstance(f, Constraint) else f for name, f in held.items()}
-    return {"dynamics": problem.dynamics, "params": params} | functions
-
-
-def _make_tapes(problem: Problem, uniform: Any, xs: Any, us: Any, exact: bool) -> Tapes:
-    """Trace what a stage, the end and the start compute once, for its values; its derivatives are the graph's."""
+def _make_tapes(problem: Problem, params: Any, xs: Any, us: Any, exact: bool) -> Tapes:
     N, nx, nu = us.shape[0], xs.shape[1], us.shape[1]
-    x, u = jax.ShapeDtypeStruct((nx,), xs.dtype), jax.ShapeDtypeStruct((nu,), us.dtype)
-    t = jax.ShapeDtypeStruct((), jnp.zeros((), int).dtype)
-
-    def stage(x: Any, u: Any, t: Any, parts: Any) -> tuple[Any, ...]:
-        def value(name: str, absent: Any) -> Any:
-            return absent if parts[name] is None else parts[name](x, u, t, parts["params"])
-
-        rows = [value(name, np.zeros(0, x.dtype)) for name in PATH]
-        return value("stage_cost", np.zeros((), x.dtype)), *rows, parts["dynamics"].step(x, u, t, parts["params"])
-
-    def of_state(cost: str, rows: tuple[str, ...]) -> Callable:
-        def values(x: Any, parts: Any) -> tuple[Any, ...]:
-            def value(name: str, absent: Any) -> Any:
-                return absent if parts[name] is None else parts[name](x, parts["params"])
-
-            return value(cost, np.zeros((), x.dtype)), *[value(name, np.zeros(0, x.dtype)) for name in rows]
-
-        return values
-
-    path = trace(stage, (x, u, t), uniform, fixed=(2,), limit=LONGEST)
-    end = trace(of_state("terminal_cost", TERMINAL), (x,), uniform, limit=LONGEST)
-    start = trace(of_state("initial_cost", ()), (x,), uniform, limit=LONGEST)
-    shapes = {name: (N, *of.shape) for name, of in zip(PATH, path.results[1:], strict=False)}
-    shapes |= {name: of.shape for name, of in zip(TERMINAL, end.results[1:], strict=True)}
-    every = *_expanded(path, 2, exact), *_expanded(end, 1, exact), *_expanded(start, 1, exact)
-    return Tapes(every, {name: of for name, of in shapes.items() if getattr(problem, name) is not None}, nx, nu)
-
-
-def _expanded(graph: Graph, count: int, exact: bool) -> tuple[Tape, Tape]:
-    """Return tapes of a graph's values and of their expansion in its first `count` inputs, z.
-
-    The results of the graph are a cost, rows' functions, and of a stage the next state; those of the expansion its
-    values, the slope of the cost, the Jacobians of the other results (that of the next state first, and in parts), and
-    the curvature in z of cost + y'results: all of it at an end, the upper triangle of a stage. The inputs are those of
-    the graph, then the multipliers y, in the order of the Jacobians.
-    """
-    g, (cost, *rows) = graph.g, graph.results
-    staged = count > 1
-    functions = [rows[-1], *rows[:-1]] if staged else rows
-    ys = [graph.variable(of.size) for of in functions]
-    z = [i for of in graph.inputs[:count] for i in of.tolist()]
-    with np.errstate(all="ignore"):
-        slope = adjoints(g, {cost.item(): ONE}, z)
-        J = [np.array(jacobian(g, of.tolist(), z), np.intp).reshape(of.size, len(z)) for of in functions]
-        weights: dict[int, int] = {cost.item(): ONE}
-        for of, y in zip(functions, ys, strict=True) if exact else ():
-            for i, price in zip(of.tolist(), y.tolist(), strict=True):
-                weights[i] = g.add(weights.get(i, ZERO), price)
-        bent = jacobian(g, adjoints(g, weights, z), z)
-    W = np.array(bent, np.intp).reshape(len(z), len(z))
-    if staged:
-        nx = graph.inputs[0].size
-        J = [J[0][:, :nx], J[0][:, nx:], *J[1:]]
-        W = W[np.triu_indices(len(z))]
-    inputs, values = graph.inputs, graph.results
-    return graph.tape(inputs, values), graph.tape([*inputs, *ys], [*values, np.array(slope, np.intp), *J, W])
+    graphs = graphs_of(problem, params, nx, nu)
+    shapes = {name: (N, *of) if name in PATH else of for name, of in graphs.shapes.items()}
+    return Tapes(graphs.tapes("exact" if exact else "curved"), shapes, nx, nu)
 
 
 def begin(program: Program, xs: Any, us: Any, warm: dict[str, Any] | None, settings: Any, stop: Any) -> Any:
@@ -307,7 +242,7 @@ def _call(
     """Call the kernel with the operands that are known; the others are empty, and results of them have `shapes`."""
     problem, rows, xs, us, made = program.problem, program.rows, known["xs"], known["us"], program.tapes
     xp, (N, nu), nx = namespace(xs), us.shape, xs.shape[1]
-    memory, begins = memories(made.every, _parts(problem, program.params))
+    memory, begins = memories(made.every, parts_of(problem, program.params))
     names, of_rows, given = _native.operand_names(), dict(rows.shapes), settings.scale or {}
     m = rows.inequality.size
     shapes = {name: np.shape(value) for name, value in known.items() if value is not None} | shapes

@@ -24,11 +24,9 @@ import numpy as np
 
 from optctl._arrays import namespace, on_host
 from optctl._record import record
-from optctl.problem import Problem
+from optctl.problem import PATH, TERMINAL, Problem
 
 BOUNDS = ("x0_min", "x0_max", "x_min", "x_max", "u_min", "u_max")
-PATH = ("path_inequality", "path_equality")
-TERMINAL = ("terminal_inequality", "terminal_equality")
 BLOCKS = (*BOUNDS, *PATH, *TERMINAL)
 DELTA = 1e-8
 """Proximal weight of equalities: their multipliers are unknowns, so it slows the last digits, not changes them."""

@@ -8,13 +8,12 @@ Reference: Hestenes and Stiefel (1952), Journal of Research of the National Bure
 """
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optctl._arrays import compiled, each, namespace, on_host, repeat
 from optctl._validate import keep_whole, runs_now
 from optctl.adjoint.hessian import require_second_derivatives
 from optctl.result import Status
@@ -42,6 +41,8 @@ class CG(Method):
 
     name = "cg"
     summary = "conjugate gradients on the normal equations, for quadratic problems"
+    on_host = True
+    curved = True
 
     max_iterations: int | None = None
 
@@ -65,7 +66,7 @@ def require_quadratic(objective: Objective, z: Any) -> None:
     """Raise unless the slope is linear in z, probed at two sizes."""
     if not runs_now((objective, z)):
         return
-    noise = jnp.asarray(np.random.default_rng(0).normal(size=z.shape), z.dtype)
+    noise = namespace(z).asarray(np.random.default_rng(0).normal(size=z.shape), z.dtype)
     tolerance = 1e-2 if z.dtype == jnp.float32 else 1e-6
     for scale in (1.0, 1e3):
         gap = float(slope_mismatch(objective, z, z + scale * noise))
@@ -84,19 +85,20 @@ def demand_convex(objective: Objective, z: Any, iterate: Iterate) -> Iterate:
     rounding = 1e-4 if z.dtype == jnp.float32 else 1e-10
     if lowest >= -rounding * size:
         return iterate
-    return replace(iterate, status=jnp.asarray(int(Status.NOT_CONVEX)))
+    return replace(iterate, status=namespace(z).asarray(int(Status.NOT_CONVEX)))
 
 
-@partial(jax.jit, static_argnames=("max_iterations",))
+@compiled("max_iterations")
 def conjugate_gradient(objective: Objective, z: Any, *, tolerance: Any, max_iterations: int) -> Iterate:
     """Minimize a quadratic J from z."""
+    xp = namespace(z)
     cost, slope = objective.cost_and_slope(z)
     first_cost = cost
-    _, hessian = jax.linearize(lambda z: objective.cost_and_slope(z)[1], z)
+    hessian = objective.hessian(z)
 
     def stationarity(z: Any, slope: Any, cost: Any) -> Any:
         values = objective.unpack(z)
-        xs = objective.problem.dynamics.roll(values["x0"], values["us"], values["params"])
+        xs = objective.states(z)
         least = least_size(objective.problem, xs, values["us"], values["params"])
         return scaled_stationarity(z, slope, cost_size(cost, first_cost, least))
 
@@ -105,26 +107,26 @@ def conjugate_gradient(objective: Objective, z: Any, *, tolerance: Any, max_iter
         g = iterate.slope
         Hd = hessian(d)
         curvature = d @ Hd
-        steepest = jnp.maximum(steepest, jnp.linalg.norm(Hd) / jnp.linalg.norm(d))
-        rounding = 10 * jnp.finfo(g.dtype).eps * steepest * (d @ d)  # of a singular Hessian nothing else is left
+        steepest = xp.maximum(steepest, xp.linalg.norm(Hd) / xp.linalg.norm(d))
+        rounding = 10 * xp.finfo(g.dtype).eps * steepest * (d @ d)  # of a singular Hessian nothing else is left
         convex = curvature > rounding
-        alpha = jnp.where(convex, g @ g / jnp.where(convex, curvature, 1.0), 0.0)
+        alpha = xp.where(convex, g @ g / xp.where(convex, curvature, 1.0), 0.0)
         z = iterate.z + alpha * d
         slope = g + alpha * Hd
         cost = iterate.cost + alpha * (g @ d) + 0.5 * alpha**2 * curvature
-        flat = jnp.where(curvature >= -rounding, int(Status.STALLED), int(Status.NOT_CONVEX))
-        status = jnp.where(convex, int(Status.ITERATION_LIMIT), flat)
+        flat = xp.where(curvature >= -rounding, int(Status.STALLED), int(Status.NOT_CONVEX))
+        status = xp.where(convex, int(Status.ITERATION_LIMIT), flat)
         beta = slope @ slope / (g @ g)
         iterate = advance(
             iterate, z, cost, slope,
-            stationarity=stationarity(z, slope, cost), step=jnp.linalg.norm(alpha * d), status=status,
+            stationarity=stationarity(z, slope, cost), step=xp.linalg.norm(alpha * d), status=status,
             tolerance=tolerance,
         )  # fmt: skip
         return iterate, -slope + beta * d, steepest
 
     iterate = start(z, cost, slope, stationarity(z, slope, cost), max_iterations, tolerance)
     go = lambda carry: carry[0].running & (carry[0].iterations < max_iterations)  # noqa: E731
-    return jax.lax.while_loop(go, body, (iterate, -slope, jnp.zeros((), z.dtype)))[0]
+    return repeat(go, body, (iterate, -slope, xp.zeros((), z.dtype)))[0]
 
 
 DENSE = 500
@@ -139,7 +141,11 @@ def lowest_curvature(objective: Objective, z: Any) -> tuple[float, float]:
         return float(values[0]), float(np.abs(values).max())
     import scipy.sparse.linalg
 
-    operator = scipy.sparse.linalg.LinearOperator((n, n), lambda v: np.asarray(_product(objective, z, v)), dtype=float)
+    if on_host(z):
+        hessian = objective.hessian(z)
+    else:
+        hessian = lambda v: np.asarray(_product(objective, z, jnp.asarray(v, z.dtype)))  # noqa: E731
+    operator = scipy.sparse.linalg.LinearOperator((n, n), lambda v: hessian(np.ravel(v)), dtype=float)
     options = {"k": 1, "return_eigenvectors": False, "maxiter": 300, "tol": 1e-6}
     size = abs(float(scipy.sparse.linalg.eigsh(operator, which="LM", **options)[0]))
     try:
@@ -148,20 +154,22 @@ def lowest_curvature(objective: Objective, z: Any) -> tuple[float, float]:
         return 0.0, size  # clustered at zero: not negative as far as could be seen
 
 
-@jax.jit
-def _product(objective: Objective, z: Any, v: Any) -> Any:
-    return jax.jvp(lambda z: objective.cost_and_slope(z)[1], (z,), (jnp.asarray(v, z.dtype).reshape(z.shape),))[1]
-
-
-@jax.jit
+@compiled()
 def _hessian(objective: Objective, z: Any) -> Any:
-    H = jax.vmap(lambda v: _product(objective, z, v))(jnp.eye(z.size, dtype=z.dtype))
+    xp = namespace(z)
+    H = each(objective.hessian(z), xp.eye(z.size, dtype=z.dtype))
     return (H + H.T) / 2
 
 
-@jax.jit
+@compiled()
+def _product(objective: Objective, z: Any, v: Any) -> Any:
+    return objective.hessian(z)(v)
+
+
+@compiled()
 def slope_mismatch(objective: Objective, z: Any, other: Any) -> Any:
     """Return how far the slope at `other` is from what a quadratic through z predicts, relative to its size."""
+    xp = namespace(z)
     here, there = objective.cost_and_slope(z)[1], objective.cost_and_slope(other)[1]
-    predicted = here + jax.jvp(lambda z: objective.cost_and_slope(z)[1], (z,), (other - z,))[1]
-    return jnp.max(jnp.abs(there - predicted)) / (jnp.max(jnp.abs(there)) + jnp.max(jnp.abs(here)) + 1e-300)
+    predicted = here + objective.hessian(z)(other - z)
+    return xp.max(xp.abs(there - predicted)) / (xp.max(xp.abs(there)) + xp.max(xp.abs(here)) + 1e-300)

@@ -13,13 +13,13 @@ References: Barzilai and Borwein (1988), IMA Journal of Numerical Analysis 8; Bi
 SIAM Journal on Optimization 10, algorithm 2.1.
 """
 
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
+from optctl._arrays import compiled, each, namespace, put, repeat
 from optctl._validate import check_choice, keep_whole
 from optctl.result import Status
 from optctl.solvers.iterate import Iterate, advance, start
@@ -55,6 +55,8 @@ class GradientDescent(Method):
     name = "gradient_descent"
     summary = "projected gradient descent with Barzilai-Borwein or Armijo steps; takes bounds on us and x0"
     takes = "bounds"
+    on_host = True
+    curved = True
 
     max_iterations: int = 10_000
     step: str = "bb"
@@ -69,11 +71,12 @@ class GradientDescent(Method):
         return gradient_descent(objective, z, tolerance=tolerance, max_iterations=limit, step=self.step)
 
 
-@partial(jax.jit, static_argnames=("max_iterations", "step"))
+@compiled("max_iterations", "step")
 def gradient_descent(objective: Objective, z: Any, *, tolerance: Any, max_iterations: int, step: str) -> Iterate:
     """Minimize by projected gradient steps from z."""
+    xp = namespace(z)
     lower, upper = objective.bounds()
-    z = jnp.clip(z, lower, upper)
+    z = xp.clip(z, lower, upper)
     cost, slope, size = objective.measure(z)
     first_cost = cost
 
@@ -81,54 +84,54 @@ def gradient_descent(objective: Objective, z: Any, *, tolerance: Any, max_iterat
         return scaled_stationarity(z, projected_gradient(z, slope, lower, upper), size)
 
     def first_alpha(slope: Any) -> Any:
-        return 1 / jnp.maximum(jnp.max(jnp.sqrt(metric) * jnp.abs(slope), initial=0.0), 1e-30)
+        return 1 / xp.maximum(xp.max(xp.sqrt(metric) * xp.abs(slope), initial=0.0), 1e-30)
 
     def search(iterate: Iterate, direction: Any, ceiling: Any) -> tuple[Any, Any, Any, Any]:
         """Halve theta until cost and slope are finite and the cost has fallen enough."""
         decrease = SUFFICIENT * iterate.slope @ direction
         # Near the optimum the decrease drowns in rounding; allow the cost that much noise.
-        noise = 4 * jnp.finfo(z.dtype).eps * jnp.abs(iterate.cost)
+        noise = 4 * xp.finfo(z.dtype).eps * xp.abs(iterate.cost)
 
         def refused(trial: tuple) -> Any:
             theta, cost, slope, _ = trial
-            fine = (cost <= ceiling + theta * decrease + noise) & jnp.all(jnp.isfinite(slope))
-            return ~fine & (theta > SMALLEST)
+            fine = (cost <= ceiling + theta * decrease + noise) & xp.all(xp.isfinite(slope))
+            return xp.logical_not(fine) & (theta > SMALLEST)
 
         def halve(trial: tuple) -> tuple:
             theta = trial[0] / 2
             return theta, *objective.measure(iterate.z + theta * direction, first_cost)
 
-        first = jnp.ones((), z.dtype), *objective.measure(iterate.z + direction, first_cost)
-        return jax.lax.while_loop(refused, halve, first)
+        first = xp.ones((), z.dtype), *objective.measure(iterate.z + direction, first_cost)
+        return repeat(refused, halve, first)
 
     metric = diagonal_metric(objective, z)
 
     def body(carry: tuple) -> tuple:
         iterate, alpha, recent = carry
-        direction = jnp.clip(iterate.z - alpha * metric * iterate.slope, lower, upper) - iterate.z
-        theta, cost, slope, size = search(iterate, direction, jnp.max(recent) if step == "bb" else iterate.cost)
+        direction = xp.clip(iterate.z - alpha * metric * iterate.slope, lower, upper) - iterate.z
+        theta, cost, slope, size = search(iterate, direction, xp.max(recent) if step == "bb" else iterate.cost)
         z = iterate.z + theta * direction
         s, y = z - iterate.z, slope - iterate.slope
         if step == "bb":
             curvature = s @ y
             fresh = first_alpha(slope)
-            alpha = jnp.where(curvature > 0, s @ (s / metric) / jnp.where(curvature > 0, curvature, 1.0), fresh)
+            alpha = xp.where(curvature > 0, s @ (s / metric) / xp.where(curvature > 0, curvature, 1.0), fresh)
         else:
-            alpha = alpha * jnp.where(theta == 1, 2.0, theta)
-        alpha = jnp.clip(alpha, 1e-30, 1e30)
-        stalled = (theta <= SMALLEST) | (jnp.max(jnp.abs(s), initial=0.0) == 0)
-        status = jnp.where(stalled, int(Status.STALLED), int(Status.ITERATION_LIMIT))
+            alpha = alpha * xp.where(theta == 1, 2.0, theta)
+        alpha = xp.clip(alpha, 1e-30, 1e30)
+        stalled = (theta <= SMALLEST) | (xp.max(xp.abs(s), initial=0.0) == 0)
+        status = xp.where(stalled, int(Status.STALLED), int(Status.ITERATION_LIMIT))
         iterate = advance(
             iterate, z, cost, slope,
-            stationarity=stationarity(z, slope, size), step=jnp.linalg.norm(s), status=status, tolerance=tolerance,
+            stationarity=stationarity(z, slope, size), step=xp.linalg.norm(s), status=status, tolerance=tolerance,
         )  # fmt: skip
-        return iterate, alpha, jnp.roll(recent, 1).at[0].set(cost)
+        return iterate, alpha, put(xp.roll(recent, 1), 0, cost)
 
     iterate = start(z, cost, slope, stationarity(z, slope, size), max_iterations, tolerance)
     alpha = first_alpha(slope)
-    recent = jnp.full(MEMORY, -jnp.inf, z.dtype).at[0].set(cost)
+    recent = put(xp.full(MEMORY, -np.inf, z.dtype), 0, cost)
     go = lambda carry: carry[0].running & (carry[0].iterations < max_iterations)  # noqa: E731
-    return jax.lax.while_loop(go, body, (iterate, alpha, recent))[0]
+    return repeat(go, body, (iterate, alpha, recent))[0]
 
 
 def diagonal_metric(objective: Objective, z: Any) -> Any:
@@ -137,22 +140,22 @@ def diagonal_metric(objective: Objective, z: Any) -> Any:
     The curvature of an input is the mean over time of the Hessian's diagonal, estimated with random signs
     (Hutchinson 1989); that of a component of x_0 is exact.
     """
+    xp = namespace(z)
     if not objective.problem.dynamics.twice_differentiable:
-        return jnp.ones_like(z)
-    values = objective.unpack(jnp.zeros_like(z))
+        return xp.ones_like(z)
+    values, hessian = objective.unpack(xp.zeros_like(z)), objective.hessian(z)
 
     def product(**block: Any) -> dict[str, Any]:
-        direction = objective.pack(SimpleNamespace(**(values | block)))
-        return objective.unpack(jax.jvp(lambda z: objective.cost_and_slope(z)[1], (z,), (direction,))[1])
+        return objective.unpack(hessian(objective.pack(SimpleNamespace(**(values | block)))))
 
-    curvatures = {name: jax.tree.map(jnp.ones_like, values[name]) for name in values}
+    curvatures = {name: jax.tree.map(xp.ones_like, values[name]) for name in values}
     if "us" in objective.free and objective.us is not None:
-        signs = jax.random.rademacher(jax.random.key(0), (PROBES, *objective.us.shape), z.dtype)
-        estimates = jax.vmap(lambda v: v * product(us=v)["us"])(signs)
-        curvatures["us"] = jnp.broadcast_to(jnp.mean(estimates, axis=(0, 1)), objective.us.shape)
+        signs = np.random.default_rng(0).choice([-1.0, 1.0], (PROBES, *objective.us.shape))
+        estimates = each(lambda v: v * product(us=v)["us"], xp.asarray(signs, z.dtype))
+        curvatures["us"] = xp.broadcast_to(xp.mean(estimates, axis=(0, 1)), objective.us.shape)
     if "x0" in objective.free and objective.x0.size <= LARGEST_X0:
-        units = jnp.eye(objective.x0.size, dtype=z.dtype)
-        curvatures["x0"] = jax.vmap(lambda e: e @ product(x0=e)["x0"])(units)
-    curvature = jnp.abs(objective.pack(SimpleNamespace(**curvatures)))
-    usable = jnp.isfinite(curvature) & (curvature > 0)
-    return 1 / jnp.clip(jnp.where(usable, curvature, 1.0), 1e-15, 1e15)
+        units = xp.eye(objective.x0.size, dtype=z.dtype)
+        curvatures["x0"] = each(lambda e: e @ product(x0=e)["x0"], units)
+    curvature = xp.abs(objective.pack(SimpleNamespace(**curvatures)))
+    usable = xp.isfinite(curvature) & (curvature > 0)
+    return 1 / xp.clip(xp.where(usable, curvature, 1.0), 1e-15, 1e15)

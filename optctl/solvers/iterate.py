@@ -2,8 +2,9 @@
 
 from typing import Any
 
-import jax.numpy as jnp
+import numpy as np
 
+from optctl._arrays import namespace, put
 from optctl._record import record
 from optctl.result import Status
 from optctl.solution import History
@@ -42,12 +43,13 @@ class Iterate:
 
 def start(z: Any, cost: Any, slope: Any, stationarity: Any, max_iterations: int, tolerance: Any) -> Iterate:
     """Return the first iterate with an empty history."""
-    empty = jnp.full(max_iterations + 1, jnp.nan, z.dtype)
-    history = History(empty.at[0].set(cost), empty.at[0].set(stationarity), empty.at[0].set(0.0))
-    finite = jnp.isfinite(cost) & jnp.all(jnp.isfinite(slope))
-    status = jnp.where(finite, int(Status.ITERATION_LIMIT), int(Status.NON_FINITE))
-    status = jnp.where(finite & (stationarity <= tolerance), int(Status.SOLVED), status)
-    return Iterate(z, cost, slope, jnp.asarray(0), status, status == int(Status.ITERATION_LIMIT), history)
+    xp = namespace(z)
+    empty = xp.full(max_iterations + 1, np.nan, z.dtype)
+    history = History(*[put(empty, 0, value) for value in (cost, stationarity, 0.0)])
+    finite = xp.isfinite(cost) & xp.all(xp.isfinite(slope))
+    status = xp.where(finite, int(Status.ITERATION_LIMIT), int(Status.NON_FINITE))
+    status = xp.where(finite & (stationarity <= tolerance), int(Status.SOLVED), status)
+    return Iterate(z, cost, slope, xp.asarray(0), status, status == int(Status.ITERATION_LIMIT), history)
 
 
 def advance(
@@ -57,16 +59,16 @@ def advance(
 
     A point with a non-finite cost or slope is not taken: the old one stays, and the status says so.
     """
-    i = old.iterations + 1
-    finite = jnp.isfinite(cost) & jnp.all(jnp.isfinite(slope))
-    status = jnp.where(finite, status, int(Status.NON_FINITE))
-    status = jnp.where(finite & (stationarity <= tolerance), int(Status.SOLVED), status)
+    xp, i = namespace(z), old.iterations + 1
+    finite = xp.isfinite(cost) & xp.all(xp.isfinite(slope))
+    status = xp.where(finite, status, int(Status.NON_FINITE))
+    status = xp.where(finite & (stationarity <= tolerance), int(Status.SOLVED), status)
     history = History(
-        old.history.cost.at[i].set(cost),
-        old.history.stationarity.at[i].set(stationarity),
-        old.history.step.at[i].set(step),
+        put(old.history.cost, i, cost),
+        put(old.history.stationarity, i, stationarity),
+        put(old.history.step, i, step),
     )
-    keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
+    keep = lambda new, old: xp.where(finite, new, old)  # noqa: E731
     return Iterate(
         keep(z, old.z), keep(cost, old.cost), keep(slope, old.slope), i, status,
         status == int(Status.ITERATION_LIMIT), history,

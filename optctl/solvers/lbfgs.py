@@ -7,10 +7,10 @@ Reference: Byrd, Lu, Nocedal and Zhu (1995), SIAM Journal on Scientific Computin
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optctl._arrays import compiled, namespace, on_host
 from optctl._validate import keep_whole, runs_now
 from optctl.result import Status
 from optctl.solution import History
@@ -40,6 +40,7 @@ class LBFGS(Method):
     name = "lbfgs"
     summary = "SciPy's L-BFGS-B; takes bounds on us and x0"
     takes = "bounds"
+    on_host = True
 
     max_iterations: int = 10_000
 
@@ -57,7 +58,7 @@ class LBFGS(Method):
         return lbfgs(objective, z, tolerance=float(tolerance), max_iterations=int(self.max_iterations))
 
 
-@jax.jit
+@compiled()
 def _evaluate(objective: Objective, z: Any, first_cost: Any) -> tuple[Any, Any, Any]:
     cost, slope, size = objective.measure(z, first_cost)
     lower, upper = objective.bounds()
@@ -70,7 +71,7 @@ class _ReachedError(Exception):
 
 def lbfgs(objective: Objective, z: Any, *, tolerance: float, max_iterations: int) -> Iterate:
     """Minimize J from z within bounds by L-BFGS-B."""
-    dtype = z.dtype
+    dtype, host, xp = z.dtype, on_host(z), namespace(z)
     lower, upper = (np.asarray(side, dtype=np.float64) for side in objective.bounds())
     z = np.clip(np.asarray(z, dtype=np.float64), lower, upper)
     best: dict[str, Any] = {"cost": np.inf, "z": z}
@@ -82,7 +83,8 @@ def lbfgs(objective: Objective, z: Any, *, tolerance: float, max_iterations: int
 
     def evaluate(z: np.ndarray) -> tuple[float, np.ndarray]:
         nonlocal first_cost, met_nonfinite
-        cost, slope, stationarity = (np.asarray(a) for a in _evaluate(objective, jnp.asarray(z, dtype), first_cost))
+        at = z.astype(dtype) if host else jnp.asarray(z, dtype)
+        cost, slope, stationarity = (np.asarray(a) for a in _evaluate(objective, at, first_cost))
         if not (np.isfinite(cost) and np.isfinite(slope).all()):
             met_nonfinite = True
             if np.isinf(best["cost"]):
@@ -138,13 +140,13 @@ def lbfgs(objective: Objective, z: Any, *, tolerance: float, max_iterations: int
         status = Status.NON_FINITE
     if not rows or rows[-1][0] != best["cost"]:
         note()
-    cost_rows, stationarity_rows, step_rows = (jnp.asarray(column, dtype) for column in zip(*rows, strict=True))
+    cost_rows, stationarity_rows, step_rows = (xp.asarray(column, dtype) for column in zip(*rows, strict=True))
     return Iterate(
-        z=jnp.asarray(best["z"], dtype),
-        cost=jnp.asarray(best["cost"], dtype),
-        slope=jnp.asarray(best["slope"], dtype),
-        iterations=jnp.asarray(len(rows) - 1),
-        status=jnp.asarray(int(status)),
-        running=jnp.asarray(False),
+        z=xp.asarray(best["z"], dtype),
+        cost=xp.asarray(best["cost"], dtype),
+        slope=xp.asarray(best["slope"], dtype),
+        iterations=xp.asarray(len(rows) - 1),
+        status=xp.asarray(int(status)),
+        running=xp.asarray(False),
         history=History(cost_rows, stationarity_rows, step_rows),
     )

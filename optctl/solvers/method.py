@@ -24,6 +24,8 @@ class Method:
         takes: what it takes of constraints: "none", "bounds" (on what is free) or "all".
         tolerance: the default tolerance in float64.
         differentiable: True if its solutions have derivatives.
+        on_host: True if it runs on NumPy's arrays as well as on JAX's.
+        curved: True if it asks for second derivatives.
     """
 
     name: ClassVar[str]
@@ -31,6 +33,8 @@ class Method:
     takes: ClassVar[str] = "none"
     tolerance: ClassVar[float] = 1e-6
     differentiable: ClassVar[bool] = False
+    on_host: ClassVar[bool] = False
+    curved: ClassVar[bool] = False
 
     @classmethod
     def options(cls) -> list[str]:

@@ -9,12 +9,9 @@ iteration the dynamics are linearized once; each product with H is one tangent a
 References: Steihaug (1983), SIAM Journal on Numerical Analysis 20; Nocedal and Wright (2006), algorithm 7.2.
 """
 
-from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
+from optctl._arrays import compiled, namespace, repeat
 from optctl._validate import keep_whole
 from optctl.adjoint.hessian import require_second_derivatives
 from optctl.result import Status
@@ -41,6 +38,8 @@ class NewtonCG(Method):
 
     name = "newton_cg"
     summary = "trust-region Newton-CG with exact Hessian-vector products"
+    on_host = True
+    curved = True
 
     max_iterations: int = 1_000
 
@@ -57,35 +56,35 @@ class NewtonCG(Method):
         return newton_cg(objective, z, tolerance=tolerance, max_iterations=limit)
 
 
-@partial(jax.jit, static_argnames=("max_iterations",))
+@compiled("max_iterations")
 def newton_cg(objective: Objective, z: Any, *, tolerance: Any, max_iterations: int) -> Iterate:
     """Minimize J from z by trust-region Newton-CG."""
+    xp = namespace(z)
     cost, slope, size = objective.measure(z)
     first_cost = cost
-    eps = jnp.finfo(z.dtype).eps
+    eps = xp.finfo(z.dtype).eps
 
     def body(carry: tuple) -> tuple:
         iterate, radius = carry
-        _, hessian = jax.linearize(lambda z: objective.cost_and_slope(z)[1], iterate.z)
-        d, predicted = steihaug(hessian, iterate.slope, radius)
+        d, predicted = steihaug(objective.hessian(iterate.z), iterate.slope, radius)
         z = iterate.z + d
         cost, slope, size = objective.measure(z, first_cost)
         mark = scaled_stationarity(z, slope, size)
         # Both falls are subject to rounding of the cost near the optimum (Conn, Gould and Toint 2000, 17.4.2).
-        noise = 10 * eps * jnp.abs(iterate.cost)
+        noise = 10 * eps * xp.abs(iterate.cost)
         ratio = (iterate.cost - cost + noise) / (predicted + noise)
-        finite = jnp.isfinite(cost) & jnp.all(jnp.isfinite(slope))
+        finite = xp.isfinite(cost) & xp.all(xp.isfinite(slope))
         accept = finite & (ratio > 1e-4)
-        length = jnp.linalg.norm(d)
-        radius = jnp.where(ratio > 0.75, jnp.maximum(radius, 3 * length), radius)
-        radius = jnp.where(~finite | (ratio < 0.25), length / 4, radius)
-        keep = lambda new, old: jnp.where(accept, new, old)  # noqa: E731
+        length = xp.linalg.norm(d)
+        radius = xp.where(ratio > 0.75, xp.maximum(radius, 3 * length), radius)
+        radius = xp.where(~finite | (ratio < 0.25), length / 4, radius)
+        keep = lambda new, old: xp.where(accept, new, old)  # noqa: E731
         z, cost, slope = keep(z, iterate.z), keep(cost, iterate.cost), keep(slope, iterate.slope)
         mark = keep(mark, iterate.history.stationarity[iterate.iterations])
-        tiny = radius <= eps * (1 + jnp.linalg.norm(z))
+        tiny = radius <= eps * (1 + xp.linalg.norm(z))
         stuck = tiny | (length == 0)
-        status = jnp.where(
-            stuck, jnp.where(finite, int(Status.STALLED), int(Status.NON_FINITE)), int(Status.ITERATION_LIMIT)
+        status = xp.where(
+            stuck, xp.where(finite, int(Status.STALLED), int(Status.NON_FINITE)), int(Status.ITERATION_LIMIT)
         )
         iterate = advance(
             iterate, z, cost, slope, stationarity=mark, step=keep(length, 0.0), status=status, tolerance=tolerance,
@@ -93,36 +92,37 @@ def newton_cg(objective: Objective, z: Any, *, tolerance: Any, max_iterations: i
         return iterate, radius
 
     iterate = start(z, cost, slope, scaled_stationarity(z, slope, size), max_iterations, tolerance)
-    radius = jnp.maximum(1.0, jnp.linalg.norm(z))
+    radius = xp.maximum(1.0, xp.linalg.norm(z))
     go = lambda carry: carry[0].running & (carry[0].iterations < max_iterations)  # noqa: E731
-    return jax.lax.while_loop(go, body, (iterate, radius))[0]
+    return repeat(go, body, (iterate, radius))[0]
 
 
 def steihaug(hessian: Any, g: Any, radius: Any) -> tuple[Any, Any]:
     """Return a step d within the radius and the fall of the quadratic model that it brings."""
-    size = jnp.linalg.norm(g)
-    enough = jnp.minimum(0.1, jnp.sqrt(size)) * size
+    xp = namespace(g)
+    size = xp.linalg.norm(g)
+    enough = xp.minimum(0.1, xp.sqrt(size)) * size
     limit = 2 * g.size + 10
 
     def to_edge(d: Any, p: Any) -> Any:
         """Return tau >= 0 with |d + tau p| = radius."""
         a, b, c = p @ p, 2 * d @ p, d @ d - radius**2
-        return (-b + jnp.sqrt(jnp.maximum(b**2 - 4 * a * c, 0.0))) / (2 * a)
+        return (-b + xp.sqrt(xp.maximum(b**2 - 4 * a * c, 0.0))) / (2 * a)
 
     def body(carry: tuple) -> tuple:
         d, r, p, fall, i, _ = carry
         Hp = hessian(p)
         curvature = p @ Hp
         convex = curvature > 0
-        alpha = jnp.where(convex, r @ r / jnp.where(convex, curvature, 1.0), jnp.inf)
-        inside = convex & (jnp.linalg.norm(d + jnp.where(convex, alpha, 0.0) * p) < radius)
-        tau = jnp.where(inside, alpha, to_edge(d, p))
+        alpha = xp.where(convex, r @ r / xp.where(convex, curvature, 1.0), xp.inf)
+        inside = convex & (xp.linalg.norm(d + xp.where(convex, alpha, 0.0) * p) < radius)
+        tau = xp.where(inside, alpha, to_edge(d, p))
         fall = fall - tau * (r @ p) - 0.5 * tau**2 * curvature
         r_next = r + tau * Hp
         p_next = -r_next + (r_next @ r_next) / (r @ r) * p
-        done = ~inside | (jnp.linalg.norm(r_next) <= enough)
+        done = ~inside | (xp.linalg.norm(r_next) <= enough)
         return d + tau * p, r_next, p_next, fall, i + 1, done
 
-    first = (jnp.zeros_like(g), g, -g, jnp.zeros((), g.dtype), 0, size == 0)
-    d, _, _, fall, _, _ = jax.lax.while_loop(lambda c: ~c[-1] & (c[-2] < limit), body, first)
+    first = (xp.zeros_like(g), g, -g, xp.zeros((), g.dtype), 0, size == 0)
+    d, _, _, fall, _, _ = repeat(lambda c: xp.logical_not(c[-1]) & (c[-2] < limit), body, first)
     return d, fall

@@ -5,14 +5,19 @@
 Every solver sees nothing else, so the choice of what is free is made in one place.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from optctl._arrays import namespace, on_host
 from optctl._record import record
 from optctl.adjoint.gradient import Gradient, costate_gradient, total_cost
+from optctl.adjoint.native import curvature, find_engine, hessian, slopes
 from optctl.problem import Problem
 from optctl.solution import FLOOR, Certificate, cost_size
 
@@ -56,7 +61,8 @@ class Objective:
     def pack(self, values: Any) -> Any:
         """Return one vector from a record with fields us, x0 and params."""
         leaves = jax.tree.leaves([getattr(values, name) for name in self.free])
-        return jnp.concatenate([jnp.ravel(leaf) for leaf in leaves])
+        xp = namespace(leaves[0])
+        return xp.concatenate([xp.ravel(leaf) for leaf in leaves])
 
     def unpack(self, z: Any) -> dict[str, Any]:
         """Return us, x0 and params, the free ones read from z."""
@@ -70,18 +76,46 @@ class Objective:
 
     def cost(self, z: Any) -> Any:
         """Return J(z): one rollout."""
+        if on_host(z):
+            return self.gradient(z).cost
         return total_cost(self.problem, **self.unpack(z)).astype(z.dtype)
 
     def gradient(self, z: Any) -> Gradient:
         """Return the engine's full record at z."""
         return costate_gradient(self.problem, **self.unpack(z))
 
+    def states(self, z: Any) -> Any:
+        """Return the states (N+1, nx) at z."""
+        if on_host(z):
+            return self.gradient(z).xs
+        values = self.unpack(z)
+        return self.problem.dynamics.roll(values["x0"], values["us"], values["params"])
+
     def cost_and_slope(self, z: Any) -> tuple[Any, Any]:
         """Return J(z) and dJ/dz."""
         g = self.gradient(z)
         return g.cost.astype(z.dtype), self.pack(g).astype(z.dtype)
 
-    def measure(self, z: Any, first_cost: Any = jnp.nan) -> tuple[Any, Any, Any]:
+    def hessian(self, z: Any) -> Callable:
+        """Return the second derivative at z as a function of a direction."""
+        if not on_host(z):
+            return jax.linearize(lambda z: self.cost_and_slope(z)[1], z)[1]
+        values = self.unpack(z)
+        problem, us, x0, params = self.problem, values["us"], values["x0"], values["params"]
+        engine = find_engine(problem, us, x0, params)
+        assert engine is not None
+        product = hessian(problem, slopes(engine, problem, us, x0, params), us, params)
+        still = {"us": np.zeros_like(us), "x0": np.zeros_like(x0)}
+
+        def along(direction: np.ndarray) -> np.ndarray:
+            parts = self.unpack(direction)
+            moves = still | {name: parts[name] for name in self.free}
+            gus, gx0 = product(moves["us"], moves["x0"])
+            return self.pack(SimpleNamespace(us=gus, x0=gx0))
+
+        return along
+
+    def measure(self, z: Any, first_cost: Any = np.nan) -> tuple[Any, Any, Any]:
         """Return J(z), dJ/dz, and the size of J that tolerances refer to; without a first cost z is the first guess."""
         g, values = self.gradient(z), self.unpack(z)
         size = cost_size(g.cost, first_cost, least_size(self.problem, g.xs, values["us"], values["params"]))
@@ -89,16 +123,14 @@ class Objective:
 
     def bounds(self) -> tuple[Any, Any]:
         """Return the lower and upper bounds of z, infinite where there are none."""
-        sides = []
-        for side, nothing in (("min", -jnp.inf), ("max", jnp.inf)):
+        sides, xp = [], namespace(self.leaves()[0])
+        for side, nothing in (("min", -np.inf), ("max", np.inf)):
             us, x0, params = (getattr(self.problem, f"{name}_{side}") for name in ("u", "x0", "params"))
             full = Objective(
                 self.problem,
-                None
-                if self.us is None
-                else jnp.broadcast_to(jnp.asarray(nothing if us is None else us), self.us.shape),
-                jnp.broadcast_to(jnp.asarray(nothing if x0 is None else x0), self.x0.shape),
-                jax.tree.map(lambda leaf, n=nothing: jnp.full_like(leaf, n), self.params) if params is None else params,
+                None if self.us is None else xp.broadcast_to(xp.asarray(nothing if us is None else us), self.us.shape),
+                xp.broadcast_to(xp.asarray(nothing if x0 is None else x0), self.x0.shape),
+                jax.tree.map(lambda leaf, n=nothing: xp.full_like(leaf, n), self.params) if params is None else params,
                 self.free,
             )
             sides.append(self.pack(full))
@@ -110,6 +142,14 @@ class Objective:
         The first two vanish at an optimum for some costates, whatever rounding does to the reduced gradient.
         """
         problem, params = self.problem, self.params
+        if on_host(us):
+            engine = find_engine(problem, us, xs[0], params)
+            assert engine is not None
+            found = slopes(engine, problem, us, xs[0], params, xs=xs)
+            in_us = found.rs + np.einsum("tji,tj->ti", found.B, costates[1:])
+            in_xs = found.qs - costates
+            in_xs[:-1] += np.einsum("tji,tj->ti", found.A, costates[1:])
+            return Gradient(found.cost, xs, costates, in_us, None, None), in_xs[1:], found.reached - xs[1:]
         cost, (gxs, gus) = jax.value_and_grad(problem.trajectory_cost, (0, 1))(xs, us, params)
         step = problem.dynamics.step
         ends, pull = jax.vjp(
@@ -131,73 +171,92 @@ def least_size(problem: Problem, xs: Any, us: Any, params: Any) -> Any:
     if xs is None:
         return jnp.zeros(())
     point, structure = jax.tree.flatten((xs, us))
-    keys = jax.random.split(jax.random.key(0), len(point))
-    signs = [jax.random.rademacher(key, v.shape, v.dtype) for key, v in zip(keys, point, strict=True)]
-    along = [s * jnp.maximum(1.0, jnp.abs(v)) for s, v in zip(signs, point, strict=True)]
+    rng, xp = np.random.default_rng(0), namespace(point[0])
+    signs = [xp.asarray(rng.choice([-1.0, 1.0], v.shape), v.dtype) for v in point]
+    along = [s * xp.maximum(1.0, xp.abs(v)) for s, v in zip(signs, point, strict=True)]
+    if on_host(point[0]):
+        slope, change = _cost_along(problem, xs, us, params, *along)
+    else:
 
-    def cost(leaves: Any) -> Any:
-        xs, us = jax.tree.unflatten(structure, leaves)
-        return problem.trajectory_cost(xs, us, params) + problem.start_cost(xs[0], params)
+        def cost(leaves: Any) -> Any:
+            xs, us = jax.tree.unflatten(structure, leaves)
+            return problem.trajectory_cost(xs, us, params) + problem.start_cost(xs[0], params)
 
-    slope, change = jax.jvp(jax.grad(cost), (point,), (along,))
-    steepness = sum([jnp.sum(jnp.abs(a * g)) for a, g in zip(along, slope, strict=True)])
-    curvature = jnp.abs(sum([jnp.sum(a * g) for a, g in zip(along, change, strict=True)]))
-    sizes = [jnp.where(jnp.isfinite(size), size, 0.0) for size in (steepness, curvature)]
-    return FLOOR * jnp.maximum(*sizes) / len(xs)
+        slope, change = jax.jvp(jax.grad(cost), (point,), (along,))
+    steepness = sum([xp.sum(xp.abs(a * g)) for a, g in zip(along, slope, strict=True)])
+    curvature = xp.abs(sum([xp.sum(a * g) for a, g in zip(along, change, strict=True)]))
+    sizes = [xp.where(xp.isfinite(size), size, 0.0) for size in (steepness, curvature)]
+    return FLOOR * xp.maximum(*sizes) / len(xs)
+
+
+def _cost_along(problem: Problem, xs: Any, us: Any, params: Any, dxs: Any, dus: Any) -> tuple[Any, Any]:
+    """Return the slopes of all costs in states and inputs, and how they change along a direction, by tapes."""
+    engine = find_engine(problem, us, xs[0], params)
+    assert engine is not None
+    found = slopes(engine, problem, us, xs[0], params, xs=xs)
+    W, Wf, W0 = curvature(problem, xs, us, found.costates, params, exact=False)
+    change = np.einsum("tij,tj->ti", W, np.hstack([dxs[:-1], dus]))
+    in_xs = np.vstack([change[:, : xs.shape[1]], Wf @ dxs[-1]])
+    found.qs[0] += found.q0
+    in_xs[0] += W0 @ dxs[0]
+    return (found.qs, found.rs), (in_xs, change[:, xs.shape[1] :])
 
 
 def projected_gradient(z: Any, slope: Any, lower: Any, upper: Any) -> Any:
     """Return z - clip(z - slope): zero exactly at points that satisfy the first-order conditions within bounds."""
-    return z - jnp.clip(z - slope, lower, upper)
+    return z - namespace(z).clip(z - slope, lower, upper)
 
 
 def scaled_stationarity(z: Any, residual: Any, size: Any) -> Any:
     """Return max |residual| max(1, |z|) over the size of the cost: a relative change of cost."""
-    return jnp.max(jnp.abs(residual) * jnp.maximum(1.0, jnp.abs(z)), initial=0.0) / size
+    xp = namespace(z)
+    return xp.max(xp.abs(residual) * xp.maximum(1.0, xp.abs(z)), initial=0.0) / size
 
 
 def certify(objective: Objective, z: Any, slope: Any, size: Any, tolerance: Any) -> tuple[Any, Any]:
     """Return the certificate at z and the multipliers of the bounds (lower, upper), flat like z."""
+    xp = namespace(z)
     lower, upper = objective.bounds()
     residual = projected_gradient(z, slope, lower, upper)
     # A gradient whose rounding exceeds the tolerance certifies nothing, not even the sign of a multiplier.
-    rounding = scaled_stationarity(z, jnp.finfo(z.dtype).eps * slope, size)
+    rounding = scaled_stationarity(z, xp.finfo(z.dtype).eps * slope, size)
     # A multiplier belongs to the bound that the step -slope would cross; the rest of the slope is the residual.
-    mu_lower = jnp.where(jnp.isfinite(lower), jnp.maximum(slope - residual, 0.0), 0.0)
-    mu_upper = jnp.where(jnp.isfinite(upper), jnp.maximum(residual - slope, 0.0), 0.0)
-    slack_lower = jnp.where(jnp.isfinite(lower), z - lower, 0.0)
-    slack_upper = jnp.where(jnp.isfinite(upper), upper - z, 0.0)
-    violation = jnp.max(jnp.maximum(-slack_lower, -slack_upper), initial=0.0)
-    wrong = jnp.max(jnp.maximum(jnp.abs(mu_lower) - mu_lower, jnp.abs(mu_upper) - mu_upper), initial=0.0)
-    product = jnp.max(mu_lower * slack_lower + mu_upper * slack_upper, initial=0.0)
+    mu_lower = xp.where(xp.isfinite(lower), xp.maximum(slope - residual, 0.0), 0.0)
+    mu_upper = xp.where(xp.isfinite(upper), xp.maximum(residual - slope, 0.0), 0.0)
+    slack_lower = xp.where(xp.isfinite(lower), z - lower, 0.0)
+    slack_upper = xp.where(xp.isfinite(upper), upper - z, 0.0)
+    violation = xp.max(xp.maximum(-slack_lower, -slack_upper), initial=0.0)
+    wrong = xp.max(xp.maximum(xp.abs(mu_lower) - mu_lower, xp.abs(mu_upper) - mu_upper), initial=0.0)
+    product = xp.max(mu_lower * slack_lower + mu_upper * slack_upper, initial=0.0)
     certificate = Certificate(
-        stationarity=jnp.max(jnp.abs(residual), initial=0.0),
-        stationarity_scaled=jnp.maximum(scaled_stationarity(z, residual, size), rounding),
+        stationarity=xp.max(xp.abs(residual), initial=0.0),
+        stationarity_scaled=xp.maximum(scaled_stationarity(z, residual, size), rounding),
         primal_feasibility=violation,
         primal_feasibility_scaled=violation,
         dual_feasibility=wrong,
         dual_feasibility_scaled=wrong / size,
         complementarity=product,
         complementarity_scaled=product / size,
-        tolerance=jnp.asarray(tolerance, z.dtype),
+        tolerance=xp.asarray(tolerance, z.dtype),
     )
     return certificate, (mu_lower, mu_upper)
 
 
 def certify_stages(objective: Objective, iterate: Any, first_cost: Any, tolerance: Any) -> tuple[Gradient, Any, Any]:
     """Certify the states and costates of a solver, stage by stage: an unstable plant has no other certificate."""
+    xp = namespace(iterate.z)
     us, xs, costates = objective.unpack(iterate.z)["us"], iterate.xs, iterate.costates
     g, in_xs, gaps = objective.lagrangian(xs, us, costates)
     size = cost_size(g.cost, first_cost, least_size(objective.problem, xs, us, objective.params))
     certificate, multipliers = certify(objective, iterate.z, objective.pack(g), size, tolerance)
-    rounding = jnp.finfo(xs.dtype).eps * costates[1:]
-    in_states = jnp.maximum(scaled_stationarity(xs[1:], in_xs, size), scaled_stationarity(xs[1:], rounding, size))
-    gap, scaled_gap = jnp.max(jnp.abs(gaps)), jnp.max(jnp.abs(gaps) / jnp.maximum(1.0, jnp.abs(xs[1:])))
+    rounding = xp.finfo(xs.dtype).eps * costates[1:]
+    in_states = xp.maximum(scaled_stationarity(xs[1:], in_xs, size), scaled_stationarity(xs[1:], rounding, size))
+    gap, scaled_gap = xp.max(xp.abs(gaps)), xp.max(xp.abs(gaps) / xp.maximum(1.0, xp.abs(xs[1:])))
     certificate = replace(
         certificate,
-        stationarity=jnp.maximum(certificate.stationarity, jnp.max(jnp.abs(in_xs))),
-        stationarity_scaled=jnp.maximum(certificate.stationarity_scaled, in_states),
-        primal_feasibility=jnp.maximum(certificate.primal_feasibility, gap),
-        primal_feasibility_scaled=jnp.maximum(certificate.primal_feasibility_scaled, scaled_gap),
+        stationarity=xp.maximum(certificate.stationarity, xp.max(xp.abs(in_xs))),
+        stationarity_scaled=xp.maximum(certificate.stationarity_scaled, in_states),
+        primal_feasibility=xp.maximum(certificate.primal_feasibility, gap),
+        primal_feasibility_scaled=xp.maximum(certificate.primal_feasibility_scaled, scaled_gap),
     )
     return g, certificate, multipliers

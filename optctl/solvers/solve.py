@@ -1,13 +1,13 @@
 """The front door: pick what is free, pick a method, solve, and certify."""
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optctl._arrays import compiled, namespace, to_device, to_host
 from optctl._validate import (
     as_float,
     cast,
@@ -19,6 +19,7 @@ from optctl._validate import (
     runs_now,
     shown,
 )
+from optctl.adjoint.native import runs_on_host
 from optctl.problem import Problem, once
 from optctl.result import Status, nan_in_batch
 from optctl.solution import FALLEN, GROWN, History, Solution, cost_size, reachable
@@ -106,13 +107,22 @@ def solve(
         raise ValueError(
             "`verbose` prints on the host; leave it out under jit, vmap or grad, and print sol.table() after."
         )
+    objective = _placed(chosen, objective)
     found = _run(chosen, objective, tolerance, us, xs)
     if method is None and chosen.name == LQ.name and is_concrete(found.status) and found.status == Status.NOT_CONVEX:
         # Convex, perhaps, but not strictly so in u: conjugate gradients need no inverse.
         chosen = CG()
+        objective = _placed(chosen, objective)
         found = _run(chosen, objective, tolerance, us, xs)
     solution = _finish(objective, found, tolerance, chosen.name) if isinstance(found, Iterate) else found
     return _told(objective.problem, solution, verbose)
+
+
+def _placed(method: Method, objective: Objective) -> Objective:
+    """Return the objective in NumPy's arrays, where compiled code evaluates it from the host; else in JAX's."""
+    given = objective.us, objective.x0, objective.params
+    plain = method.on_host and not ("params" in objective.free and method.curved)
+    return to_host(objective) if plain and runs_on_host(objective.problem, *given) else to_device(objective)
 
 
 def _run(method: Method, objective: Objective, tolerance: Any, us: Any, xs: Any) -> Iterate | Solution:
@@ -244,28 +254,28 @@ def _finish(objective: Objective, iterate: Iterate, tolerance: Any, method: str)
     return solution if method == "lq" else dataclasses.replace(solution, history=history)  # type: ignore[type-var]
 
 
-@partial(jax.jit, static_argnames=("method",))
+@compiled("method")
 def _certified(objective: Objective, iterate: Iterate, first: Any, tolerance: Any, method: str) -> Solution:
     """Evaluate the final point afresh, whatever the solver believes, and certify it."""
-    z = iterate.z
+    z, xp = iterate.z, namespace(iterate.z)
     g = objective.gradient(z)
     values = objective.unpack(z)
     size = cost_size(g.cost, first, least_size(objective.problem, g.xs, values["us"], values["params"]))
     certificate, multipliers = certify(objective, z, objective.pack(g), size, tolerance)
-    finite = jnp.isfinite(g.cost) & jnp.isfinite(certificate.stationarity)
+    finite = xp.isfinite(g.cost) & xp.isfinite(certificate.stationarity)
     converged = certificate.holds & finite & (iterate.status != int(Status.NOT_CONVEX))
-    status = jnp.where(
+    status = xp.where(
         converged,
         int(Status.SOLVED),
-        jnp.where(iterate.status == int(Status.SOLVED), int(Status.STALLED), iterate.status),
+        xp.where(iterate.status == int(Status.SOLVED), int(Status.STALLED), iterate.status),
     )
-    status = jnp.where(finite | (status == int(Status.NOT_CONVEX)), status, int(Status.NON_FINITE))
-    fallen = g.cost < -FALLEN * (1 + jnp.where(jnp.isfinite(first), jnp.abs(first), 0.0))
-    fallen = fallen & (jnp.max(jnp.abs(z)) > GROWN * jnp.maximum(1.0, jnp.max(jnp.abs(objective.pack(objective)))))
+    status = xp.where(finite | (status == int(Status.NOT_CONVEX)), status, int(Status.NON_FINITE))
+    fallen = g.cost < -FALLEN * (1 + xp.where(xp.isfinite(first), xp.abs(first), 0.0))
+    fallen = fallen & (xp.max(xp.abs(z)) > GROWN * xp.maximum(1.0, xp.max(xp.abs(objective.pack(objective)))))
     lower, upper = objective.bounds()
-    fallen = fallen & ~(jnp.all(jnp.isfinite(lower)) & jnp.all(jnp.isfinite(upper)))
-    status = jnp.where(fallen & ~converged, int(Status.UNBOUNDED), status)
-    history = History(g.cost[None], certificate.stationarity_scaled[None], jnp.zeros_like(g.cost)[None])
+    fallen = fallen & ~(xp.all(xp.isfinite(lower)) & xp.all(xp.isfinite(upper)))
+    status = xp.where(fallen & ~converged, int(Status.UNBOUNDED), status)
+    history = History(g.cost[None], certificate.stationarity_scaled[None], xp.zeros_like(g.cost)[None])
     return Solution(
         xs=g.xs, us=values["us"], x0=values["x0"], params=values["params"], costates=g.costates,
         multipliers=_by_name(objective, multipliers), K=iterate.K, k=iterate.k, cost=g.cost, status=status,
@@ -274,18 +284,19 @@ def _certified(objective: Objective, iterate: Iterate, first: Any, tolerance: An
     )  # fmt: skip
 
 
-@jax.jit
+@compiled()
 def _certified_by_stages(
     objective: Objective, iterate: Iterate, first: Any, tolerance: Any, found: Solution
 ) -> Solution:
     """Certify the solver's own states and costates where the reduced gradient, all rounding, certifies nothing."""
+    xp = namespace(iterate.z)
     g, certificate, multipliers = certify_stages(objective, iterate, first, tolerance)
-    better = certificate.holds & jnp.isfinite(g.cost) & ~found.converged
+    better = certificate.holds & xp.isfinite(g.cost) & ~found.converged
     new = dataclasses.replace(  # type: ignore[type-var]
         found, xs=g.xs, costates=g.costates, multipliers=_by_name(objective, multipliers), cost=g.cost,
-        status=jnp.full_like(found.status, int(Status.SOLVED)), converged=better, certificate=certificate,
+        status=xp.full_like(found.status, int(Status.SOLVED)), converged=better, certificate=certificate,
     )  # fmt: skip
-    return jax.tree.map(lambda new, old: jnp.where(better, new, old), new, found)
+    return jax.tree.map(lambda new, old: xp.where(better, new, old), new, found)
 
 
 def _by_name(objective: Objective, multipliers: tuple[Any, Any]) -> dict[str, Any]:

@@ -94,7 +94,7 @@ class Graph:
         g: the expressions.
         inputs: arrays of them, the leaves of what varies.
         results: arrays of them.
-        uniforms: number of uniform values, the first in memory.
+        uniform: arrays of them, the leaves of what is the same for all stages, which lie first in memory.
         captured: JAX tracers that the function holds.
         limit: the greatest number of instructions of a tape.
     """
@@ -102,7 +102,7 @@ class Graph:
     g: Expressions
     inputs: list[np.ndarray]
     results: list[np.ndarray]
-    uniforms: int
+    uniform: list[np.ndarray]
     captured: list[Any]
     limit: int
 
@@ -117,7 +117,8 @@ class Graph:
             Unsupported: if it would be too long.
         """
         given, wanted = [[int(i) for array in arrays for i in np.ravel(array)] for arrays in (inputs, results)]
-        return _assemble(self.g, given, wanted, self.uniforms, tuple(self.captured), self.limit)
+        uniforms = sum([leaf.size for leaf in self.uniform])
+        return _assemble(self.g, given, wanted, uniforms, tuple(self.captured), self.limit)
 
 
 def trace(
@@ -139,18 +140,17 @@ def trace(
     closed = jax.make_jaxpr(function)(*specs)
     walk = Unroller(limit)
     g = walk.g
-    leaves = []
+    inputs, held, place = [], [], 0
     for position, tree in enumerate(specs[:-1]):
         for leaf in jax.tree.leaves(tree):
-            leaves.append(g.leaves(INPUT, 0, leaf.size, position not in fixed).reshape(leaf.shape))
-            walk.sizes.update(dict.fromkeys(leaves[-1].ravel().tolist(), INDEX))
-    inputs, uniforms = list(leaves), 0
+            inputs.append(g.leaves(INPUT, 0, leaf.size, position not in fixed).reshape(leaf.shape))
+            walk.sizes.update(dict.fromkeys(inputs[-1].ravel().tolist(), INDEX))
     for leaf in jax.tree.leaves(specs[-1]):
-        leaves.append(g.leaves(LOAD, uniforms, leaf.size, False).reshape(leaf.shape))
-        uniforms += leaf.size
+        held.append(g.leaves(LOAD, place, leaf.size, False).reshape(leaf.shape))
+        place += leaf.size
     with np.errstate(all="ignore"):
-        results = walk.closed(closed, leaves)
-    return Graph(g, inputs, results, uniforms, walk.captured, limit)
+        results = walk.closed(closed, [*inputs, *held])
+    return Graph(g, inputs, results, held, walk.captured, limit)
 
 
 def compile_tape(

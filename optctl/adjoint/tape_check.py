@@ -27,8 +27,7 @@ from optctl.adjoint.independent import (
     differences,
     directions,
 )
-from optctl.problem import Problem
-from optctl.shooting.rows import PATH, TERMINAL
+from optctl.problem import PATH, TERMINAL, Problem
 from optctl.tape import Tape
 
 CURVATURE = 1e-4
@@ -129,6 +128,56 @@ def check_tapes(
     return None
 
 
+def check_priced(
+    tapes: tuple[Tape, ...], problem: Problem, params: Any, uniform: Any, xs: Any, us: Any
+) -> Disagreement | None:
+    """Return where the derivatives in the parameters are not those that NumPy finds along a random direction, or None.
+
+    Raises:
+        Uninterpreted: where NumPy cannot evaluate the functions.
+    """
+    N, nx, nu = us.shape[0], xs.shape[1], us.shape[1]
+    evaluate = Evaluator(problem, params, (N, nx, nu))
+    shared = [np.ravel(np.asarray(leaf)).astype(float) for leaf in jax.tree.leaves(uniform)]
+    rng = np.random.default_rng(11)
+    xs = np.asarray(xs, float) + 0.1 * rng.uniform(-1, 1, xs.shape) * (1 + np.abs(xs))
+    us = np.asarray(us, float) + 0.1 * rng.uniform(-1, 1, us.shape) * (1 + np.abs(us))
+    costates, ts = rng.normal(size=(N, nx)), np.arange(N, dtype=float)[:, None]
+    leaves, structure = jax.tree.flatten(params)
+    moves = [rng.choice([-1.0, 1.0], leaf.shape) * np.maximum(np.abs(leaf), 1e-3) for leaf in leaves]
+    inputs = [np.hstack([xs[:-1], us, ts, costates]), xs[-1:], xs[:1]]
+    claimed = []
+    with np.errstate(all="ignore"):
+        for tape, values in zip(tapes, inputs, strict=True):
+            memory = np.concatenate([*shared, tape.constants])
+            found = _native.run_tape(tape.packed(), memory, values, tape.outputs.size)
+            claimed.append(found @ np.concatenate([np.ravel(move) for move in moves]))
+
+        def lagrangians(h: float) -> list[np.ndarray]:
+            given = [np.asarray(leaf) + h * move for leaf, move in zip(leaves, moves, strict=True)]
+            many = np.tile(xs, (3, 1, 1)), np.tile(us, (3, 1, 1))
+            v = evaluate(*many, jax.tree.unflatten(structure, given))
+            parts = [(v["f"][0] * costates).sum(-1), np.zeros(1), np.zeros(1)]
+            for k, name in enumerate(("stage_cost", "terminal_cost", "initial_cost")):
+                if name in v:
+                    parts[k] = parts[k] + v[name][0].reshape(parts[k].shape)
+            return parts
+
+        best: list[Any] = [np.inf] * 3
+        for h in (1e-3, 1e-4, 1e-5):
+            ahead, back = lagrangians(h), lagrangians(-h)
+            twice = lagrangians(2 * h), lagrangians(-2 * h)
+            for k, own in enumerate(claimed):
+                slope = (8 * (ahead[k] - back[k]) - (twice[0][k] - twice[1][k])) / (12 * h)
+                size = np.abs(own) + np.abs(slope) + 1e-11 * (np.abs(ahead[k]) + np.abs(back[k])) / h
+                best[k] = np.minimum(best[k], np.where(np.isfinite(slope), np.abs(own - slope) / (size + 1e-300), 0.0))
+    for k, name in enumerate(("the Lagrangian of a stage", "terminal_cost", "initial_cost")):
+        if np.any(best[k] > CURVATURE):
+            at = int(np.argmax(best[k]))
+            return Disagreement(name, at if k == 0 else None, "derivative in params", float(claimed[k][at]), np.nan)
+    return None
+
+
 def _judge(at: _Point, evaluate: Evaluator, *, bends: bool) -> Disagreement | None:
     def values(h: float) -> dict[str, np.ndarray]:
         return evaluate(around(at.xs, at.dxs, h), around(at.us, at.dus, h))
@@ -165,6 +214,7 @@ def _judge(at: _Point, evaluate: Evaluator, *, bends: bool) -> Disagreement | No
             found = _jacobian(name, J, d, slopes, values)
             if found is not None:
                 return found
+        bends = bends and at.full[k].shape[1] > column
         found = _curvature(k, at.full[k][:, column:], d, at, values) if bends else None
         if found is not None:
             return found

@@ -1,0 +1,141 @@
+// The gradient engine on tapes: one rollout, costs and dynamics expanded to first order, one costate sweep.
+//
+// optctl/adjoint/gradient.py is the definition.
+#pragma once
+
+#include <vector>
+
+#include "dense.h"
+#include "tape.h"
+
+namespace optctl::OPTCTL_ISA {
+
+// States from xs[0] on; the last nx results of the tape of (x, u, t) are the next state.
+inline void roll(StageTape& tape, int64_t N, int nx, int nu, double* xs, const double* us) {
+  std::vector<double> in(nx + nu + 1);
+  for (int64_t t = 0; t < N; ++t, xs += nx, us += nu) {
+    std::copy_n(xs, nx, in.begin());
+    std::copy_n(us, nu, in.begin() + nx);
+    in.back() = static_cast<double>(t);
+    tape.step(in.data(), tape.outputs() - nx, xs + nx);
+  }
+}
+
+// The program holds tapes
+//   of a stage:              values (x, u, t): ..., f, then slopes (x, u, t): l, rows, f; slope, A, B, Jacobians of rows
+//   of the end, the start:   slopes (x): l, rows; slope, Jacobians of rows
+//   and where np > 0, of a stage (x, u, t, costate), the end (x) and the start (x): derivatives in np parameters
+// Results: cost, xs (N+1, nx) from its first row on where `rolls`, else as given; the next states (N, nx); A, B, the
+// slopes of the costs qs (N+1, nx), rs (N, nu), q0 (nx); costates (N+1, nx); the derivatives gus (N, nu), gx0 (nx),
+// gp (np).
+struct GradientResults {
+  double *cost, *xs, *reached, *A, *B, *qs, *rs, *q0, *costates, *gus, *gx0, *gp;
+};
+
+inline void gradient(const int32_t* program, const double* memory, int64_t N, int nx, int nu, int np, bool rolls,
+                     const double* us, const GradientResults& r) {
+  const auto as_it_is = [](int) { return 1.0; };
+  const int nz = nx + nu;
+  StageTape values, stage, end, start;
+  program = values.read(program, memory, 1);
+  program = stage.read(program, memory, N);
+  program = end.read(program, memory, 1);
+  program = start.read(program, memory, 1);
+  if (rolls) roll(values, N, nx, nu, r.xs, us);
+  std::vector<double> times(N), costs(N);
+  for (int64_t t = 0; t < N; ++t) times[t] = static_cast<double>(t);
+  double nowhere, of_end, of_start;
+  const auto skip = [&](std::vector<Field>& out, int count) { out.insert(out.end(), count, Field{&nowhere, 0}); };
+  const auto state = [&](double* x) {
+    std::vector<Field> in;
+    append(in, x, nx, as_it_is);
+    return in;
+  };
+  std::vector<Field> in = state(r.xs), out;
+  append(in, const_cast<double*>(us), nu, as_it_is);
+  in.push_back({times.data(), 1});
+  const int rows = (stage.outputs() - 1 - nx - nz - nx * nz) / (1 + nz);
+  out.push_back({costs.data(), 1});
+  skip(out, rows);
+  append(out, r.reached, nx, as_it_is);
+  append(out, r.qs, nx, as_it_is);
+  append(out, r.rs, nu, as_it_is);
+  append(out, r.A, nx * nx, as_it_is);
+  append(out, r.B, nx * nu, as_it_is);
+  skip(out, rows * nz);
+  stage.run(in, out);
+  const auto at = [&](StageTape& tape, double* x, double* cost, double* slope) {
+    const int rows = (tape.outputs() - 1 - nx) / (1 + nx);
+    std::vector<Field> out{{cost, 1}};
+    skip(out, rows);
+    append(out, slope, nx, as_it_is);
+    skip(out, rows * nx);
+    tape.run(state(x), out);
+  };
+  at(end, r.xs + N * nx, &of_end, r.qs + N * nx);
+  at(start, r.xs, &of_start, r.q0);
+  *r.cost = of_end + of_start;
+  for (const double l : costs) *r.cost += l;
+  double* later = r.costates + N * nx;
+  std::copy_n(r.qs + N * nx, nx, later);
+  for (int64_t t = N - 1; t >= 0; --t, later -= nx) {
+    std::copy_n(r.rs + t * nu, nu, r.gus + t * nu);
+    std::copy_n(r.qs + t * nx, nx, later - nx);
+    add_transposed_product(nx, nu, r.B + t * nx * nu, later, r.gus + t * nu);
+    add_transposed_product(nx, nx, r.A + t * nx * nx, later, later - nx);
+  }
+  for (int i = 0; i < nx; ++i) r.gx0[i] = r.costates[i] + r.q0[i];
+  if (!np) return;
+  std::vector<double> part(np * std::max<int64_t>(N, 1));
+  const auto add = [&](int64_t count) {
+    for (int64_t t = 0; t < count; ++t)
+      for (int i = 0; i < np; ++i) r.gp[i] += part[t * np + i];
+  };
+  std::fill_n(r.gp, np, 0.0);
+  out.clear();
+  append(out, part.data(), np, as_it_is);
+  append(in, r.costates + nx, nx, as_it_is);
+  StageTape of_params;
+  program = of_params.read(program, memory, N);
+  of_params.run(in, out);
+  add(N);
+  for (double* x : {r.xs + N * nx, r.xs}) {
+    StageTape tape;
+    program = tape.read(program, memory, 1);
+    tape.run(state(x), out);
+    add(1);
+  }
+}
+
+// The Hessian of the cost in (us, x_0) times a direction: one tangent rollout, one second-order costate sweep. W (N, ., .)
+// holds the curvature of the Lagrangian of each stage in (x, u), Wf and W0 those of the ends.
+inline void hessian_product(int64_t N, int nx, int nu, const double* A, const double* B, const double* W,
+                            const double* Wf, const double* W0, const double* dx0, const double* dus, double* gx0,
+                            double* gus) {
+  const int nz = nx + nu;
+  std::vector<double> dz((N + 1) * nz), costate(nx), earlier(nz);
+  std::copy_n(dx0, nx, dz.begin());
+  for (int64_t t = 0; t < N; ++t) {
+    double *z = dz.data() + t * nz, *next = z + nz;
+    std::copy_n(dus + t * nu, nu, z + nx);
+    for (int i = 0; i < nx; ++i) {
+      double sum = 0;
+      for (int j = 0; j < nx; ++j) sum += A[(t * nx + i) * nx + j] * z[j];
+      for (int j = 0; j < nu; ++j) sum += B[(t * nx + i) * nu + j] * z[nx + j];
+      next[i] = sum;
+    }
+  }
+  add_transposed_product(nx, nx, Wf, dz.data() + N * nz, costate.data());  // it is symmetric, as W and W0 are
+  for (int64_t t = N - 1; t >= 0; --t) {
+    std::fill(earlier.begin(), earlier.end(), 0.0);
+    add_transposed_product(nz, nz, W + t * nz * nz, dz.data() + t * nz, earlier.data());
+    std::copy_n(earlier.begin() + nx, nu, gus + t * nu);
+    add_transposed_product(nx, nu, B + t * nx * nu, costate.data(), gus + t * nu);
+    add_transposed_product(nx, nx, A + t * nx * nx, costate.data(), earlier.data());
+    std::copy_n(earlier.begin(), nx, costate.begin());
+  }
+  add_transposed_product(nx, nx, W0, dx0, costate.data());
+  std::copy(costate.begin(), costate.end(), gx0);
+}
+
+}  // namespace optctl::OPTCTL_ISA

@@ -1,0 +1,191 @@
+"""The functions of a problem as graphs, traced once, for their values; what tapes of them are made, and how.
+
+    values      stage (x, u, t): l, g, h, f          end (x): l, g, h      start (x): l
+    slopes      the values; then the slope of the cost and the Jacobians: of a stage f_x, f_u, g_z, h_z with z = (x, u)
+    curved      slopes, then the curvature of the cost in z: the upper triangle of a stage, all of an end
+    exact       slopes, then the curvature of cost + costate'f + y'(g, h)
+    priced      the derivatives in the parameters: of l + costate'f at stages, of l at the ends
+
+Slopes and all behind have the inputs (x, u, t, costate, y) and (x, y). Tapes are judged (`tape_check`) before their
+first use; `graphs_of` remembers graphs by the structure of the problem, whatever its numbers are.
+"""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optctl.constraint import Constraint
+from optctl.problem import PATH, STAGE_FUNCTIONS, STATE_FUNCTIONS, TERMINAL, Problem
+from optctl.tape import Graph, Tape, Unsupported, adjoints, jacobian, trace
+from optctl.tape.expressions import LOOKUP, ONE, ZERO
+
+LONGEST = 30_000
+"""Most instructions of a tape; beyond, matrices are large and XLA is the better choice."""
+REMEMBERED = 64
+_GRAPHS: dict[Any, Any] = {}
+
+
+class Place:
+    """A stage, the end or the start: its graph, and expressions of derivatives in z, its first `count` inputs."""
+
+    def __init__(self, graph: Graph, count: int) -> None:
+        self.graph, self.staged = graph, count > 1
+        self.cost, *rows = graph.results
+        self.functions = [rows[-1], *rows[:-1]] if self.staged else rows
+        self.ys = [graph.variable(of.size) for of in self.functions]
+        self.z = [i for of in graph.inputs[:count] for i in of.tolist()]
+        self._tapes: dict[str, Tape] = {}
+
+    @cached_property
+    def slopes(self) -> list[np.ndarray]:
+        """The slope of the cost, then the Jacobians; that of the next state in its two parts."""
+        g, z = self.graph.g, self.z
+        with np.errstate(all="ignore"):
+            slope = np.array(adjoints(g, {self.cost.item(): ONE}, z), np.intp)
+            J = [np.array(jacobian(g, of.tolist(), z), np.intp).reshape(of.size, len(z)) for of in self.functions]
+        if self.staged:
+            nx = self.graph.inputs[0].size
+            J = [J[0][:, :nx], J[0][:, nx:], *J[1:]]
+        return [slope, *J]
+
+    def curvature(self, exact: bool) -> np.ndarray:
+        """Return the second derivative in z of the cost, with all functions at their prices if `exact`."""
+        g, z = self.graph.g, self.z
+        with np.errstate(all="ignore"):
+            W = np.array(jacobian(g, adjoints(g, self.weights(exact), z), z), np.intp).reshape(len(z), len(z))
+        return W[np.triu_indices(len(z))] if self.staged else W
+
+    def weights(self, exact: bool) -> dict[int, int]:
+        """Return what the cost and, if `exact`, the functions count in a Lagrangian."""
+        g, weights = self.graph.g, {self.cost.item(): ONE}
+        for of, y in zip(self.functions, self.ys, strict=True) if exact else ():
+            for i, price in zip(of.tolist(), y.tolist(), strict=True):
+                weights[i] = g.add(weights.get(i, ZERO), price)
+        return weights
+
+    def tape(self, kind: str) -> Tape:
+        """Return a tape by its kind.
+
+        Raises:
+            Unsupported: if it would be too long.
+        """
+        if kind not in self._tapes:
+            graph, inputs, values = self.graph, self.graph.inputs, self.graph.results
+            if kind == "values":
+                made = graph.tape(inputs, values)
+            elif kind == "slopes":
+                made = graph.tape([*inputs, *self.ys], [*values, *self.slopes])
+            else:
+                made = graph.tape([*inputs, *self.ys], [*values, *self.slopes, self.curvature(kind == "exact")])
+            self._tapes[kind] = made
+        return self._tapes[kind]
+
+    def priced(self, leaves: list[int]) -> Tape:
+        """Return the tape of the derivatives in those of the uniform values, each a leaf's place.
+
+        Raises:
+            Unsupported: where an index that is computed picks a parameter.
+        """
+        graph, nodes = self.graph, self.graph.g.nodes
+        wanted = [i for leaf in leaves for i in graph.uniform[leaf].ravel().tolist()]
+        places = {nodes[i][1] for i in wanted}
+        if any([operation == LOOKUP and base in places for operation, _, base, _ in nodes]):
+            raise Unsupported("the derivative in parameters that an index picks")
+        # the price of the next state alone: rows play no part in a gradient
+        weights = {self.cost.item(): ONE}
+        if self.staged:
+            for i, costate in zip(self.functions[0].tolist(), self.ys[0].tolist(), strict=True):
+                weights[i] = graph.g.add(weights.get(i, ZERO), costate)
+        with np.errstate(all="ignore"):
+            found = adjoints(graph.g, weights, wanted)
+        return graph.tape([*graph.inputs, self.ys[0]] if self.staged else graph.inputs, [np.array(found, np.intp)])
+
+
+class Graphs:
+    """The three places of a problem.
+
+    Attributes:
+        path: a stage; results l, g, h, f.
+        end: l, g, h.
+        start: l.
+        shapes: of the values of the functions among the rows, by name; those that the problem has.
+        of_params: places of the parameters among the uniform values' leaves.
+        captured: whether functions hold values that are being traced.
+        judged: kinds of tapes that NumPy agreed with.
+    """
+
+    def __init__(self, problem: Problem, uniform: Any, nx: int, nu: int) -> None:
+        S = jax.ShapeDtypeStruct
+        x, u, t = S((nx,), np.float64), S((nu,), np.float64), S((), jnp.zeros((), int).dtype)
+
+        def stage(x: Any, u: Any, t: Any, parts: Any) -> tuple[Any, ...]:
+            def value(name: str, absent: Any) -> Any:
+                return absent if parts[name] is None else parts[name](x, u, t, parts["params"])
+
+            rows = [value(name, np.zeros(0)) for name in PATH]
+            return value("stage_cost", np.zeros(())), *rows, parts["dynamics"].step(x, u, t, parts["params"])
+
+        def of_state(cost: str, rows: tuple[str, ...]) -> Callable:
+            def values(x: Any, parts: Any) -> tuple[Any, ...]:
+                def value(name: str, absent: Any) -> Any:
+                    return absent if parts[name] is None else parts[name](x, parts["params"])
+
+                return value(cost, np.zeros(())), *[value(name, np.zeros(0)) for name in rows]
+
+            return values
+
+        path = trace(stage, (x, u, t), uniform, fixed=(2,), limit=LONGEST)
+        end = trace(of_state("terminal_cost", TERMINAL), (x,), uniform, limit=LONGEST)
+        start = trace(of_state("initial_cost", ()), (x,), uniform, limit=LONGEST)
+        shapes = {name: of.shape for name, of in zip(PATH, path.results[1:], strict=False)}
+        shapes |= {name: of.shape for name, of in zip(TERMINAL, end.results[1:], strict=True)}
+        self.shapes = {name: of for name, of in shapes.items() if getattr(problem, name) is not None}
+        self.path, self.end, self.start = Place(path, 2), Place(end, 1), Place(start, 1)
+        leaves, structure = jax.tree.flatten(uniform)
+        self.of_params = jax.tree.leaves(jax.tree.unflatten(structure, range(len(leaves)))["params"])
+        self.captured = any(graph.captured for graph in (path, end, start))
+        self.judged: dict[str, Any] = {}
+
+    def tapes(self, kind: str) -> tuple[Tape, ...]:
+        """Return the tapes of values and of a kind: of a stage, of the end, of the start."""
+        return tuple([place.tape(k) for place in (self.path, self.end, self.start) for k in ("values", kind)])
+
+    def priced(self) -> tuple[Tape, ...]:
+        """Return the tapes of the derivatives in the parameters: of a stage, of the end, of the start."""
+        return tuple([place.priced(self.of_params) for place in (self.path, self.end, self.start)])
+
+
+def parts_of(problem: Problem, params: Any) -> dict[str, Any]:
+    """Return what the functions need: all but bounds, prices and x_0."""
+    held = {name: getattr(problem, name) for name in (*STAGE_FUNCTIONS, *STATE_FUNCTIONS)}
+    functions = {name: f.function if isinstance(f, Constraint) else f for name, f in held.items()}
+    return {"dynamics": problem.dynamics, "params": params} | functions
+
+
+def graphs_of(problem: Problem, params: Any, nx: int, nu: int) -> Graphs:
+    """Return the graphs of a problem; the same ones for problems that differ in numbers alone.
+
+    Raises:
+        Unsupported: if a function holds something that no graph can.
+    """
+    uniform = parts_of(problem, params)
+    leaves, structure = jax.tree.flatten(uniform)
+    kinds = tuple([(v.shape, v.dtype) if hasattr(v, "dtype") else type(v) for v in leaves])
+    key = structure, kinds, nx, nu, problem.horizon  # the horizon, too: a function may have read it where it was made
+    found = _GRAPHS.get(key)
+    if found is None:
+        try:
+            found = Graphs(problem, uniform, nx, nu)
+        except Unsupported as why:
+            found = why
+        if isinstance(found, Unsupported) or not found.captured:
+            if len(_GRAPHS) >= REMEMBERED:
+                _GRAPHS.clear()
+            _GRAPHS[key] = found
+    if isinstance(found, Unsupported):
+        raise found
+    return found
