@@ -19,13 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optctl._arrays import on_host
 from optctl._record import record
 from optctl._validate import as_float, check_tree, is_concrete
 from optctl.adjoint.known import with_slope
-from optctl.adjoint.native import Slopes, find_engine, slopes
+from optctl.adjoint.native import Slopes, find_engine
 from optctl.dynamics.memory import reverse, schedule
-from optctl.problem import Problem
+from optctl.problem import Problem, once
 
 
 @record()
@@ -86,11 +85,11 @@ def gradient(problem: Problem, us: Any, *, x0: Any = None, params: Any = None) -
         Bryson and Ho (1975), Applied Optimal Control, section 2.2.
     """
     point = arguments(problem, us, x0, params)
+    us, x0, params = point
+    once((problem, point), lambda: problem.check_shapes(x0, us, params))
     engine = find_engine(problem, *point)
     if engine is not None:
-        us, x0, params = point
-        problem.check_shapes(x0, us, params)
-        return _of_slopes(slopes(engine, problem, *point))
+        return as_gradient(engine.slopes(us, x0, params))
     if problem.memory == "full" or is_concrete(point):
         return _gradient(problem, *point)
     g = _gradient(problem, *jax.lax.stop_gradient(point))
@@ -120,22 +119,18 @@ def arguments(problem: Problem, us: Any, x0: Any, params: Any) -> tuple[Any, Any
     return us, x0, params
 
 
-def _of_slopes(found: Slopes) -> Gradient:
+def as_gradient(found: Slopes) -> Gradient:
+    """Return what a pass of compiled code found as a `Gradient`."""
     return Gradient(found.cost, found.xs, found.costates, found.us, found.x0, found.params)
 
 
 @jax.jit
 def _gradient(problem: Problem, us: Any, x0: Any, params: Any) -> Gradient:
-    problem.check_shapes(x0, us, params)
     return costate_gradient(problem, us, x0, params)
 
 
 def costate_gradient(problem: Problem, us: Any, x0: Any, params: Any) -> Gradient:
-    """The engine itself, without checks; for use inside compiled code, and on the host where `native` runs there."""
-    if on_host(x0):
-        engine = find_engine(problem, us, x0, params)
-        assert engine is not None
-        return _of_slopes(slopes(engine, problem, us, x0, params))
+    """The engine itself, without checks, for use inside compiled code."""
     if problem.memory != "full":
         return _recomputing_gradient(problem, us, x0, params)
     xs = problem.dynamics.roll(x0, us, params)

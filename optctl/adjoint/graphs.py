@@ -115,7 +115,7 @@ class Graphs:
         shapes: of the values of the functions among the rows, by name; those that the problem has.
         of_params: places of the parameters among the uniform values' leaves.
         captured: whether functions hold values that are being traced.
-        judged: kinds of tapes that NumPy agreed with.
+        judged: whether NumPy agreed with tapes, by their kind.
     """
 
     def __init__(self, problem: Problem, uniform: Any, nx: int, nu: int) -> None:
@@ -148,7 +148,9 @@ class Graphs:
         leaves, structure = jax.tree.flatten(uniform)
         self.of_params = jax.tree.leaves(jax.tree.unflatten(structure, range(len(leaves)))["params"])
         self.captured = any(graph.captured for graph in (path, end, start))
-        self.judged: dict[str, Any] = {}
+        self.judged: dict[str, bool] = {}
+        self._packed: dict[Any, np.ndarray] = {}
+        self._priced: tuple[Tape, ...] | None = None
 
     def tapes(self, kind: str) -> tuple[Tape, ...]:
         """Return the tapes of values and of a kind: of a stage, of the end, of the start."""
@@ -156,7 +158,17 @@ class Graphs:
 
     def priced(self) -> tuple[Tape, ...]:
         """Return the tapes of the derivatives in the parameters: of a stage, of the end, of the start."""
-        return tuple([place.priced(self.of_params) for place in (self.path, self.end, self.start)])
+        if self._priced is None:
+            self._priced = tuple([place.priced(self.of_params) for place in (self.path, self.end, self.start)])
+        return self._priced
+
+    def packed(self, kind: str, tapes: tuple[Tape, ...], begins: tuple[int, ...]) -> np.ndarray:
+        """Return tapes as kernels read them, one behind the other; their memories begin at `begins`."""
+        key = kind, begins
+        if key not in self._packed:
+            parts = [tape.packed(begin) for tape, begin in zip(tapes, begins, strict=True)]
+            self._packed[key] = np.concatenate(parts)
+        return self._packed[key]
 
 
 def parts_of(problem: Problem, params: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from optctl.result import Status
 from optctl.solution import cost_size
 from optctl.solvers.iterate import Iterate, advance, start
 from optctl.solvers.method import Method, method
-from optctl.solvers.objective import Objective, least_size, scaled_stationarity
+from optctl.solvers.objective import Objective, scaled_stationarity
 
 
 @method(static=("max_iterations",))
@@ -99,7 +99,7 @@ def conjugate_gradient(objective: Objective, z: Any, *, tolerance: Any, max_iter
     def stationarity(z: Any, slope: Any, cost: Any) -> Any:
         values = objective.unpack(z)
         xs = objective.states(z)
-        least = least_size(objective.problem, xs, values["us"], values["params"])
+        least = objective.least_size(xs, values["us"], values["params"])
         return scaled_stationarity(z, slope, cost_size(cost, first_cost, least))
 
     def body(carry: tuple) -> tuple:

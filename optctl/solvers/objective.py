@@ -7,6 +7,7 @@ Every solver sees nothing else, so the choice of what is free is made in one pla
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,8 +17,8 @@ import numpy as np
 
 from optctl._arrays import namespace, on_host
 from optctl._record import record
-from optctl.adjoint.gradient import Gradient, costate_gradient, total_cost
-from optctl.adjoint.native import curvature, find_engine, hessian, slopes
+from optctl.adjoint.gradient import Gradient, as_gradient, costate_gradient, total_cost
+from optctl.adjoint.native import Engine, find_engine
 from optctl.problem import Problem
 from optctl.solution import FLOOR, Certificate, cost_size
 
@@ -49,6 +50,18 @@ class Objective:
     x0: Any
     params: Any
     free: tuple[str, ...]
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What evaluates on the host, for an objective of NumPy's arrays."""
+        found = find_engine(self.problem, self.us, self.x0, self.params)
+        assert found is not None
+        return found
+
+    def least_size(self, xs: Any, us: Any, params: Any) -> Any:
+        """Return `least_size` of the problem, by tapes on the host."""
+        along = partial(_cost_along, self.engine, params) if on_host(xs) else None
+        return least_size(self.problem, xs, us, params, along)
 
     def leaves(self) -> list[Any]:
         """Return the arrays that are free."""
@@ -82,6 +95,9 @@ class Objective:
 
     def gradient(self, z: Any) -> Gradient:
         """Return the engine's full record at z."""
+        if on_host(z):
+            values = self.unpack(z)
+            return as_gradient(self.engine.slopes(values["us"], values["x0"], values["params"]))
         return costate_gradient(self.problem, **self.unpack(z))
 
     def states(self, z: Any) -> Any:
@@ -101,10 +117,8 @@ class Objective:
         if not on_host(z):
             return jax.linearize(lambda z: self.cost_and_slope(z)[1], z)[1]
         values = self.unpack(z)
-        problem, us, x0, params = self.problem, values["us"], values["x0"], values["params"]
-        engine = find_engine(problem, us, x0, params)
-        assert engine is not None
-        product = hessian(problem, slopes(engine, problem, us, x0, params), us, params)
+        us, x0, params = values["us"], values["x0"], values["params"]
+        product = self.engine.hessian(self.engine.slopes(us, x0, params), us, params)
         still = {"us": np.zeros_like(us), "x0": np.zeros_like(x0)}
 
         def along(direction: np.ndarray) -> np.ndarray:
@@ -118,7 +132,7 @@ class Objective:
     def measure(self, z: Any, first_cost: Any = np.nan) -> tuple[Any, Any, Any]:
         """Return J(z), dJ/dz, and the size of J that tolerances refer to; without a first cost z is the first guess."""
         g, values = self.gradient(z), self.unpack(z)
-        size = cost_size(g.cost, first_cost, least_size(self.problem, g.xs, values["us"], values["params"]))
+        size = cost_size(g.cost, first_cost, self.least_size(g.xs, values["us"], values["params"]))
         return g.cost.astype(z.dtype), self.pack(g).astype(z.dtype), size.astype(z.dtype)
 
     def bounds(self) -> tuple[Any, Any]:
@@ -143,9 +157,7 @@ class Objective:
         """
         problem, params = self.problem, self.params
         if on_host(us):
-            engine = find_engine(problem, us, xs[0], params)
-            assert engine is not None
-            found = slopes(engine, problem, us, xs[0], params, xs=xs)
+            found = self.engine.slopes(us, xs[0], params, xs=xs)
             in_us = found.rs + np.einsum("tji,tj->ti", found.B, costates[1:])
             in_xs = found.qs - costates
             in_xs[:-1] += np.einsum("tji,tj->ti", found.A, costates[1:])
@@ -160,13 +172,13 @@ class Objective:
         return Gradient(cost, xs, costates, gus + pus, None, None), (gxs + pxs - costates)[1:], ends - xs[1:]
 
 
-def least_size(problem: Problem, xs: Any, us: Any, params: Any) -> Any:
+def least_size(problem: Problem, xs: Any, us: Any, params: Any, cost_along: Callable | None = None) -> Any:
     """Return the least size of the cost that tolerances refer to.
 
     It is a part of what the cost would be, by its slope and its curvature at this point, if the states and inputs of a
     stage changed by as much as they are. So a solution at rest, whose cost is all rounding, is judged by what its data
     make of rounding. Signs by chance keep what belongs to different variables apart (Hutchinson 1989). Where memory is
-    bounded there are no states to ask, and it is 0.
+    bounded there are no states to ask, and it is 0. `cost_along(xs, us, dxs, dus)` gives slopes and their change.
     """
     if xs is None:
         return jnp.zeros(())
@@ -174,8 +186,8 @@ def least_size(problem: Problem, xs: Any, us: Any, params: Any) -> Any:
     rng, xp = np.random.default_rng(0), namespace(point[0])
     signs = [xp.asarray(rng.choice([-1.0, 1.0], v.shape), v.dtype) for v in point]
     along = [s * xp.maximum(1.0, xp.abs(v)) for s, v in zip(signs, point, strict=True)]
-    if on_host(point[0]):
-        slope, change = _cost_along(problem, xs, us, params, *along)
+    if cost_along is not None:
+        slope, change = cost_along(xs, us, *along)
     else:
 
         def cost(leaves: Any) -> Any:
@@ -189,17 +201,17 @@ def least_size(problem: Problem, xs: Any, us: Any, params: Any) -> Any:
     return FLOOR * xp.maximum(*sizes) / len(xs)
 
 
-def _cost_along(problem: Problem, xs: Any, us: Any, params: Any, dxs: Any, dus: Any) -> tuple[Any, Any]:
+def _cost_along(engine: Engine, params: Any, xs: Any, us: Any, dxs: Any, dus: Any) -> tuple[Any, Any]:
     """Return the slopes of all costs in states and inputs, and how they change along a direction, by tapes."""
-    engine = find_engine(problem, us, xs[0], params)
-    assert engine is not None
-    found = slopes(engine, problem, us, xs[0], params, xs=xs)
-    W, Wf, W0 = curvature(problem, xs, us, found.costates, params, exact=False)
+    last = engine.last
+    found = last if last is not None and last.xs is xs else engine.slopes(us, xs[0], params, xs=xs)
+    W, Wf, W0 = engine.curvature(xs, us, found.costates, params, exact=False)
     change = np.einsum("tij,tj->ti", W, np.hstack([dxs[:-1], dus]))
     in_xs = np.vstack([change[:, : xs.shape[1]], Wf @ dxs[-1]])
-    found.qs[0] += found.q0
     in_xs[0] += W0 @ dxs[0]
-    return (found.qs, found.rs), (in_xs, change[:, xs.shape[1] :])
+    qs = found.qs.copy()
+    qs[0] += found.q0
+    return (qs, found.rs), (in_xs, change[:, xs.shape[1] :])
 
 
 def projected_gradient(z: Any, slope: Any, lower: Any, upper: Any) -> Any:
@@ -247,7 +259,7 @@ def certify_stages(objective: Objective, iterate: Any, first_cost: Any, toleranc
     xp = namespace(iterate.z)
     us, xs, costates = objective.unpack(iterate.z)["us"], iterate.xs, iterate.costates
     g, in_xs, gaps = objective.lagrangian(xs, us, costates)
-    size = cost_size(g.cost, first_cost, least_size(objective.problem, xs, us, objective.params))
+    size = cost_size(g.cost, first_cost, objective.least_size(xs, us, objective.params))
     certificate, multipliers = certify(objective, iterate.z, objective.pack(g), size, tolerance)
     rounding = xp.finfo(xs.dtype).eps * costates[1:]
     in_states = xp.maximum(scaled_stationarity(xs[1:], in_xs, size), scaled_stationarity(xs[1:], rounding, size))

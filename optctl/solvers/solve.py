@@ -19,7 +19,7 @@ from optctl._validate import (
     runs_now,
     shown,
 )
-from optctl.adjoint.native import runs_on_host
+from optctl.adjoint.native import find_engine
 from optctl.problem import Problem, once
 from optctl.result import Status, nan_in_batch
 from optctl.solution import FALLEN, GROWN, History, Solution, cost_size, reachable
@@ -30,7 +30,7 @@ from optctl.solvers.judged import judged
 from optctl.solvers.lq import LQ
 from optctl.solvers.method import Method
 from optctl.solvers.methods import as_method, refuse_constraints
-from optctl.solvers.objective import VARIABLE_BOUNDS, Objective, certify, certify_stages, least_size
+from optctl.solvers.objective import VARIABLE_BOUNDS, Objective, certify, certify_stages
 from optctl.solvers.refusal import without_derivative
 
 
@@ -122,7 +122,7 @@ def _placed(method: Method, objective: Objective) -> Objective:
     """Return the objective in NumPy's arrays, where compiled code evaluates it from the host; else in JAX's."""
     given = objective.us, objective.x0, objective.params
     plain = method.on_host and not ("params" in objective.free and method.curved)
-    return to_host(objective) if plain and runs_on_host(objective.problem, *given) else to_device(objective)
+    return to_host(objective) if plain and find_engine(objective.problem, *given) is not None else to_device(objective)
 
 
 def _run(method: Method, objective: Objective, tolerance: Any, us: Any, xs: Any) -> Iterate | Solution:
@@ -260,7 +260,7 @@ def _certified(objective: Objective, iterate: Iterate, first: Any, tolerance: An
     z, xp = iterate.z, namespace(iterate.z)
     g = objective.gradient(z)
     values = objective.unpack(z)
-    size = cost_size(g.cost, first, least_size(objective.problem, g.xs, values["us"], values["params"]))
+    size = cost_size(g.cost, first, objective.least_size(g.xs, values["us"], values["params"]))
     certificate, multipliers = certify(objective, z, objective.pack(g), size, tolerance)
     finite = xp.isfinite(g.cost) & xp.isfinite(certificate.stationarity)
     converged = certificate.holds & finite & (iterate.status != int(Status.NOT_CONVEX))
