@@ -12,9 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 
+HOST = (np.ndarray, np.generic)
+
+
 def on_host(value: Any) -> bool:
     """True for NumPy's arrays and numbers."""
-    return isinstance(value, np.ndarray | np.generic)
+    return isinstance(value, HOST)
 
 
 def namespace(value: Any) -> Any:
@@ -32,9 +35,45 @@ def to_device(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf) if on_host(leaf) else leaf, tree)
 
 
+def kept(value: Any, dtype: Any) -> np.ndarray:
+    """Return an array for a record of NumPy's: nobody can write to it, and it is a copy where somebody could."""
+    value = np.array(value, dtype, copy=True if isinstance(value, np.ndarray) and value.flags.writeable else None)
+    value.setflags(write=False)
+    return value
+
+
 def constant(tree: Any, like: Any) -> Any:
     """Return a pytree, of arrays like this one, whose derivative is zero; on the host it has none anyway."""
     return tree if on_host(like) else jax.lax.stop_gradient(tree)
+
+
+def while_loop(condition: Callable, body: Callable, start: Any) -> Any:
+    """Repeat `body` while `condition` holds: `jax.lax.while_loop`, and on the host a `while`."""
+    if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(start)):
+        return jax.lax.while_loop(condition, body, start)
+    state = start
+    while condition(state):
+        state = body(state)
+    return state
+
+
+def solve(matrix: Any, right: Any) -> Any:
+    """Solve a linear system; where the matrix is singular, there is no number in the solution."""
+    if not on_host(matrix):
+        return jnp.linalg.solve(matrix, right)
+    try:
+        return np.linalg.solve(matrix, right)
+    except np.linalg.LinAlgError:
+        return np.full_like(right, np.nan)
+
+
+def eigenvalues(matrix: Any, *, symmetric: bool = False) -> Any:
+    """Return the eigenvalues of a matrix; where they are not found, as of NaN, there are no numbers among them."""
+    xp = namespace(matrix)
+    try:
+        return (xp.linalg.eigvalsh if symmetric else xp.linalg.eigvals)(matrix)
+    except np.linalg.LinAlgError:
+        return np.full(len(matrix), np.nan)
 
 
 def either(condition: Any, yes: Callable, no: Callable, *operands: Any) -> Any:

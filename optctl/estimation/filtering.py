@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optctl import _native
+from optctl import _door, _native
+from optctl._arrays import namespace, on_host
 from optctl._record import record
 from optctl._validate import check_choice, check_flag, is_concrete
 from optctl.estimation import kalman, native, parallel, square_root
@@ -73,7 +74,8 @@ class Posterior(Result):
     @property
     def stds(self) -> Any:
         """(N+1, nx) standard deviations."""
-        return jnp.sqrt(jnp.diagonal(self.covs, axis1=-2, axis2=-1))
+        xp = namespace(self.covs)
+        return xp.sqrt(xp.diagonal(self.covs, axis1=-2, axis2=-1))
 
     def explanation(self) -> str:
         """Cause and remedy."""
@@ -124,8 +126,7 @@ def kalman_filter(
     References:
         Anderson and Moore (1979), Optimal Filtering, section 5.2.
     """
-    series = series_of(model, ys, us)
-    return _filter(series, _pick(method, square_root, series))
+    return _filter(*_prepared(model, ys, us, method, square_root))
 
 
 def kalman_smoother(
@@ -157,8 +158,7 @@ def kalman_smoother(
         Bryson and Frazier (1963), Smoothing for linear and nonlinear dynamic systems; de Jong (1989), Smoothing and
         interpolation with the state-space model.
     """
-    series = series_of(model, ys, us)
-    return _smoother(series, _pick(method, square_root, series))
+    return _smoother(*_prepared(model, ys, us, method, square_root))
 
 
 def log_likelihood(
@@ -196,8 +196,7 @@ def log_likelihood(
         Schweppe (1965), Evaluation of likelihood functions for Gaussian signals; Koopman and Shephard (1992), Exact
         score for time series models in state space form.
     """
-    series = series_of(model, ys, us)
-    value, failure = _log_likelihood(series, _pick(method, square_root, series))
+    value, failure = _log_likelihood(*_prepared(model, ys, us, method, square_root))
     if is_concrete(failure) and int(np.max(np.asarray(failure))) >= 0:
         code = int(np.max(np.asarray(failure)))
         raise RuntimeError(f"log_likelihood failed: {_explain(int(STATUS[code % 4]), code // 4)}")
@@ -222,6 +221,13 @@ def _explain(status: int, stage: int) -> str:
         f"{where}: it overflows, since the model is unstable and too little is measured, or numbers of the model or"
         " the data are too large, or W, V or cov0 has a negative eigenvalue."
     )
+
+
+def _prepared(model: LinearGaussian, ys: Any, us: Any, method: str, square_root: bool) -> tuple[Series, str]:
+    """Return the data and the method that is to run on them."""
+    series = series_of(model, ys, us)
+    method = _pick(method, square_root, series)
+    return _door.enter(series, natively=method.endswith("native")), method
 
 
 def _pick(method: str, square_root: bool, series: Series) -> str:
@@ -322,14 +328,14 @@ _SCORES = _methods(_scored, _root_score, native.score)
 _LIKELIHOODS = _methods(_likelihood_of, _root_likelihood, native.log_likelihood)
 
 
-@functools.partial(jax.jit, static_argnames="method")
+@_door.compiled("method")
 def _filter(series: Series, method: str) -> Posterior:
     run = _as_defined(_FILTERS[method], _filtered, method)
     value, means, covs, predicted_means, predicted_covs, failure = run(series)
     return Posterior(means, covs, value, *_ended(value, failure), predicted_means, predicted_covs)
 
 
-@functools.partial(jax.jit, static_argnames="method")
+@_door.compiled("method")
 def _smoother(series: Series, method: str) -> Posterior:
     run = _as_defined(_SMOOTHERS[method], _smoothed, method)
     value, means, covs, lag_one, r, failure = run(series)
@@ -339,9 +345,10 @@ def _smoother(series: Series, method: str) -> Posterior:
 
 def _ended(value: Any, failure: Any) -> tuple[Any, Any]:
     """Return status and stage."""
-    told = jnp.stack([jnp.asarray(int(STATUS[reason]), jnp.int32) for reason in sorted(STATUS)])[failure % 4 % 3]
-    calm = jnp.where(jnp.isfinite(value), int(Status.SOLVED), int(Status.OVERFLOW))
-    return jnp.where(failure >= 0, told, calm).astype(jnp.int32), jnp.where(failure >= 0, failure // 4, -1)
+    xp = namespace(failure)
+    told = xp.asarray([int(STATUS[reason]) for reason in sorted(STATUS)], xp.int32)[failure % 4 % 3]
+    calm = xp.where(xp.isfinite(value), int(Status.SOLVED), int(Status.OVERFLOW))
+    return xp.where(failure >= 0, told, calm).astype(xp.int32), xp.where(failure >= 0, failure // 4, -1)
 
 
 def _as_defined(run: Callable, definition: Callable, method: str) -> Callable:
@@ -358,7 +365,7 @@ def _as_defined(run: Callable, definition: Callable, method: str) -> Callable:
         return values, jax.tree.map(_agreeing, values, *jax.jvp(defined, primals, tangents))
 
     function.defjvp(tangent)
-    return function
+    return lambda series: (run if on_host(series.z) else function)(series)  # on the host nothing is differentiated
 
 
 def _agreeing(value: Any, defined: Any, slope: Any) -> Any:
@@ -374,9 +381,9 @@ def _nan_if_far(other: Any, value: Any, factor: float) -> Any:
     return jnp.where(far, jnp.nan, 1.0)
 
 
-@functools.partial(jax.jit, static_argnames="method")
+@_door.compiled("method")
 def _log_likelihood(series: Series, method: str) -> tuple[Any, Any]:
-    return _likelihood(series, method)
+    return (_LIKELIHOODS[method](series) if on_host(series.z) else _likelihood(series, method))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))

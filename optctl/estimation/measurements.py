@@ -2,10 +2,11 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from optctl._validate import as_float, is_concrete
+from optctl import _door
+from optctl._arrays import namespace
+from optctl._validate import as_float, cast, is_concrete
 from optctl.estimation.kalman import Series, symmetric
 from optctl.estimation.linear_gaussian import LinearGaussian
 
@@ -16,7 +17,7 @@ def check_measurements(model: LinearGaussian, ys: Any, *, least: int = 1) -> Any
         raise ValueError(f"`model` is a {type(model).__name__}; expected optctl.LinearGaussian.")
     if isinstance(ys, np.ma.MaskedArray):
         ys = np.ma.filled(ys.astype(float), np.nan)
-    ys = jnp.asarray(as_float(ys, "ys", finite=False))
+    ys = as_float(ys, "ys", finite=False)
     if ys.ndim == 1 and model.ny == 1:
         ys = ys[:, None]
     if ys.ndim != 2 or ys.shape[1] != model.ny:
@@ -33,10 +34,10 @@ def check_inputs(model: LinearGaussian, us: Any, N: int) -> Any:
     if us is None:
         if model.nu:
             raise ValueError(f"`us` is missing; the model has inputs: expected ({N + 1}, {model.nu}).")
-        return jnp.zeros((N + 1, 0), model.A.dtype)
+        return np.zeros((N + 1, 0), model.A.dtype)
     if not model.nu:
         raise ValueError("`us` is given, but the model has no inputs; pass B=... (or D=...) to LinearGaussian.")
-    us = jnp.asarray(as_float(us, "us"))
+    us = as_float(us, "us")
     if us.ndim != 2 or us.shape[0] not in (N, N + 1) or us.shape[1] != model.nu:
         raise ValueError(f"`us` has shape {us.shape}; expected ({N}, {model.nu}) or ({N + 1}, {model.nu}).")
     return us
@@ -59,15 +60,15 @@ def series_of(model: LinearGaussian, ys: Any, us: Any = None) -> Series:
     ys = check_measurements(model, ys)
     N = ys.shape[0] - 1
     check_stages(model, N)
-    us = check_inputs(model, us, N)
+    model, ys, us = _door.enter((model, ys, check_inputs(model, us, N)))
     b, z = model.c, ys
     if model.nu:
         b = _each(model.B, us[:N]) + (model.c if model.c.ndim == 2 else model.c[None])
         z = without_feedthrough(model, ys, us)
-    dtype = jnp.result_type(model.A.dtype, z.dtype)
+    dtype = np.result_type(model.A.dtype, z.dtype)
     W, V, cov0 = (symmetric(m) for m in (model.W, model.V, model.cov0))
     fields = (model.A, model.C, W, V, model.mean0, cov0, b, z)
-    return Series(*(field.astype(dtype) for field in fields))
+    return Series(*(cast(field, dtype) for field in fields))
 
 
 def without_feedthrough(model: LinearGaussian, ys: Any, us: Any) -> Any:
@@ -76,12 +77,13 @@ def without_feedthrough(model: LinearGaussian, ys: Any, us: Any) -> Any:
     if us.shape[0] == N + 1:
         return ys - _each(model.D, us)
     last = model.D if model.D.ndim == 2 else model.D[-1]
-    matters = jnp.any(jnp.any(last != 0, axis=1) & ~jnp.isnan(ys[-1]))
+    xp = namespace(ys)
+    matters = xp.any(xp.any(last != 0, axis=1) & ~xp.isnan(ys[-1]))
     if is_concrete(matters) and matters:
         raise ValueError(f"`us` has {N} rows; expected {N + 1}: the last measurement sees the input u_N through D.")
     z = ys[:N] - _each(model.D if model.D.ndim == 2 else model.D[:N], us)
-    return jnp.concatenate([z, jnp.where(matters, jnp.inf, ys[-1:]).astype(z.dtype)])
+    return xp.concatenate([z, xp.where(matters, xp.inf, ys[-1:]).astype(z.dtype)])
 
 
 def _each(matrix: Any, vectors: Any) -> Any:
-    return jnp.einsum("...ij,...j->...i", matrix, vectors)
+    return namespace(vectors).einsum("...ij,...j->...i", matrix, vectors)
