@@ -27,12 +27,12 @@ def namespace(value: Any) -> Any:
 
 def to_host(tree: Any) -> Any:
     """Return a pytree with NumPy arrays in the place of JAX's; on a CPU they share their memory."""
-    return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, tree)
+    return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array | np.ndarray) else leaf, tree)
 
 
 def to_device(tree: Any) -> Any:
     """Return a pytree with JAX arrays in the place of NumPy's."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if on_host(leaf) else leaf, tree)
+    return jax.tree.map(lambda leaf: jax.device_put(leaf) if on_host(leaf) else leaf, tree)
 
 
 def kept(value: Any, dtype: Any) -> np.ndarray:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from optctl import _native
-from optctl._arrays import HOST, to_device, to_host
+from optctl._arrays import to_device, to_host
 from optctl._validate import runs_now
 
 
@@ -25,7 +25,7 @@ def opens(given: Any) -> bool:
 def enter(given: Any, *, natively: bool = True) -> Any:
     """Return a pytree with all arrays of one kind: NumPy's if the door opens and is asked to (`natively`), else JAX's."""
     if natively and opens(given):
-        return given if all(isinstance(leaf, HOST) for leaf in jax.tree.leaves(given)) else to_host(given)
+        return given if all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(given)) else to_host(given)
     return to_device(given)
 
 

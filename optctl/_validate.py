@@ -28,6 +28,7 @@ def is_concrete(value: Any) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
 
 
+_ZERO = np.zeros(())
 _IDLE = get_opaque_trace_state(convention="flax")
 
 
@@ -40,7 +41,7 @@ def runs_now(value: Any) -> bool:
     """
     if not is_concrete(value):
         return False
-    return get_opaque_trace_state(convention="flax") == _IDLE or is_concrete(jnp.zeros(()))
+    return get_opaque_trace_state(convention="flax") == _IDLE or is_concrete(jax.device_put(_ZERO))
 
 
 def default_float() -> Any:

@@ -18,13 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl import _door, _native
-from optctl._arrays import namespace, on_host
+from optctl._arrays import namespace, on_host, to_device
 from optctl._record import record
+from optctl._slopes import inner
 from optctl._validate import check_choice, check_flag, is_concrete
 from optctl.estimation import kalman, native, parallel, square_root
 from optctl.estimation.kalman import LOST_DIGITS, NOT_FINITE, SINGULAR, Series
 from optctl.estimation.linear_gaussian import LinearGaussian
-from optctl.estimation.measurements import series_of
+from optctl.estimation.measurements import check_series, series_of, slopes_of_data
 from optctl.result import Result, Status
 
 METHODS = ("auto", "native", "scan", "parallel")
@@ -196,7 +197,8 @@ def log_likelihood(
         Schweppe (1965), Evaluation of likelihood functions for Gaussian signals; Koopman and Shephard (1992), Exact
         score for time series models in state space form.
     """
-    value, failure = _log_likelihood(*_prepared(model, ys, us, method, square_root))
+    given = _prepared(model, ys, us, method, square_root)
+    value, failure = (_evaluate if on_host(given[1]) else _log_likelihood)(*given)
     if is_concrete(failure) and int(np.max(np.asarray(failure))) >= 0:
         code = int(np.max(np.asarray(failure)))
         raise RuntimeError(f"log_likelihood failed: {_explain(int(STATUS[code % 4]), code // 4)}")
@@ -223,17 +225,17 @@ def _explain(status: int, stage: int) -> str:
     )
 
 
-def _prepared(model: LinearGaussian, ys: Any, us: Any, method: str, square_root: bool) -> tuple[Series, str]:
-    """Return the data and the method that is to run on them."""
-    series = series_of(model, ys, us)
-    method = _pick(method, square_root, series)
-    return _door.enter(series, natively=method.endswith("native")), method
+def _prepared(model: LinearGaussian, ys: Any, us: Any, method: str, square_root: bool) -> tuple:
+    """Return model, ys, us and the method that is to run on them."""
+    ys, us = check_series(model, ys, us)
+    method = _pick(method, square_root, model.ny)
+    return *_door.enter((model, ys, us), natively=method.endswith("native")), method
 
 
-def _pick(method: str, square_root: bool, series: Series) -> str:
+def _pick(method: str, square_root: bool, ny: int) -> str:
     check_choice(method, "method", METHODS)
     check_flag(square_root, "square_root")
-    roots = square_root and series.z.shape[1] > 0  # nothing is measured: nothing to take roots of
+    roots = square_root and ny > 0  # nothing is measured: nothing to take roots of
     if method == "parallel" and roots:
         raise ValueError("`square_root` has no parallel form; use method='native' or 'scan'.")
     if method == "native":
@@ -329,16 +331,16 @@ _LIKELIHOODS = _methods(_likelihood_of, _root_likelihood, native.log_likelihood)
 
 
 @_door.compiled("method")
-def _filter(series: Series, method: str) -> Posterior:
+def _filter(model: LinearGaussian, ys: Any, us: Any, method: str) -> Posterior:
     run = _as_defined(_FILTERS[method], _filtered, method)
-    value, means, covs, predicted_means, predicted_covs, failure = run(series)
+    value, means, covs, predicted_means, predicted_covs, failure = run(series_of(model, ys, us))
     return Posterior(means, covs, value, *_ended(value, failure), predicted_means, predicted_covs)
 
 
 @_door.compiled("method")
-def _smoother(series: Series, method: str) -> Posterior:
+def _smoother(model: LinearGaussian, ys: Any, us: Any, method: str) -> Posterior:
     run = _as_defined(_SMOOTHERS[method], _smoothed, method)
-    value, means, covs, lag_one, r, failure = run(series)
+    value, means, covs, lag_one, r, failure = run(series_of(model, ys, us))
     ended = _ended(value, failure)
     return Posterior(means, covs, value, *ended, lag_one_covs=lag_one, costates=-r, given="all")
 
@@ -382,18 +384,28 @@ def _nan_if_far(other: Any, value: Any, factor: float) -> Any:
 
 
 @_door.compiled("method")
-def _log_likelihood(series: Series, method: str) -> tuple[Any, Any]:
-    return (_LIKELIHOODS[method](series) if on_host(series.z) else _likelihood(series, method))
+def _evaluate(model: LinearGaussian, ys: Any, us: Any, method: str) -> tuple[Any, Any]:
+    """Return the log-likelihood and how it failed."""
+    return _LIKELIHOODS[method](series_of(model, ys, us))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _likelihood(series: Series, method: str) -> tuple[Any, Any]:
-    return _LIKELIHOODS[method](series)
+@_door.compiled("method")
+def _differentiate(model: LinearGaussian, ys: Any, us: Any, method: str) -> tuple[Any, Any, Any]:
+    """Return the log-likelihood, its slopes in model, ys and us, and how it failed."""
+    value, gradient, failure = _as_defined(_SCORES[method], _scored, method)(series_of(model, ys, us))
+    return value, slopes_of_data(model, ys, us, gradient), failure
 
 
-@_likelihood.defjvp
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _log_likelihood(model: LinearGaussian, ys: Any, us: Any, method: str) -> tuple[Any, Any]:
+    return _evaluate(model, ys, us, method)
+
+
 def _likelihood_tangent(method: str, primals: tuple, tangents: tuple) -> tuple:
-    value, gradient, failure = _as_defined(_SCORES[method], _scored, method)(primals[0])
-    pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(tangents[0]), strict=True)
-    slope = sum(jnp.sum(g * d) for g, d in pairs)
-    return (value, failure), (slope, np.zeros(failure.shape, jax.dtypes.float0))
+    # Under `grad`, but outside `jit`, the data are numbers still, and the kernels' score compiles nothing.
+    value, slopes, failure = _differentiate(*_door.enter(primals, natively=method.endswith("native")), method)
+    slope = inner(jax.tree.leaves(slopes), jax.tree.leaves(tangents), value.dtype)
+    return to_device((value, failure)), (slope, np.zeros(failure.shape, jax.dtypes.float0))
+
+
+_log_likelihood.defjvp(_likelihood_tangent, symbolic_zeros=True)

@@ -2,12 +2,12 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 
-from optctl import _door
 from optctl._arrays import namespace
 from optctl._validate import as_float, cast, is_concrete
-from optctl.estimation.kalman import Series, symmetric
+from optctl.estimation.kalman import Series, outer, summed, symmetric, transpose
 from optctl.estimation.linear_gaussian import LinearGaussian
 
 
@@ -51,8 +51,8 @@ def check_stages(model: LinearGaussian, N: int) -> None:
             raise ValueError(f"`{name}` has {matrix.shape[0]} stages; expected {count} for {N + 1} measurements.")
 
 
-def series_of(model: LinearGaussian, ys: Any, us: Any = None) -> Series:
-    """Return the model and its data with known inputs absorbed; matrices that do not change are not copied.
+def check_series(model: LinearGaussian, ys: Any, us: Any = None) -> tuple[Any, Any]:
+    """Return ys as (N+1, ny) and us as (N, nu) or (N+1, nu).
 
     Raises:
         ValueError: for shapes that do not fit.
@@ -60,8 +60,12 @@ def series_of(model: LinearGaussian, ys: Any, us: Any = None) -> Series:
     ys = check_measurements(model, ys)
     N = ys.shape[0] - 1
     check_stages(model, N)
-    model, ys, us = _door.enter((model, ys, check_inputs(model, us, N)))
-    b, z = model.c, ys
+    return ys, check_inputs(model, us, N)
+
+
+def series_of(model: LinearGaussian, ys: Any, us: Any) -> Series:
+    """Return the model and its data with known inputs absorbed; matrices that do not change are not copied."""
+    N, b, z = ys.shape[0] - 1, model.c, ys
     if model.nu:
         b = _each(model.B, us[:N]) + (model.c if model.c.ndim == 2 else model.c[None])
         z = without_feedthrough(model, ys, us)
@@ -69,6 +73,24 @@ def series_of(model: LinearGaussian, ys: Any, us: Any = None) -> Series:
     W, V, cov0 = (symmetric(m) for m in (model.W, model.V, model.cov0))
     fields = (model.A, model.C, W, V, model.mean0, cov0, b, z)
     return Series(*(cast(field, dtype) for field in fields))
+
+
+def slopes_of_data(model: LinearGaussian, ys: Any, us: Any, g: Series) -> tuple[LinearGaussian, Any, Any]:
+    """Return the slopes in model, ys and us of a number whose slopes in the fields of `series_of(...)` are g."""
+    xp, N, n = namespace(g.z), ys.shape[0] - 1, us.shape[0]
+    B, D, gus = xp.zeros_like(model.B), xp.zeros_like(model.D), xp.zeros_like(us)
+    if model.nu:
+        gz = g.z[:n]
+        B, D = summed(outer(g.b, us[:N]), model.B), -outer(gz, us)
+        missing = xp.zeros((N + 1 - n, *D.shape[1:]), D.dtype)  # of u_N, where it is not given
+        D = summed(xp.concatenate([D, missing]), model.D)
+        through = -_each(transpose(model.D if model.D.ndim == 2 else model.D[:n]), gz)
+        gus = through + xp.concatenate([_each(transpose(model.B), g.b), xp.zeros_like(through[N:])])
+    W, V, cov0 = (symmetric(m) for m in (g.W, g.V, g.cov0))
+    fields = {"A": g.A, "C": g.C, "W": W, "V": V, "mean0": g.mean0, "cov0": cov0, "B": B, "D": D}
+    fields["c"] = summed(g.b, model.c)
+    leaves = [cast(fields[name], value.dtype) for name, value in vars(model).items()]
+    return jax.tree.unflatten(jax.tree.structure(model), leaves), cast(g.z, ys.dtype), cast(gus, us.dtype)
 
 
 def without_feedthrough(model: LinearGaussian, ys: Any, us: Any) -> Any:
