@@ -5,17 +5,18 @@ XLA then compiles nothing for what runs once, and small arrays do not pay for it
 """
 
 from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+HOST = (np.ndarray, np.generic)
+
 
 def on_host(value: Any) -> bool:
     """True for NumPy's arrays and numbers."""
-    return isinstance(value, np.ndarray | np.generic)
+    return isinstance(value, HOST)
 
 
 def namespace(value: Any) -> Any:
@@ -25,12 +26,19 @@ def namespace(value: Any) -> Any:
 
 def to_host(tree: Any) -> Any:
     """Return a pytree with NumPy arrays in the place of JAX's; on a CPU they share their memory."""
-    return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, tree)
+    return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array | np.ndarray) else leaf, tree)
 
 
 def to_device(tree: Any) -> Any:
     """Return a pytree with JAX arrays in the place of NumPy's."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if on_host(leaf) else leaf, tree)
+    return jax.tree.map(lambda leaf: jax.device_put(leaf) if on_host(leaf) else leaf, tree)
+
+
+def kept(value: Any, dtype: Any) -> np.ndarray:
+    """Return an array for a record of NumPy's: nobody can write to it, and it is a copy where somebody could."""
+    value = np.array(value, dtype, copy=True if isinstance(value, np.ndarray) and value.flags.writeable else None)
+    value.setflags(write=False)
+    return value
 
 
 def constant(tree: Any, like: Any) -> Any:
@@ -38,20 +46,40 @@ def constant(tree: Any, like: Any) -> Any:
     return tree if on_host(like) else jax.lax.stop_gradient(tree)
 
 
+def while_loop(condition: Callable, body: Callable, start: Any) -> Any:
+    """Repeat `body` while `condition` holds: `jax.lax.while_loop`, and on the host a `while`."""
+    if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(start)):
+        return jax.lax.while_loop(condition, body, start)
+    state = start
+    while condition(state):
+        state = body(state)
+    return state
+
+
+def solve(matrix: Any, right: Any) -> Any:
+    """Solve a linear system; where the matrix is singular, there is no number in the solution."""
+    if not on_host(matrix):
+        return jnp.linalg.solve(matrix, right)
+    try:
+        return np.linalg.solve(matrix, right)
+    except np.linalg.LinAlgError:
+        return np.full_like(right, np.nan)
+
+
+def eigenvalues(matrix: Any, *, symmetric: bool = False) -> Any:
+    """Return the eigenvalues of a matrix; where they are not found, as of NaN, there are no numbers among them."""
+    xp = namespace(matrix)
+    try:
+        return (xp.linalg.eigvalsh if symmetric else xp.linalg.eigvals)(matrix)
+    except np.linalg.LinAlgError:
+        return np.full(len(matrix), np.nan)
+
+
 def either(condition: Any, yes: Callable, no: Callable, *operands: Any) -> Any:
     """Return `yes(*operands)` or `no(*operands)`: `jax.lax.cond`, and on the host an `if`."""
     if on_host(condition):
         return yes(*operands) if condition else no(*operands)
     return jax.lax.cond(condition, yes, no, *operands)
-
-
-def repeat(going: Callable, body: Callable, carry: Any) -> Any:
-    """Return carry <- body(carry) as long as going(carry): `jax.lax.while_loop`, and on the host a `while`."""
-    if not on_host(jax.tree.leaves(carry)[0]):
-        return jax.lax.while_loop(going, body, carry)
-    while going(carry):
-        carry = body(carry)
-    return carry
 
 
 def each(function: Callable, rows: Any) -> Any:
@@ -66,22 +94,3 @@ def put(array: Any, index: Any, value: Any) -> Any:
     array = array.copy()
     array[index] = value
     return array
-
-
-def compiled(*static: str) -> Callable:
-    """Let XLA compile a function, static in arguments of these names; on the host, for arrays of NumPy, run it."""
-
-    def wrap(function: Callable) -> Callable:
-        made = jax.jit(function, static_argnames=static)
-
-        @wraps(function)
-        def call(*arguments: Any, **named: Any) -> Any:
-            leaves = jax.tree.leaves((arguments, named))
-            if any(isinstance(leaf, jax.Array) for leaf in leaves) or not any(map(on_host, leaves)):
-                return made(*arguments, **named)
-            with np.errstate(all="ignore"):
-                return function(*arguments, **named)
-
-        return call
-
-    return wrap

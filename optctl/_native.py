@@ -175,7 +175,7 @@ def call(
         made = [np.empty(shape, dtype) for shape in shapes]
         made.append(np.empty((), np.int32))
         _call_now(name, [o.astype(dtype, copy=False) for o in operands], made, (N, nx, nu, ny, *options.values()))
-        return made
+        return [result if result.ndim else result[()] for result in made]
     results = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
     results.append(jax.ShapeDtypeStruct((), np.int32))
     kernel = jax.ffi.ffi_call(f"optctl_{name}", results, vmap_method="expand_dims")

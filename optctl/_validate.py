@@ -28,6 +28,7 @@ def is_concrete(value: Any) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
 
 
+_ZERO = np.zeros(())
 _IDLE = get_opaque_trace_state(convention="flax")
 
 
@@ -40,7 +41,12 @@ def runs_now(value: Any) -> bool:
     """
     if not is_concrete(value):
         return False
-    return get_opaque_trace_state(convention="flax") == _IDLE or is_concrete(jnp.zeros(()))
+    return get_opaque_trace_state(convention="flax") == _IDLE or is_concrete(jax.device_put(_ZERO))
+
+
+def default_float() -> Any:
+    """Return the type of floating numbers that come without one: float64, or float32 where 64-bit mode is off."""
+    return jax.dtypes.canonicalize_dtype(np.float64)
 
 
 def cast(value: Any, dtype: Any) -> Any:
@@ -145,7 +151,7 @@ def as_float(value: Any, name: str, shape: tuple[int | None, ...] | None = None,
     if not isinstance(value, jax.Array) and type(value) is not np.ndarray:
         value = _numbers(value, name)
     if value.dtype.kind in "iu":
-        value = value.astype(jnp.zeros(()).dtype)
+        value = value.astype(default_float())
     if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.dtype.itemsize >= 8:
         value = np.asarray(value, np.float64)  # also from long double and the other byte order
     if value.dtype == np.float64 and jax.dtypes.canonicalize_dtype(np.float64) == np.float32:  # 64-bit mode is off
@@ -184,7 +190,7 @@ def _numbers(value: Any, name: str) -> Any:
         array = np.asarray if is_concrete(value) else jnp.asarray
         if array is np.asarray and (kind := np.asarray(value).dtype.kind) not in "fiucO":
             raise TypeError(f"an array of kind {kind}")
-        return array(value, dtype=jnp.zeros(()).dtype)
+        return array(value, dtype=default_float())
     except OverflowError as error:
         raise ValueError(f"`{name}` is too large for a number of type float; expected less than 1e308.") from error
     except (TypeError, ValueError) as error:

@@ -17,13 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optctl import _native
+from optctl import _door, _native
+from optctl._arrays import namespace, on_host, to_device
 from optctl._record import record
+from optctl._slopes import inner
 from optctl._validate import check_choice, check_flag, is_concrete
 from optctl.estimation import kalman, native, parallel, square_root
 from optctl.estimation.kalman import LOST_DIGITS, NOT_FINITE, SINGULAR, Series
 from optctl.estimation.linear_gaussian import LinearGaussian
-from optctl.estimation.measurements import series_of
+from optctl.estimation.measurements import check_series, series_of, slopes_of_data
 from optctl.result import Result, Status
 
 METHODS = ("auto", "native", "scan", "parallel")
@@ -73,7 +75,8 @@ class Posterior(Result):
     @property
     def stds(self) -> Any:
         """(N+1, nx) standard deviations."""
-        return jnp.sqrt(jnp.diagonal(self.covs, axis1=-2, axis2=-1))
+        xp = namespace(self.covs)
+        return xp.sqrt(xp.diagonal(self.covs, axis1=-2, axis2=-1))
 
     def explanation(self) -> str:
         """Cause and remedy."""
@@ -124,8 +127,7 @@ def kalman_filter(
     References:
         Anderson and Moore (1979), Optimal Filtering, section 5.2.
     """
-    series = series_of(model, ys, us)
-    return _filter(series, _pick(method, square_root, series))
+    return _filter(*_prepared(model, ys, us, method, square_root))
 
 
 def kalman_smoother(
@@ -157,8 +159,7 @@ def kalman_smoother(
         Bryson and Frazier (1963), Smoothing for linear and nonlinear dynamic systems; de Jong (1989), Smoothing and
         interpolation with the state-space model.
     """
-    series = series_of(model, ys, us)
-    return _smoother(series, _pick(method, square_root, series))
+    return _smoother(*_prepared(model, ys, us, method, square_root))
 
 
 def log_likelihood(
@@ -196,8 +197,8 @@ def log_likelihood(
         Schweppe (1965), Evaluation of likelihood functions for Gaussian signals; Koopman and Shephard (1992), Exact
         score for time series models in state space form.
     """
-    series = series_of(model, ys, us)
-    value, failure = _log_likelihood(series, _pick(method, square_root, series))
+    given = _prepared(model, ys, us, method, square_root)
+    value, failure = (_evaluate if on_host(given[1]) else _log_likelihood)(*given)
     if is_concrete(failure) and int(np.max(np.asarray(failure))) >= 0:
         code = int(np.max(np.asarray(failure)))
         raise RuntimeError(f"log_likelihood failed: {_explain(int(STATUS[code % 4]), code // 4)}")
@@ -224,10 +225,17 @@ def _explain(status: int, stage: int) -> str:
     )
 
 
-def _pick(method: str, square_root: bool, series: Series) -> str:
+def _prepared(model: LinearGaussian, ys: Any, us: Any, method: str, square_root: bool) -> tuple:
+    """Return model, ys, us and the method that is to run on them."""
+    ys, us = check_series(model, ys, us)
+    method = _pick(method, square_root, model.ny)
+    return *_door.enter((model, ys, us), natively=method.endswith("native")), method
+
+
+def _pick(method: str, square_root: bool, ny: int) -> str:
     check_choice(method, "method", METHODS)
     check_flag(square_root, "square_root")
-    roots = square_root and series.z.shape[1] > 0  # nothing is measured: nothing to take roots of
+    roots = square_root and ny > 0  # nothing is measured: nothing to take roots of
     if method == "parallel" and roots:
         raise ValueError("`square_root` has no parallel form; use method='native' or 'scan'.")
     if method == "native":
@@ -322,26 +330,27 @@ _SCORES = _methods(_scored, _root_score, native.score)
 _LIKELIHOODS = _methods(_likelihood_of, _root_likelihood, native.log_likelihood)
 
 
-@functools.partial(jax.jit, static_argnames="method")
-def _filter(series: Series, method: str) -> Posterior:
+@_door.compiled("method")
+def _filter(model: LinearGaussian, ys: Any, us: Any, method: str) -> Posterior:
     run = _as_defined(_FILTERS[method], _filtered, method)
-    value, means, covs, predicted_means, predicted_covs, failure = run(series)
+    value, means, covs, predicted_means, predicted_covs, failure = run(series_of(model, ys, us))
     return Posterior(means, covs, value, *_ended(value, failure), predicted_means, predicted_covs)
 
 
-@functools.partial(jax.jit, static_argnames="method")
-def _smoother(series: Series, method: str) -> Posterior:
+@_door.compiled("method")
+def _smoother(model: LinearGaussian, ys: Any, us: Any, method: str) -> Posterior:
     run = _as_defined(_SMOOTHERS[method], _smoothed, method)
-    value, means, covs, lag_one, r, failure = run(series)
+    value, means, covs, lag_one, r, failure = run(series_of(model, ys, us))
     ended = _ended(value, failure)
     return Posterior(means, covs, value, *ended, lag_one_covs=lag_one, costates=-r, given="all")
 
 
 def _ended(value: Any, failure: Any) -> tuple[Any, Any]:
     """Return status and stage."""
-    told = jnp.stack([jnp.asarray(int(STATUS[reason]), jnp.int32) for reason in sorted(STATUS)])[failure % 4 % 3]
-    calm = jnp.where(jnp.isfinite(value), int(Status.SOLVED), int(Status.OVERFLOW))
-    return jnp.where(failure >= 0, told, calm).astype(jnp.int32), jnp.where(failure >= 0, failure // 4, -1)
+    xp = namespace(failure)
+    told = xp.asarray([int(STATUS[reason]) for reason in sorted(STATUS)], xp.int32)[failure % 4 % 3]
+    calm = xp.where(xp.isfinite(value), int(Status.SOLVED), int(Status.OVERFLOW))
+    return xp.where(failure >= 0, told, calm).astype(xp.int32), xp.where(failure >= 0, failure // 4, -1)
 
 
 def _as_defined(run: Callable, definition: Callable, method: str) -> Callable:
@@ -358,7 +367,7 @@ def _as_defined(run: Callable, definition: Callable, method: str) -> Callable:
         return values, jax.tree.map(_agreeing, values, *jax.jvp(defined, primals, tangents))
 
     function.defjvp(tangent)
-    return function
+    return lambda series: (run if on_host(series.z) else function)(series)  # on the host nothing is differentiated
 
 
 def _agreeing(value: Any, defined: Any, slope: Any) -> Any:
@@ -374,19 +383,29 @@ def _nan_if_far(other: Any, value: Any, factor: float) -> Any:
     return jnp.where(far, jnp.nan, 1.0)
 
 
-@functools.partial(jax.jit, static_argnames="method")
-def _log_likelihood(series: Series, method: str) -> tuple[Any, Any]:
-    return _likelihood(series, method)
+@_door.compiled("method")
+def _evaluate(model: LinearGaussian, ys: Any, us: Any, method: str) -> tuple[Any, Any]:
+    """Return the log-likelihood and how it failed."""
+    return _LIKELIHOODS[method](series_of(model, ys, us))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _likelihood(series: Series, method: str) -> tuple[Any, Any]:
-    return _LIKELIHOODS[method](series)
+@_door.compiled("method")
+def _differentiate(model: LinearGaussian, ys: Any, us: Any, method: str) -> tuple[Any, Any, Any]:
+    """Return the log-likelihood, its slopes in model, ys and us, and how it failed."""
+    value, gradient, failure = _as_defined(_SCORES[method], _scored, method)(series_of(model, ys, us))
+    return value, slopes_of_data(model, ys, us, gradient), failure
 
 
-@_likelihood.defjvp
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _log_likelihood(model: LinearGaussian, ys: Any, us: Any, method: str) -> tuple[Any, Any]:
+    return _evaluate(model, ys, us, method)
+
+
 def _likelihood_tangent(method: str, primals: tuple, tangents: tuple) -> tuple:
-    value, gradient, failure = _as_defined(_SCORES[method], _scored, method)(primals[0])
-    pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(tangents[0]), strict=True)
-    slope = sum(jnp.sum(g * d) for g, d in pairs)
-    return (value, failure), (slope, np.zeros(failure.shape, jax.dtypes.float0))
+    # Under `grad`, but outside `jit`, the data are numbers still, and the kernels' score compiles nothing.
+    value, slopes, failure = _differentiate(*_door.enter(primals, natively=method.endswith("native")), method)
+    slope = inner(jax.tree.leaves(slopes), jax.tree.leaves(tangents), value.dtype)
+    return to_device((value, failure)), (slope, np.zeros(failure.shape, jax.dtypes.float0))
+
+
+_log_likelihood.defjvp(_likelihood_tangent, symbolic_zeros=True)

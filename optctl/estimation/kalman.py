@@ -325,7 +325,7 @@ def diagonals(matrices: Any) -> Any:
 
 def transpose(matrices: Any) -> Any:
     """Return M_t' at all times."""
-    return jnp.swapaxes(matrices, -1, -2)
+    return matrices.swapaxes(-1, -2)
 
 
 def symmetric(matrices: Any) -> Any:

@@ -5,6 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from optctl import _door
+from optctl._arrays import kept
 from optctl._record import record
 from optctl._validate import as_float, as_weight, is_concrete
 
@@ -77,8 +79,9 @@ class LinearGaussian:
         }
         if fields["cov0"].ndim != 2:
             raise ValueError(f"`cov0` has shape {fields['cov0'].shape}; expected ({nx}, {nx}).")
+        hold = kept if _door.opens(list(fields.values())) else jnp.asarray
         for name, value in fields.items():
-            object.__setattr__(self, name, jnp.asarray(value))
+            object.__setattr__(self, name, hold(value, value.dtype))
 
     def replace(self, **changes: Any) -> "LinearGaussian":
         """Return the same model with other values in the named fields, such as `model.replace(V=...)`."""
@@ -111,7 +114,7 @@ def _is_zero(value: Any) -> bool:
 
 def _optional(value: Any, name: str, shape: tuple[int, ...], dtype: Any) -> Any:
     if value is None:
-        return jnp.zeros(shape, dtype)
+        return np.zeros(shape, dtype)
     value = as_float(value, name)
     if value.ndim not in (len(shape), len(shape) + 1) or value.shape[value.ndim - len(shape) :] != shape:
         raise ValueError(f"`{name}` has shape {value.shape}; expected {shape}, or with a leading axis of stages.")

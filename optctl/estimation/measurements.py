@@ -2,11 +2,12 @@
 
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
-from optctl._validate import as_float, is_concrete
-from optctl.estimation.kalman import Series, symmetric
+from optctl._arrays import namespace
+from optctl._validate import as_float, cast, is_concrete
+from optctl.estimation.kalman import Series, outer, summed, symmetric, transpose
 from optctl.estimation.linear_gaussian import LinearGaussian
 
 
@@ -16,7 +17,7 @@ def check_measurements(model: LinearGaussian, ys: Any, *, least: int = 1) -> Any
         raise ValueError(f"`model` is a {type(model).__name__}; expected optctl.LinearGaussian.")
     if isinstance(ys, np.ma.MaskedArray):
         ys = np.ma.filled(ys.astype(float), np.nan)
-    ys = jnp.asarray(as_float(ys, "ys", finite=False))
+    ys = as_float(ys, "ys", finite=False)
     if ys.ndim == 1 and model.ny == 1:
         ys = ys[:, None]
     if ys.ndim != 2 or ys.shape[1] != model.ny:
@@ -33,10 +34,10 @@ def check_inputs(model: LinearGaussian, us: Any, N: int) -> Any:
     if us is None:
         if model.nu:
             raise ValueError(f"`us` is missing; the model has inputs: expected ({N + 1}, {model.nu}).")
-        return jnp.zeros((N + 1, 0), model.A.dtype)
+        return np.zeros((N + 1, 0), model.A.dtype)
     if not model.nu:
         raise ValueError("`us` is given, but the model has no inputs; pass B=... (or D=...) to LinearGaussian.")
-    us = jnp.asarray(as_float(us, "us"))
+    us = as_float(us, "us")
     if us.ndim != 2 or us.shape[0] not in (N, N + 1) or us.shape[1] != model.nu:
         raise ValueError(f"`us` has shape {us.shape}; expected ({N}, {model.nu}) or ({N + 1}, {model.nu}).")
     return us
@@ -50,8 +51,8 @@ def check_stages(model: LinearGaussian, N: int) -> None:
             raise ValueError(f"`{name}` has {matrix.shape[0]} stages; expected {count} for {N + 1} measurements.")
 
 
-def series_of(model: LinearGaussian, ys: Any, us: Any = None) -> Series:
-    """Return the model and its data with known inputs absorbed; matrices that do not change are not copied.
+def check_series(model: LinearGaussian, ys: Any, us: Any = None) -> tuple[Any, Any]:
+    """Return ys as (N+1, ny) and us as (N, nu) or (N+1, nu).
 
     Raises:
         ValueError: for shapes that do not fit.
@@ -59,15 +60,37 @@ def series_of(model: LinearGaussian, ys: Any, us: Any = None) -> Series:
     ys = check_measurements(model, ys)
     N = ys.shape[0] - 1
     check_stages(model, N)
-    us = check_inputs(model, us, N)
-    b, z = model.c, ys
+    return ys, check_inputs(model, us, N)
+
+
+def series_of(model: LinearGaussian, ys: Any, us: Any) -> Series:
+    """Return the model and its data with known inputs absorbed; matrices that do not change are not copied."""
+    N, b, z = ys.shape[0] - 1, model.c, ys
     if model.nu:
         b = _each(model.B, us[:N]) + (model.c if model.c.ndim == 2 else model.c[None])
         z = without_feedthrough(model, ys, us)
-    dtype = jnp.result_type(model.A.dtype, z.dtype)
+    dtype = np.result_type(model.A.dtype, z.dtype)
     W, V, cov0 = (symmetric(m) for m in (model.W, model.V, model.cov0))
     fields = (model.A, model.C, W, V, model.mean0, cov0, b, z)
-    return Series(*(field.astype(dtype) for field in fields))
+    return Series(*(cast(field, dtype) for field in fields))
+
+
+def slopes_of_data(model: LinearGaussian, ys: Any, us: Any, g: Series) -> tuple[LinearGaussian, Any, Any]:
+    """Return the slopes in model, ys and us of a number whose slopes in the fields of `series_of(...)` are g."""
+    xp, N, n = namespace(g.z), ys.shape[0] - 1, us.shape[0]
+    B, D, gus = xp.zeros_like(model.B), xp.zeros_like(model.D), xp.zeros_like(us)
+    if model.nu:
+        gz = g.z[:n]
+        B, D = summed(outer(g.b, us[:N]), model.B), -outer(gz, us)
+        missing = xp.zeros((N + 1 - n, *D.shape[1:]), D.dtype)  # of u_N, where it is not given
+        D = summed(xp.concatenate([D, missing]), model.D)
+        through = -_each(transpose(model.D if model.D.ndim == 2 else model.D[:n]), gz)
+        gus = through + xp.concatenate([_each(transpose(model.B), g.b), xp.zeros_like(through[N:])])
+    W, V, cov0 = (symmetric(m) for m in (g.W, g.V, g.cov0))
+    fields = {"A": g.A, "C": g.C, "W": W, "V": V, "mean0": g.mean0, "cov0": cov0, "B": B, "D": D}
+    fields["c"] = summed(g.b, model.c)
+    leaves = [cast(fields[name], value.dtype) for name, value in vars(model).items()]
+    return jax.tree.unflatten(jax.tree.structure(model), leaves), cast(g.z, ys.dtype), cast(gus, us.dtype)
 
 
 def without_feedthrough(model: LinearGaussian, ys: Any, us: Any) -> Any:
@@ -76,12 +99,13 @@ def without_feedthrough(model: LinearGaussian, ys: Any, us: Any) -> Any:
     if us.shape[0] == N + 1:
         return ys - _each(model.D, us)
     last = model.D if model.D.ndim == 2 else model.D[-1]
-    matters = jnp.any(jnp.any(last != 0, axis=1) & ~jnp.isnan(ys[-1]))
+    xp = namespace(ys)
+    matters = xp.any(xp.any(last != 0, axis=1) & ~xp.isnan(ys[-1]))
     if is_concrete(matters) and matters:
         raise ValueError(f"`us` has {N} rows; expected {N + 1}: the last measurement sees the input u_N through D.")
     z = ys[:N] - _each(model.D if model.D.ndim == 2 else model.D[:N], us)
-    return jnp.concatenate([z, jnp.where(matters, jnp.inf, ys[-1:]).astype(z.dtype)])
+    return xp.concatenate([z, xp.where(matters, xp.inf, ys[-1:]).astype(z.dtype)])
 
 
 def _each(matrix: Any, vectors: Any) -> Any:
-    return jnp.einsum("...ij,...j->...i", matrix, vectors)
+    return namespace(vectors).einsum("...ij,...j->...i", matrix, vectors)

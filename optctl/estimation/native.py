@@ -6,7 +6,7 @@ The definitions are `kalman.py` and `square_root.py`, the policy is that of `fil
 
 from typing import Any
 
-import jax.numpy as jnp
+import numpy as np
 
 from optctl import _native
 from optctl.estimation.kalman import Series
@@ -57,4 +57,4 @@ def _with_time(field: Any, ndim: int) -> Any:
     """Give a field at least one row; of a single measurement nothing per stage is read."""
     if field.ndim < ndim:
         return field[None]
-    return field if field.shape[0] else jnp.zeros((1, *field.shape[1:]), field.dtype)
+    return field if field.shape[0] else np.zeros((1, *field.shape[1:]), field.dtype)

@@ -44,7 +44,8 @@ class Point:
 
     def pack(self) -> Any:
         """Return all numbers in one vector."""
-        return jnp.concatenate([self.start, self.xs.ravel(), self.us.ravel(), self.costates.ravel()])
+        xp = namespace(self.xs)
+        return xp.concatenate([self.start, self.xs.ravel(), self.us.ravel(), self.costates.ravel()])
 
     @classmethod
     def unpack(cls, z: Any, lq: LQ) -> "Point":
@@ -70,18 +71,20 @@ def apply(lq: LQ, z: Point) -> Point:
 def right_hand_side(lq: LQ) -> Point:
     """Return the system's right-hand side."""
     N, nx, nu = lq.horizon, lq.nx, lq.nu
-    is_free = jnp.asarray(lq.x0_free)
-    given = jnp.zeros_like(lq.q0) if lq.x0 is None else jnp.where(is_free, 0.0, lq.x0)
-    start = jnp.where(is_free, -(lq.q0 + lq.Q0 @ given), given)
-    q, r, c = (jnp.broadcast_to(v, (N, n)) for v, n in ((lq.q, nx), (lq.r, nu), (lq.c, nx)))
-    return Point(start, -jnp.vstack([q, lq.qf]), -r, -jnp.vstack([given, c]))
+    xp = namespace(lq.Q0)
+    is_free = xp.asarray(lq.x0_free)
+    given = xp.zeros_like(lq.q0) if lq.x0 is None else xp.where(is_free, 0.0, lq.x0)
+    start = xp.where(is_free, -(lq.q0 + (lq.Q0 + lq.Q0.T) @ given / 2), given)
+    q, r, c = (xp.broadcast_to(v, (N, n)) for v, n in ((lq.q, nx), (lq.r, nu), (lq.c, nx)))
+    return Point(start, -xp.vstack([q, lq.qf]), -r, -xp.vstack([given, c]))
 
 
 def cost(lq: LQ, xs: Any, us: Any) -> Any:
     """Return the cost of a trajectory of the model."""
     x, x0, xN = xs[:-1], xs[0], xs[-1]
-    stages = jnp.sum(x * (0.5 * times(lq.Q, x) + times(lq.M, us))) + jnp.sum(dots(lq.q, x))
-    inputs = 0.5 * jnp.sum(us * times(lq.R, us)) + jnp.sum(dots(lq.r, us))
+    xp = namespace(xs)
+    stages = xp.sum(x * (0.5 * times(lq.Q, x) + times(lq.M, us))) + xp.sum(dots(lq.q, x))
+    inputs = 0.5 * xp.sum(us * times(lq.R, us)) + xp.sum(dots(lq.r, us))
     start = 0.5 * x0 @ lq.Q0 @ x0 + lq.q0 @ x0 if any(lq.x0_free) else 0.0
     return stages + inputs + 0.5 * xN @ lq.Qf @ xN + lq.qf @ xN + start + lq.constant
 
@@ -94,9 +97,9 @@ def times(matrix: Any, rows: Any) -> Any:
 
 def transposed_times(matrix: Any, rows: Any) -> Any:
     """Multiply each row by the transpose of its stage's matrix."""
-    return jnp.einsum("...ji,...j->...i", matrix, rows)
+    return namespace(rows).einsum("...ji,...j->...i", matrix, rows)
 
 
 def dots(vector: Any, rows: Any) -> Any:
     """Return the inner product of each row with its stage's vector."""
-    return jnp.einsum("...i,...i->...", vector, rows)
+    return namespace(rows).einsum("...i,...i->...", vector, rows)

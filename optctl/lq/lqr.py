@@ -2,9 +2,10 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
+from optctl import _door
+from optctl._arrays import namespace
 from optctl._validate import as_float, as_weight, as_whole, check_shape
 from optctl.lq.model import LQ
 from optctl.lq.solution import LQSolution, solve
@@ -84,23 +85,23 @@ def lqr(
     given = {"A": (A, (nx, nx)), "B": (B, (nx, nu)), "Q": (Q, (nx, nx)), "R": (R, (nu, nu))}
     optional = {"M": (M, (nx, nu)), "q": (q, (nx,)), "r": (r, (nu,)), "c": (c, (nx,)), "u_ref": (u_ref, (nu,))}
     for name, (value, shape) in optional.items():
-        given[name] = (jnp.zeros(shape, A.dtype) if value is None else as_float(value, name), shape)
+        given[name] = (np.zeros(shape, A.dtype) if value is None else as_float(value, name), shape)
     N = _horizon(horizon, given, x_ref)
     stages = {name: _per_stage(value, name, shape, N) for name, (value, shape) in given.items()}
-    qf = jnp.zeros(nx, A.dtype) if qf is None else as_float(qf, "qf", (nx,))
-    x0 = None if x0 is None else as_float(x0, "x0", (nx,))
+    qf = np.zeros(nx, A.dtype) if qf is None else as_float(qf, "qf", (nx,))
+    start = np.zeros(nx, A.dtype) if x0 is None else as_float(x0, "x0", (nx,))
     if x_ref is None and u_ref is None:  # what is the same at every stage is not copied
         data = {name: value for name, (value, _) in given.items() if name != "u_ref"}
-        lq = LQ(**data, Qf=Qf, qf=qf, x0=x0, horizon=N)
+        lq = LQ(**data, Qf=Qf, qf=qf, x0=start, horizon=N)
     else:
-        x_ref = jnp.zeros(nx, A.dtype) if x_ref is None else as_float(x_ref, "x_ref")
+        x_ref = np.zeros(nx, A.dtype) if x_ref is None else as_float(x_ref, "x_ref")
         x_ref = _per_stage(x_ref, "x_ref", (nx,), N + 1)
-        lq = _around_reference(stages, jnp.asarray(Qf), qf, x_ref, x0)
+        lq = _around_reference(*_door.enter((stages, Qf, qf, x_ref, start)))
     if x0 is not None:
         return solve(lq, method)
     if isinstance(method, str) and method == "cg":
         raise ValueError("`method` is 'cg', which finds no gains, and `x0` is None; pass x0, or another method.")
-    sol = solve(lq.replace(x0=jnp.zeros(nx, A.dtype)), method)
+    sol = solve(lq, method)
     return LQSolution(None, None, None, sol.K, sol.k, sol.P, sol.p, None, sol.failed_stage)
 
 
@@ -120,18 +121,19 @@ def _horizon(horizon: Any, given: dict, x_ref: Any) -> int:
 def _per_stage(value: Any, name: str, shape: tuple[int, ...], N: int) -> Any:
     if value.ndim not in (len(shape), len(shape) + 1) or value.shape[value.ndim - len(shape) :] != shape:
         raise ValueError(f"`{name}` has shape {value.shape}; expected {shape} or {(N, *shape)}.")
-    return jnp.broadcast_to(value, (N, *shape))
+    return namespace(value).broadcast_to(value, (N, *shape))
 
 
 def _around_reference(full: dict, Qf: Any, qf: Any, x_ref: Any, x0: Any) -> LQ:
     """Move the references into the linear terms and the constant."""
-    full = {**full, **{name: (full[name] + jnp.swapaxes(full[name], -1, -2)) / 2 for name in ("Q", "R")}}
+    xp = namespace(Qf)
+    full = {**full, **{name: (full[name] + full[name].swapaxes(-1, -2)) / 2 for name in ("Q", "R")}}
     Qf = (Qf + Qf.T) / 2
     Q, R, M, xr, ur, last = full["Q"], full["R"], full["M"], x_ref[:-1], full["u_ref"], x_ref[-1]
-    Qx = jnp.einsum("tij,tj->ti", Q, xr) + jnp.einsum("tij,tj->ti", M, ur)
-    Ru = jnp.einsum("tij,tj->ti", R, ur) + jnp.einsum("tij,ti->tj", M, xr)
-    constant = 0.5 * jnp.sum(xr * Qx) + 0.5 * jnp.sum(ur * Ru) + 0.5 * last @ Qf @ last
-    zeros = jnp.zeros_like(Qf)
+    Qx = xp.einsum("tij,tj->ti", Q, xr) + xp.einsum("tij,tj->ti", M, ur)
+    Ru = xp.einsum("tij,tj->ti", R, ur) + xp.einsum("tij,ti->tj", M, xr)
+    constant = 0.5 * xp.sum(xr * Qx) + 0.5 * xp.sum(ur * Ru) + 0.5 * last @ Qf @ last
+    zeros = xp.zeros_like(Qf)
     return LQ(
         A=full["A"], B=full["B"], c=full["c"], Q=Q, R=R, M=M, q=full["q"] - Qx, r=full["r"] - Ru,
         Qf=Qf, qf=qf - Qf @ last, x0=x0, Q0=zeros, q0=zeros[0], constant=constant,

@@ -9,14 +9,17 @@ One record for an LQR problem, a Kalman smoother (process noise as input, x_0 fr
 system of an implicit derivative.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optctl import _door
+from optctl._arrays import kept, namespace
 from optctl._record import record
-from optctl._validate import as_float, is_concrete, is_whole
+from optctl._validate import as_float, default_float, is_concrete, is_whole
 from optctl.dynamics.stage import StageFunction
 from optctl.problem import Problem, once
 from optctl.tape import degree
@@ -102,9 +105,10 @@ class LQ:
         is_free = tuple(bool(b) for b in given) if np.ndim(given) == 1 else ()
         if len(is_free) != nx or (self.x0 is None and not all(is_free)):
             raise ValueError(f"`x0_free` is {self.x0_free}; expected {nx} booleans, and x0 where one of them is False.")
-        dtype = jnp.result_type(*(value.dtype for value in fields.values() if value is not None))
+        dtype = np.result_type(*(value.dtype for value in fields.values() if value is not None))
+        hold = kept if _door.opens(list(fields.values())) else jnp.asarray
         for name, value in fields.items():
-            object.__setattr__(self, name, None if value is None else jnp.asarray(value, dtype))
+            object.__setattr__(self, name, None if value is None else hold(value, dtype))
         object.__setattr__(self, "horizon", next(iter(lengths.values())))
         object.__setattr__(self, "x0_free", is_free)
 
@@ -121,8 +125,12 @@ class LQ:
     def per_stage(self) -> "LQ":
         """Return the same model with a leading axis N on every stage quantity."""
         shapes = {"A": (self.nx, self.nx), "B": (self.nx, self.nu), **_stage_shapes(self.nx, self.nu)}
-        full = {name: jnp.broadcast_to(getattr(self, name), (self.horizon, *shape)) for name, shape in shapes.items()}
-        return self.replace(**full)
+        return self._with(
+            {
+                name: namespace(value).broadcast_to(value, (self.horizon, *shapes[name]))
+                for name, value in self._of(shapes)
+            }
+        )
 
     def replace(self, **changes: Any) -> "LQ":
         """Return the same model with other values in the named fields, such as `lq.replace(x0=...)`."""
@@ -137,8 +145,16 @@ class LQ:
 
     def symmetrized(self) -> "LQ":
         """Return the model with Q, R, Qf, Q0 replaced by their symmetric parts, which are all that its cost sees."""
-        weights = {name: getattr(self, name) for name in ("Q", "R", "Qf", "Q0")}
-        return self.replace(**{name: (w + jnp.swapaxes(w, -1, -2)) / 2 for name, w in weights.items()})
+        return self._with({name: (w + w.swapaxes(-1, -2)) / 2 for name, w in self._of(("Q", "R", "Qf", "Q0"))})
+
+    def _of(self, names: Iterable[str]) -> Iterator[tuple[str, Any]]:
+        return ((name, getattr(self, name)) for name in names)
+
+    def _with(self, changes: dict[str, Any]) -> "LQ":
+        """Return the same model with other numbers, which need no check."""
+        made = object.__new__(LQ)
+        vars(made).update(vars(self) | changes)
+        return made
 
     @classmethod
     def along(cls, problem: Problem, xs: Any, us: Any, params: Any = None, *, costates: Any = None) -> "LQ":
@@ -211,7 +227,7 @@ def _has_stages(name: str, value: Any) -> bool:
 def _checked(value: Any, name: str, shape: tuple[int, ...], dtype: Any, *, stages: bool = False) -> Any:
     """Return a field as an array of the given shape, perhaps with stages; weights must be symmetric."""
     if value is None:
-        return jnp.zeros(shape, dtype)
+        return np.zeros(shape, dtype)
     if not shape and not hasattr(value, "dtype"):
         value = np.asarray(value, dtype)
     value = as_float(value, name)
@@ -283,8 +299,8 @@ def _by_degrees(problem: Problem) -> str:
 def zero_trajectory(problem: Problem) -> tuple[Any, Any]:
     """Return zero states (N+1, nx) and inputs (N, nu) of the problem's size."""
     N, nx, nu = problem.steps, problem.dynamics.nx, problem.dynamics.nu
-    dtype = jnp.zeros(()).dtype if problem.x0 is None else problem.x0.dtype
-    return jnp.zeros((N + 1, nx), dtype), jnp.zeros((N, nu), dtype)
+    dtype = default_float() if problem.x0 is None else problem.x0.dtype
+    return np.zeros((N + 1, nx), dtype), np.zeros((N, nu), dtype)
 
 
 @jax.jit

@@ -1,10 +1,10 @@
 """The matrix and the vector sweep by the compiled kernels; `optctl/lq/riccati.py` is their definition."""
 
+import functools
 from typing import Any
 
-import jax.numpy as jnp
-
 from optctl import _native
+from optctl._arrays import namespace
 from optctl.lq.kkt import Point
 from optctl.lq.model import LQ
 from optctl.lq.riccati import Factors
@@ -31,10 +31,19 @@ def sweep(lq: LQ, factors: Factors, b: Point) -> tuple[Point, Any, Any]:
     return Point(y, xs, us, costates), k, p
 
 
+def spread(F: Any, scatter: Any, first: Any) -> Any:
+    """Return the covariances of x+ = F x + w from the first one on: those of a filter that measures nothing."""
+    (N, nx, _), xp = F.shape, namespace(F)
+    zeros = functools.partial(xp.zeros, dtype=F.dtype)
+    data = F, zeros((1, 0, nx)), scatter, zeros((1, 0, 0)), zeros(nx), first, zeros((1, nx)), zeros((N + 1, 0))
+    shapes = (), (N + 1, nx), (N + 1, nx, nx), (N + 1, nx), (N + 1, nx, nx)
+    return _native.call("estimate_filter", shapes, *data, N=N, nx=nx, roots=False)[2]
+
+
 def _stages(value: Any, ndim: int) -> Any:
     """Give an invariant quantity a stage axis of length 1."""
     return value if value.ndim == ndim else value[None]
 
 
 def _is_free(lq: LQ) -> Any:
-    return jnp.asarray(lq.x0_free, lq.Qf.dtype)
+    return namespace(lq.Qf).asarray(lq.x0_free, lq.Qf.dtype)

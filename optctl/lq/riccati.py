@@ -106,6 +106,18 @@ def sweep(lq: LQ, factors: Factors, b: Point) -> tuple[Point, Any, Any]:
     return Point(y, xs, us, costates), k, p
 
 
+def spread(F: Any, scatter: Any, first: Any) -> Any:
+    """Return (N+1, nx, nx), covariances of x+ = F x + w with w of covariance `scatter`, from the first one on."""
+
+    def stage(Sigma: Any, data: tuple) -> tuple:
+        F, scatter = data
+        Sigma_next = F @ Sigma @ F.T + scatter
+        return Sigma_next, Sigma_next
+
+    _, Sigmas = jax.lax.scan(stage, first, (F, scatter))
+    return jnp.concatenate([first[None], Sigmas])
+
+
 def cholesky_or_nan(S: Any) -> Any:
     """Return the Cholesky factors, NaN where a pivot is lost in rounding: S is singular."""
     factor = jnp.linalg.cholesky(S)

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optctl import _native
+from optctl import _door, _native
+from optctl._arrays import namespace, on_host
 from optctl._record import record
 from optctl._validate import check_choice
 from optctl.lq import cg, kkt, native, parallel, riccati
@@ -57,16 +58,16 @@ class LQSolution(Result):
     @property
     def status(self) -> Any:
         """A `Status`: SOLVED, NOT_CONVEX, ITERATION_LIMIT (conjugate gradients), or OVERFLOW."""
-        failed = jnp.asarray(self.failed_stage)
-        finite = True if self.cost is None else jnp.isfinite(self.cost)
-        status = jnp.where(finite, int(Status.SOLVED), int(Status.OVERFLOW))
-        status = jnp.where(failed == NOT_CONVERGED, int(Status.ITERATION_LIMIT), status)
-        return jnp.where(failed >= 0, int(Status.NOT_CONVEX), status)
+        failed, xp = self.failed_stage, namespace(self.failed_stage)
+        finite = True if self.cost is None else xp.isfinite(self.cost)
+        status = xp.where(finite, int(Status.SOLVED), int(Status.OVERFLOW))
+        status = xp.where(failed == NOT_CONVERGED, int(Status.ITERATION_LIMIT), status)
+        return xp.where(failed >= 0, int(Status.NOT_CONVEX), status)
 
     @property
     def stage(self) -> Any:
         """The stage where the model is not convex, -1 if there is none."""
-        return jnp.maximum(self.failed_stage, -1)
+        return namespace(self.failed_stage).maximum(self.failed_stage, -1)
 
     @property
     def converged(self) -> Any:
@@ -132,7 +133,9 @@ def solve(lq: LQ, method: str = "auto", *, factors: Factors | None = None) -> LQ
     _check(lq, factors)
     if method == "cg" and factors is not None:
         raise ValueError("`factors` are given, but method 'cg' uses none; leave one of them out.")
-    return _solve(lq, factors, _pick(method))
+    method = _pick(method)
+    lq, factors = _door.enter((lq, factors), natively=method == "native")
+    return _solve_now(lq, factors) if on_host(lq.A) else _solve(lq, factors, method)
 
 
 def factor(lq: LQ, method: str = "auto") -> Factors:
@@ -159,7 +162,8 @@ def factor(lq: LQ, method: str = "auto") -> Factors:
     method = _pick(method)
     if method == "cg":
         raise ValueError("`method` is 'cg', which has no factors; expected 'auto', 'native', 'scan' or 'parallel'.")
-    return _factor(lq, method)
+    lq = _door.enter(lq, natively=method == "native")
+    return native.factor(lq) if on_host(lq.A) else _factor(lq, method)
 
 
 def _check(lq: Any, factors: Any) -> None:
@@ -239,6 +243,14 @@ def _solve(lq: LQ, factors: Factors | None, method: str) -> LQSolution:
     return LQSolution(z.xs, z.us, z.costates, K, k, P, p, cost, factors.failed_stage)
 
 
+def _solve_now(lq: LQ, factors: Factors | None) -> LQSolution:
+    """Solve by the kernels from NumPy's arrays to NumPy's: what `_solve` does besides is for derivatives."""
+    factors = native.factor(lq) if factors is None else factors
+    z, k, p = native.sweep(lq, factors, kkt.right_hand_side(lq))
+    cost = kkt.cost(lq, z.xs, z.us)
+    return LQSolution(z.xs, z.us, z.costates, factors.K, k, factors.P, p, cost, factors.failed_stage)
+
+
 def _solve_system(lq: LQ, still: LQ, factors: Any, b: kkt.Point, method: str) -> tuple[kkt.Point, tuple[Any, Any]]:
     """Solve kkt.apply(lq, z) = b by the sweeps over `still`, the same model without derivatives; return z and k, p."""
 
@@ -289,24 +301,18 @@ def covariances(model: LQ | Problem, solution: LQSolution | None = None) -> Any:
     if got != expected:
         what = "has no gains (method 'cg')" if solution.K is None else f"has gains K {got}; expected {expected}"
         raise ValueError(f"`solution` {what}; pass what lq.solve returned for this model.")
-    return _covariances(lq, solution)
+    return _covariances(*_door.enter((lq, solution)))
 
 
-@jax.jit
+@_door.compiled()
 def _covariances(lq: LQ, solution: LQSolution) -> Any:
-    lq = lq.symmetrized().per_stage()
-    is_free = jnp.asarray(lq.x0_free)
+    xp, lq, P = namespace(lq.A), lq.symmetrized().per_stage(), solution.P
+    if on_host(lq.A) and solution.failed_stage != -1:
+        return np.full_like(P, np.nan)
+    Bt = lq.B.swapaxes(1, 2)
+    scatter = lq.B @ xp.linalg.solve(lq.R + Bt @ P[1:] @ lq.B, Bt)
+    is_free = xp.asarray(lq.x0_free)
     both = is_free[:, None] & is_free[None, :]
-    eye = jnp.eye(lq.nx, dtype=lq.Qf.dtype)
-
-    def stage(Sigma: Any, data: tuple) -> tuple:
-        A, B, R, K, P = data
-        F = A + B @ K
-        S = R + B.T @ P @ B
-        scatter = B @ jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(S, lower=True), B.T)
-        Sigma_next = F @ Sigma @ F.T + scatter
-        return Sigma_next, Sigma_next
-
-    Sigma0 = jnp.where(both, jnp.linalg.inv(jnp.where(both, lq.Q0 + solution.P[0], eye)), 0.0)
-    _, Sigmas = jax.lax.scan(stage, Sigma0, (lq.A, lq.B, lq.R, solution.K, solution.P[1:]))
-    return jnp.where(solution.failed_stage == -1, jnp.concatenate([Sigma0[None], Sigmas]), jnp.nan)
+    Sigma0 = xp.where(both, xp.linalg.inv(xp.where(both, lq.Q0 + P[0], xp.eye(lq.nx, dtype=P.dtype))), 0.0)
+    spread = native.spread if on_host(lq.A) else riccati.spread
+    return xp.where(solution.failed_stage == -1, spread(lq.A + lq.B @ solution.K, scatter, Sigma0), xp.nan)

@@ -35,7 +35,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optctl._validate import as_float, as_symmetric, as_weight, check_shape, is_concrete
+from optctl import _door
+from optctl._arrays import constant, eigenvalues, namespace, on_host, solve, while_loop
+from optctl._validate import as_float, as_symmetric, as_weight, cast, check_shape, is_concrete
 
 DOUBLINGS = 60
 NEWTON_STEPS = 40
@@ -148,8 +150,9 @@ def dlqe(A: Any, C: Any, W: Any, V: Any) -> tuple[Any, Any]:
     ny = C.shape[0]
     W = as_weight(W, "W", (nx, nx), stages=False)
     V = as_weight(V, "V", (ny, ny), stages=False)
-    A, C, W, V = _same_type(A, C, _symmetric(W), _symmetric(V))
-    P = _solve(A.T, C.T, W, V, jnp.zeros_like(C.T), words=FILTER, minimum=True)
+    A, C, W, V = _same_type(A, C, W, V)
+    W, V = _symmetric(W), _symmetric(V)
+    P = _solve(A.T, C.T, W, V, np.zeros_like(C.T), words=FILTER, minimum=True)
     return _filter_gain(C, V, P), P
 
 
@@ -186,8 +189,9 @@ def _regulator(A: Any, B: Any, Q: Any, R: Any, M: Any) -> list[Any]:
     B = as_float(B, "B", (nx, None))
     nu = B.shape[1]
     Q, R = as_symmetric(Q, "Q", (nx, nx)), as_symmetric(R, "R", (nu, nu))
-    M = jnp.zeros((nx, nu), A.dtype) if M is None else as_float(M, "M", (nx, nu))
-    return _same_type(A, B, _symmetric(Q), _symmetric(R), M)
+    M = np.zeros((nx, nu), A.dtype) if M is None else as_float(M, "M", (nx, nu))
+    A, B, Q, R, M = _same_type(A, B, Q, R, M)
+    return [A, B, _symmetric(Q), _symmetric(R), M]
 
 
 def _square(A: Any) -> tuple[Any, int]:
@@ -204,14 +208,16 @@ def _symmetric(weight: Any) -> Any:
 
 
 def _same_type(*arrays: Any) -> list[Any]:
-    return [jnp.asarray(array, jnp.result_type(*arrays)) for array in arrays]
+    """Return arrays of one type and kind."""
+    both = np.result_type(*arrays)
+    return _door.enter([cast(array, both) for array in arrays])
 
 
 def _solve(A: Any, B: Any, Q: Any, R: Any, M: Any, *, words: _Words, minimum: bool = False) -> Any:
     """Return P with its derivative, or raise; NaN under `jit`. Asked for a minimum, R + B'P B must be positive."""
     data = A, B, Q, R, M
     # Inside `grad`, but outside `jit`, this leaves plain numbers: a failure raises there too.
-    still = jax.lax.stop_gradient(data)
+    still = _door.enter(constant(data, A))
     P, radius, least = _stabilizing(*still)
     if not is_concrete(P):
         if minimum:
@@ -226,7 +232,7 @@ def _solve(A: Any, B: Any, Q: Any, R: Any, M: Any, *, words: _Words, minimum: bo
             f"no minimum: {words.S} has the eigenvalue {float(least):.6g} at the stabilizing solution P; expected > 0."
             " Check the signs of the weights; `dare` returns this P, a saddle point's."
         )
-    return _value(*data, P)
+    return P if on_host(A) else _value(*data, P)
 
 
 def _ordered_schur(A: Any, B: Any, Q: Any, R: Any, M: Any) -> tuple[Any, Any, Any]:
@@ -238,7 +244,7 @@ def _ordered_schur(A: Any, B: Any, Q: Any, R: Any, M: Any) -> tuple[Any, Any, An
             P = scipy.linalg.solve_discrete_are(*(np.asarray(m, float) for m in (A, B, Q, R)), s=np.asarray(M, float))
     except (np.linalg.LinAlgError, ValueError):
         return None, np.inf, np.nan
-    P, radius, least, done = _polished(A, B, Q, R, M, jnp.asarray(P, A.dtype))
+    P, radius, least, done = _polished(A, B, Q, R, M, namespace(A).asarray(P, A.dtype))
     return P, radius if done else np.inf, least
 
 
@@ -269,52 +275,55 @@ def _reason(words: _Words, A: Any, B: Any, Q: Any, R: Any, M: Any) -> str:
     return f"no symmetric P with an invertible {words.S} makes the loop stable; the weights may be too negative"
 
 
-@jax.jit
+@_door.compiled()
 def _stabilizing(A: Any, B: Any, Q: Any, R: Any, M: Any) -> tuple[Any, Any, Any]:
     """Return P, NaN if it does not stabilize, the spectral radius of A + B K, and the least eigenvalue of R + B'P B."""
-    largest = lambda m: jnp.max(jnp.abs(m), initial=0.0)  # noqa: E731
+    xp = namespace(A)
+    largest = lambda m: xp.max(xp.abs(m), initial=0.0)  # noqa: E731
     b = largest(B)
-    unit = largest(Q) + jnp.where(b > 0, largest(R) / b**2 + largest(M) / b, 0.0)
-    unit = jnp.where((unit > 0) & jnp.isfinite(unit), unit, 1.0)
-    shifts = jnp.asarray(SHIFTS, A.dtype)
+    unit = largest(Q) + xp.where(b > 0, largest(R) / b**2 + largest(M) / b, 0.0)
+    unit = xp.where((unit > 0) & xp.isfinite(unit), unit, 1.0)
+    shifts = xp.asarray(SHIFTS, A.dtype)
 
     def attempt(carry: tuple) -> tuple:
         i, *_ = carry
         return i + 1, *_polished(A, B, Q, R, M, _shifted(A, B, Q, R, M, shifts[i] * unit))
 
-    nothing = jnp.full_like(A, jnp.nan), jnp.array(jnp.inf, A.dtype), jnp.array(jnp.nan, A.dtype), jnp.array(False)
-    _, P, radius, least, done = jax.lax.while_loop(lambda c: ~c[4] & (c[0] < len(SHIFTS)), attempt, (0, *nothing))
-    return jnp.where(done, P, jnp.nan), jnp.where(done, radius, jnp.inf), least
+    nothing = xp.full_like(A, xp.nan), xp.array(xp.inf, A.dtype), xp.array(xp.nan, A.dtype), xp.array(False)
+    _, P, radius, least, done = while_loop(lambda c: ~c[4] & (c[0] < len(SHIFTS)), attempt, (0, *nothing))
+    return xp.where(done, P, xp.nan), xp.where(done, radius, xp.inf), least
 
 
 def _shifted(A: Any, B: Any, Q: Any, R: Any, M: Any, s: Any) -> Any:
     """Return P by doubling from P = s I."""
-    eye, nx = jnp.eye(A.shape[0], dtype=A.dtype), A.shape[0]
+    xp = namespace(A)
+    eye, nx = xp.eye(A.shape[0], dtype=A.dtype), A.shape[0]
     Q, R, M = Q + s * (A.T @ A - eye), R + s * (B.T @ B), M + s * (A.T @ B)
-    RinvBM = jnp.linalg.solve(R, jnp.concatenate([B.T, M.T], axis=1))
+    RinvBM = solve(R, xp.concatenate([B.T, M.T], axis=1))
     RinvB, RinvM = RinvBM[:, :nx], RinvBM[:, nx:]
     return _double(A - B @ RinvM, _symmetric(B @ RinvB), _symmetric(Q - M @ RinvM)) + s * eye
 
 
-@jax.jit
+@_door.compiled()
 def _polished(A: Any, B: Any, Q: Any, R: Any, M: Any, P: Any) -> tuple[Any, Any, Any, Any]:
     """Return P after Newton's method, the spectral radius, the least eigenvalue of R + B'P B, and if it converged."""
-    eps = jnp.finfo(A.dtype).eps
+    xp = namespace(A)
+    eps = xp.finfo(A.dtype).eps
     good = eps**0.4  # next to the unit circle rounding leaves no more
 
     def step(carry: tuple) -> tuple:
         P, last, _, i = carry
         better = _refine(P, A, B, Q, R, M)
-        d = jnp.sqrt(jnp.abs(jnp.diagonal(better)))  # small entries of P beside large ones count, too
-        change = jnp.max(jnp.abs(better - P) / (jnp.outer(d, d) + eps * jnp.max(d) ** 2 + jnp.finfo(d.dtype).tiny))
-        change = jnp.where(jnp.isfinite(change), change, jnp.inf)
-        going = (change > 8 * eps) & jnp.isfinite(change) & ~((change < good) & (change >= last / 2))
-        return jnp.where(jnp.isfinite(change), better, P), change, going, i + 1
+        d = xp.sqrt(xp.abs(xp.diagonal(better)))  # small entries of P beside large ones count, too
+        change = xp.max(xp.abs(better - P) / (xp.outer(d, d) + eps * xp.max(d) ** 2 + xp.finfo(d.dtype).tiny))
+        change = xp.where(xp.isfinite(change), change, xp.inf)
+        going = (change > 8 * eps) & xp.isfinite(change) & ~((change < good) & (change >= last / 2))
+        return xp.where(xp.isfinite(change), better, P), change, going, i + 1
 
-    start = P, jnp.array(jnp.inf, A.dtype), jnp.array(True), 0
-    P, change, _, _ = jax.lax.while_loop(lambda c: c[2] & (c[3] < NEWTON_STEPS), step, start)
-    radius = jnp.max(jnp.abs(jnp.linalg.eigvals(A + B @ _gain(A, B, R, M, P))))
-    least = jnp.min(jnp.linalg.eigvalsh(R + B.T @ P @ B), initial=jnp.inf)
+    start = P, xp.array(xp.inf, A.dtype), xp.array(True), 0
+    P, change, _, _ = while_loop(lambda c: c[2] & (c[3] < NEWTON_STEPS), step, start)
+    radius = xp.max(xp.abs(eigenvalues(A + B @ _gain(A, B, R, M, P))))
+    least = xp.min(eigenvalues(R + B.T @ P @ B, symmetric=True), initial=xp.inf)
     return P, radius, least, (change < good) & (radius < 1)
 
 
@@ -326,33 +335,34 @@ def _refine(P: Any, A: Any, B: Any, Q: Any, R: Any, M: Any) -> Any:
 
 
 def _double(A: Any, G: Any, H: Any) -> Any:
-    eye = jnp.eye(A.shape[0], dtype=A.dtype)
-    tolerance = 4 * jnp.finfo(A.dtype).eps
+    xp = namespace(A)
+    eye = xp.eye(A.shape[0], dtype=A.dtype)
+    tolerance = 4 * xp.finfo(A.dtype).eps
 
     def step(carry: tuple) -> tuple:
         A, G, H, _, i = carry
-        WA_WG = jnp.linalg.solve(eye + G @ H, jnp.concatenate([A, G], axis=1))
+        WA_WG = solve(eye + G @ H, xp.concatenate([A, G], axis=1))
         WA, WG = WA_WG[:, : A.shape[0]], WA_WG[:, A.shape[0] :]
         change = A.T @ H @ WA
         H_next = H + (change + change.T) / 2
-        d = jnp.sqrt(jnp.abs(jnp.diagonal(H_next)))  # small entries of P beside large ones count, too
-        moving = jnp.any(jnp.abs(change) > tolerance * jnp.outer(d, d) + jnp.finfo(d.dtype).tiny)
+        d = xp.sqrt(xp.abs(xp.diagonal(H_next)))  # small entries of P beside large ones count, too
+        moving = xp.any(xp.abs(change) > tolerance * xp.outer(d, d) + xp.finfo(d.dtype).tiny)
         G_next = G + A @ WG @ A.T
         return A @ WA, (G_next + G_next.T) / 2, H_next, moving, i + 1
 
-    start = (A, G, H, jnp.array(True), 0)
-    _, _, P, moving, _ = jax.lax.while_loop(lambda c: c[3] & (c[4] < DOUBLINGS), step, start)
-    return jnp.where(moving, jnp.nan, P)
+    start = (A, G, H, xp.array(True), 0)
+    _, _, P, moving, _ = while_loop(lambda c: c[3] & (c[4] < DOUBLINGS), step, start)
+    return xp.where(moving, xp.nan, P)
 
 
-@jax.jit
+@_door.compiled()
 def _gain(A: Any, B: Any, R: Any, M: Any, P: Any) -> Any:
-    return -jnp.linalg.solve(R + B.T @ P @ B, M.T + B.T @ P @ A)
+    return -solve(R + B.T @ P @ B, M.T + B.T @ P @ A)
 
 
-@jax.jit
+@_door.compiled()
 def _filter_gain(C: Any, V: Any, P: Any) -> Any:
-    return jnp.linalg.solve(C @ P @ C.T + V, C @ P).T
+    return solve(C @ P @ C.T + V, C @ P).T
 
 
 @jax.custom_jvp
@@ -392,9 +402,11 @@ def _smith(F: Any, forcing: Any) -> Any:
         X, F, i = carry
         return X + F.T @ X @ F, F @ F, i + 1
 
+    xp = namespace(F)
+
     def settled(F: Any) -> Any:
         # What is still to come is F'X F and smaller, F the power reached. False for NaN, where no P stabilizes: the
         # loop then carries it into X, for a derivative must not look finite.
-        return jnp.sum(F**2) <= jnp.finfo(F.dtype).eps
+        return xp.sum(F**2) <= xp.finfo(F.dtype).eps
 
-    return jax.lax.while_loop(lambda c: ~settled(c[1]) & (c[2] < DOUBLINGS), step, (forcing, F, 0))[0]
+    return while_loop(lambda c: ~settled(c[1]) & (c[2] < DOUBLINGS), step, (forcing, F, 0))[0]

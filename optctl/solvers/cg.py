@@ -13,7 +13,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from optctl._arrays import compiled, each, namespace, on_host, repeat
+from optctl._arrays import each, namespace, on_host, while_loop
+from optctl._door import compiled
 from optctl._validate import keep_whole, runs_now
 from optctl.adjoint.hessian import require_second_derivatives
 from optctl.result import Status
@@ -126,7 +127,7 @@ def conjugate_gradient(objective: Objective, z: Any, *, tolerance: Any, max_iter
 
     iterate = start(z, cost, slope, stationarity(z, slope, cost), max_iterations, tolerance)
     go = lambda carry: carry[0].running & (carry[0].iterations < max_iterations)  # noqa: E731
-    return repeat(go, body, (iterate, -slope, xp.zeros((), z.dtype)))[0]
+    return while_loop(go, body, (iterate, -slope, xp.zeros((), z.dtype)))[0]
 
 
 DENSE = 500

@@ -19,7 +19,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from optctl._arrays import compiled, each, namespace, put, repeat
+from optctl._arrays import each, namespace, put, while_loop
+from optctl._door import compiled
 from optctl._validate import check_choice, keep_whole
 from optctl.result import Status
 from optctl.solvers.iterate import Iterate, advance, start
@@ -102,7 +103,7 @@ def gradient_descent(objective: Objective, z: Any, *, tolerance: Any, max_iterat
             return theta, *objective.measure(iterate.z + theta * direction, first_cost)
 
         first = xp.ones((), z.dtype), *objective.measure(iterate.z + direction, first_cost)
-        return repeat(refused, halve, first)
+        return while_loop(refused, halve, first)
 
     metric = diagonal_metric(objective, z)
 
@@ -131,7 +132,7 @@ def gradient_descent(objective: Objective, z: Any, *, tolerance: Any, max_iterat
     alpha = first_alpha(slope)
     recent = put(xp.full(MEMORY, -np.inf, z.dtype), 0, cost)
     go = lambda carry: carry[0].running & (carry[0].iterations < max_iterations)  # noqa: E731
-    return repeat(go, body, (iterate, alpha, recent))[0]
+    return while_loop(go, body, (iterate, alpha, recent))[0]
 
 
 def diagonal_metric(objective: Objective, z: Any) -> Any:

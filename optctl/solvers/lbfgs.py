@@ -10,7 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from optctl._arrays import compiled, namespace, on_host
+from optctl._arrays import namespace, on_host
+from optctl._door import compiled
 from optctl._validate import keep_whole, runs_now
 from optctl.result import Status
 from optctl.solution import History

@@ -11,7 +11,8 @@ References: Steihaug (1983), SIAM Journal on Numerical Analysis 20; Nocedal and 
 
 from typing import Any
 
-from optctl._arrays import compiled, namespace, repeat
+from optctl._arrays import namespace, while_loop
+from optctl._door import compiled
 from optctl._validate import keep_whole
 from optctl.adjoint.hessian import require_second_derivatives
 from optctl.result import Status
@@ -94,7 +95,7 @@ def newton_cg(objective: Objective, z: Any, *, tolerance: Any, max_iterations: i
     iterate = start(z, cost, slope, scaled_stationarity(z, slope, size), max_iterations, tolerance)
     radius = xp.maximum(1.0, xp.linalg.norm(z))
     go = lambda carry: carry[0].running & (carry[0].iterations < max_iterations)  # noqa: E731
-    return repeat(go, body, (iterate, radius))[0]
+    return while_loop(go, body, (iterate, radius))[0]
 
 
 def steihaug(hessian: Any, g: Any, radius: Any) -> tuple[Any, Any]:
@@ -124,5 +125,5 @@ def steihaug(hessian: Any, g: Any, radius: Any) -> tuple[Any, Any]:
         return d + tau * p, r_next, p_next, fall, i + 1, done
 
     first = (xp.zeros_like(g), g, -g, xp.zeros((), g.dtype), 0, size == 0)
-    d, _, _, fall, _, _ = repeat(lambda c: xp.logical_not(c[-1]) & (c[-2] < limit), body, first)
+    d, _, _, fall, _, _ = while_loop(lambda c: xp.logical_not(c[-1]) & (c[-2] < limit), body, first)
     return d, fall

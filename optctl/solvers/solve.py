@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optctl._arrays import compiled, namespace, to_device, to_host
+from optctl._arrays import namespace, to_device, to_host
+from optctl._door import compiled
 from optctl._validate import (
     as_float,
     cast,
