@@ -10,6 +10,7 @@ namespace optctl {
   extern const TapeRoller tape_roller;                                    \
   extern const GradientKernel gradient_kernel;                            \
   extern const HessianProduct hessian_product_kernel;                     \
+  extern const FollowKernel follow_kernel;                                \
   extern const SolverKernel interior_point;                               \
   }
 
@@ -27,12 +28,13 @@ struct Kernels {
   const TapeRoller& tape_roller;
   const GradientKernel& gradient_kernel;
   const HessianProduct& hessian_product_kernel;
+  const FollowKernel& follow_kernel;
   const SolverKernel& interior_point;
 };
 
 #define OPTCTL_CHOOSE(isa) \
   {isa::lq_finders, isa::gaussian_finders, isa::square_root_finders, isa::tape_runner, isa::tape_roller, \
-   isa::gradient_kernel, isa::hessian_product_kernel, isa::interior_point}
+   isa::gradient_kernel, isa::hessian_product_kernel, isa::follow_kernel, isa::interior_point}
 
 const Kernels choose() {
 #ifdef OPTCTL_X86
@@ -66,6 +68,7 @@ TapeRunner find_tape_runner() { return kernels().tape_runner; }
 TapeRoller find_tape_roller() { return kernels().tape_roller; }
 GradientKernel find_gradient() { return kernels().gradient_kernel; }
 HessianProduct find_hessian_product() { return kernels().hessian_product_kernel; }
+FollowKernel find_follow() { return kernels().follow_kernel; }
 
 SolverKernel find_interior_point() { return kernels().interior_point; }
 

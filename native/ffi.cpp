@@ -278,8 +278,13 @@ extern "C" void optctl_roll(const int32_t* program, const double* memory, int64_
 
 // Cost, states, costates and derivatives; see kernels.h.
 extern "C" void optctl_gradient(const int32_t* program, const double* memory, const int64_t* sizes, const double* us,
-                                double* const* results) {
-  optctl::find_gradient()(program, memory, sizes, us, results);
+                                const double* signs, double* const* results) {
+  optctl::find_gradient()(program, memory, sizes, us, signs, results);
+}
+
+extern "C" void optctl_follow(const int32_t* program, const double* memory, const int64_t* sizes, const double* const* in,
+                              double* const* out) {
+  optctl::find_follow()(program, memory, sizes, in, out);
 }
 
 extern "C" void optctl_hessian_product(const int64_t* sizes, const double* const* in, double* const* out) {

@@ -3,6 +3,7 @@
 // optctl/adjoint/gradient.py is the definition.
 #pragma once
 
+#include <cmath>
 #include <vector>
 
 #include "dense.h"
@@ -24,16 +25,18 @@ inline void roll(StageTape& tape, int64_t N, int nx, int nu, double* xs, const d
 // The program holds tapes
 //   of a stage:              values (x, u, t): ..., f, then slopes (x, u, t): l, rows, f; slope, A, B, Jacobians of rows
 //   of the end, the start:   slopes (x): l, rows; slope, Jacobians of rows
+//   (with the curvature of the cost behind these where `signs` ask for sizes)
 //   and where np > 0, of a stage (x, u, t, costate), the end (x) and the start (x): derivatives in np parameters
 // Results: cost, xs (N+1, nx) from its first row on where `rolls`, else as given; the next states (N, nx); A, B, the
 // slopes of the costs qs (N+1, nx), rs (N, nu), q0 (nx); costates (N+1, nx); the derivatives gus (N, nu), gx0 (nx),
-// gp (np).
+// gp (np). With `signs` (N+1, nx), then (N, nu): sizes[0] = sum |d_i slope_i| and sizes[1] = d'W d of the cost along
+// d = sign max(1, |z|), each component of z = (xs, us) by itself.
 struct GradientResults {
-  double *cost, *xs, *reached, *A, *B, *qs, *rs, *q0, *costates, *gus, *gx0, *gp;
+  double *cost, *xs, *reached, *A, *B, *qs, *rs, *q0, *costates, *gus, *gx0, *gp, *sizes;
 };
 
 inline void gradient(const int32_t* program, const double* memory, int64_t N, int nx, int nu, int np, bool rolls,
-                     const double* us, const GradientResults& r) {
+                     const double* us, const double* signs, const GradientResults& r) {
   const auto as_it_is = [](int) { return 1.0; };
   const int nz = nx + nu;
   StageTape values, stage, end, start;
@@ -54,7 +57,9 @@ inline void gradient(const int32_t* program, const double* memory, int64_t N, in
   std::vector<Field> in = state(r.xs), out;
   append(in, const_cast<double*>(us), nu, as_it_is);
   in.push_back({times.data(), 1});
-  const int rows = (stage.outputs() - 1 - nx - nz - nx * nz) / (1 + nz);
+  const int bends = signs ? nz * (nz + 1) / 2 : 0;
+  std::vector<double> W(bends * N), ends(signs ? 2 * nx * nx : 0);
+  const int rows = (stage.outputs() - 1 - nx - nz - nx * nz - bends) / (1 + nz);
   out.push_back({costs.data(), 1});
   skip(out, rows);
   append(out, r.reached, nx, as_it_is);
@@ -63,17 +68,19 @@ inline void gradient(const int32_t* program, const double* memory, int64_t N, in
   append(out, r.A, nx * nx, as_it_is);
   append(out, r.B, nx * nu, as_it_is);
   skip(out, rows * nz);
+  append(out, W.data(), bends, as_it_is);
   stage.run(in, out);
-  const auto at = [&](StageTape& tape, double* x, double* cost, double* slope) {
-    const int rows = (tape.outputs() - 1 - nx) / (1 + nx);
+  const auto at = [&](StageTape& tape, double* x, double* cost, double* slope, double* bend) {
+    const int rows = (tape.outputs() - 1 - nx - (signs ? nx * nx : 0)) / (1 + nx);
     std::vector<Field> out{{cost, 1}};
     skip(out, rows);
     append(out, slope, nx, as_it_is);
     skip(out, rows * nx);
+    if (signs) append(out, bend, nx * nx, as_it_is);
     tape.run(state(x), out);
   };
-  at(end, r.xs + N * nx, &of_end, r.qs + N * nx);
-  at(start, r.xs, &of_start, r.q0);
+  at(end, r.xs + N * nx, &of_end, r.qs + N * nx, ends.data());
+  at(start, r.xs, &of_start, r.q0, ends.data() + ends.size() / 2);
   *r.cost = of_end + of_start;
   for (const double l : costs) *r.cost += l;
   double* later = r.costates + N * nx;
@@ -85,6 +92,28 @@ inline void gradient(const int32_t* program, const double* memory, int64_t N, in
     add_transposed_product(nx, nx, r.A + t * nx * nx, later, later - nx);
   }
   for (int i = 0; i < nx; ++i) r.gx0[i] = r.costates[i] + r.q0[i];
+  if (signs) {
+    double steep = 0, bent = 0;
+    std::vector<double> d(nz);
+    const auto along = [](double sign, double value) { return sign * std::max(1.0, std::fabs(value)); };
+    for (int64_t t = 0; t <= N; ++t) {
+      for (int i = 0; i < nx; ++i) {
+        d[i] = along(signs[t * nx + i], r.xs[t * nx + i]);
+        steep += std::fabs(d[i] * (r.qs[t * nx + i] + (t ? 0 : r.q0[i])));
+      }
+      for (int i = 0; t < N && i < nu; ++i) {
+        d[nx + i] = along(signs[(N + 1) * nx + t * nu + i], us[t * nu + i]);
+        steep += std::fabs(d[nx + i] * r.rs[t * nu + i]);
+      }
+      const double* w = W.data() + t * bends;
+      for (int i = 0; t < N && i < nz; ++i)
+        for (int j = i; j < nz; ++j) bent += (i == j ? 1 : 2) * *w++ * d[i] * d[j];
+      for (int k = 0; k < 2; ++k)
+        for (int i = 0; (k ? t == 0 : t == N) && i < nx; ++i)
+          for (int j = 0; j < nx; ++j) bent += ends[(k * nx + i) * nx + j] * d[i] * d[j];
+    }
+    r.sizes[0] = steep, r.sizes[1] = bent;
+  }
   if (!np) return;
   std::vector<double> part(np * std::max<int64_t>(N, 1));
   const auto add = [&](int64_t count) {
@@ -108,10 +137,11 @@ inline void gradient(const int32_t* program, const double* memory, int64_t N, in
 }
 
 // The Hessian of the cost in (us, x_0) times a direction: one tangent rollout, one second-order costate sweep. W (N, ., .)
-// holds the curvature of the Lagrangian of each stage in (x, u), Wf and W0 those of the ends.
+// holds the curvature of the Lagrangian of each stage in (x, u), Wf and W0 those of the ends. The states' and the
+// costates' derivatives (N+1, nx) come along.
 inline void hessian_product(int64_t N, int nx, int nu, const double* A, const double* B, const double* W,
                             const double* Wf, const double* W0, const double* dx0, const double* dus, double* gx0,
-                            double* gus) {
+                            double* gus, double* dxs, double* dcostates) {
   const int nz = nx + nu;
   std::vector<double> dz((N + 1) * nz), costate(nx), earlier(nz);
   std::copy_n(dx0, nx, dz.begin());
@@ -125,7 +155,9 @@ inline void hessian_product(int64_t N, int nx, int nu, const double* A, const do
       next[i] = sum;
     }
   }
+  for (int64_t t = 0; t <= N; ++t) std::copy_n(dz.data() + t * nz, nx, dxs + t * nx);
   add_transposed_product(nx, nx, Wf, dz.data() + N * nz, costate.data());  // it is symmetric, as W and W0 are
+  std::copy_n(costate.begin(), nx, dcostates + N * nx);
   for (int64_t t = N - 1; t >= 0; --t) {
     std::fill(earlier.begin(), earlier.end(), 0.0);
     add_transposed_product(nz, nz, W + t * nz * nz, dz.data() + t * nz, earlier.data());
@@ -133,9 +165,42 @@ inline void hessian_product(int64_t N, int nx, int nu, const double* A, const do
     add_transposed_product(nx, nu, B + t * nx * nu, costate.data(), gus + t * nu);
     add_transposed_product(nx, nx, A + t * nx * nx, costate.data(), earlier.data());
     std::copy_n(earlier.begin(), nx, costate.begin());
+    std::copy_n(earlier.begin(), nx, dcostates + t * nx);
   }
   add_transposed_product(nx, nx, W0, dx0, costate.data());
   std::copy(costate.begin(), costate.end(), gx0);
+}
+
+// A rollout under feedback, u = clip(u_aim + K (x - x_aim), low, high), from xs[0] on, and its cost. The program holds
+// the tapes of the values of a stage, the end and the start.
+inline void follow(const int32_t* program, const double* memory, int64_t N, int nx, int nu, const double* x_aim,
+                   const double* u_aim, const double* K, const double* low, const double* high, double* xs, double* us,
+                   double* cost) {
+  StageTape stage, end, start;
+  program = stage.read(program, memory, 1);
+  program = end.read(program, memory, 1);
+  program = start.read(program, memory, 1);
+  std::vector<double> in(nx + nu + 1), out(stage.outputs() + end.outputs() + start.outputs());
+  start.step(xs, 0, out.data());
+  *cost = out[0];
+  for (int64_t t = 0; t < N; ++t) {
+    const double* x = xs + t * nx;
+    double* u = us + t * nu;
+    for (int i = 0; i < nu; ++i) {
+      double sum = u_aim[t * nu + i];
+      for (int j = 0; j < nx; ++j) sum += K[(t * nu + i) * nx + j] * (x[j] - x_aim[t * nx + j]);
+      sum = sum < low[t * nu + i] ? low[t * nu + i] : sum;  // NaN stays
+      u[i] = sum > high[t * nu + i] ? high[t * nu + i] : sum;
+    }
+    std::copy_n(x, nx, in.begin());
+    std::copy_n(u, nu, in.begin() + nx);
+    in.back() = static_cast<double>(t);
+    stage.step(in.data(), 0, out.data());
+    *cost += out[0];
+    std::copy_n(out.data() + stage.outputs() - nx, nx, xs + (t + 1) * nx);
+  }
+  end.step(xs + N * nx, 0, out.data());
+  *cost += out[0];
 }
 
 }  // namespace optctl::OPTCTL_ISA

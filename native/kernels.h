@@ -63,12 +63,17 @@ TapeRoller find_tape_roller();
 
 // The gradient engine: sizes are N, nx, nu, the number of parameters, and whether it rolls; results as in gradient.h.
 using GradientKernel = void (*)(const int32_t* program, const double* memory, const int64_t* sizes, const double* us,
-                                double* const* results);
+                                const double* signs, double* const* results);
 GradientKernel find_gradient();
 
-// The Hessian times a direction: sizes N, nx, nu; A, B, W, Wf, W0, dx0, dus; then the products gx0, gus.
+// The Hessian times a direction: sizes N, nx, nu; A, B, W, Wf, W0, dx0, dus; then the products gx0, gus, and dxs, dcostates.
 using HessianProduct = void (*)(const int64_t* sizes, const double* const* in, double* const* out);
 HessianProduct find_hessian_product();
+
+// A rollout under feedback: sizes N, nx, nu; x_aim, u_aim, K, low, high; then xs, whose first row is given, us, cost.
+using FollowKernel = void (*)(const int32_t* program, const double* memory, const int64_t* sizes,
+                              const double* const* in, double* const* out);
+FollowKernel find_follow();
 
 // The interior point method: its operands and results as operands.h lists them.
 using SolverKernel = void (*)(const void* const* in, double* const* out);

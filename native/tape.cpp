@@ -25,15 +25,22 @@ extern const TapeRoller tape_roller = [](const int32_t* program, const double* m
 };
 
 extern const GradientKernel gradient_kernel = [](const int32_t* program, const double* memory, const int64_t* sizes,
-                                                 const double* us, double* const* r) {
+                                                 const double* us, const double* signs, double* const* r) {
   gradient(program, memory, sizes[0], static_cast<int>(sizes[1]), static_cast<int>(sizes[2]),
-           static_cast<int>(sizes[3]), sizes[4] != 0, us,
-           {r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10], r[11]});
+           static_cast<int>(sizes[3]), sizes[4] != 0, us, signs,
+           {r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10], r[11],
+            r[12]});
 };
 
 extern const HessianProduct hessian_product_kernel = [](const int64_t* sizes, const double* const* in, double* const* out) {
   hessian_product(sizes[0], static_cast<int>(sizes[1]), static_cast<int>(sizes[2]), in[0], in[1], in[2], in[3], in[4],
-                  in[5], in[6], out[0], out[1]);
+                  in[5], in[6], out[0], out[1], out[2], out[3]);
+};
+
+extern const FollowKernel follow_kernel = [](const int32_t* program, const double* memory, const int64_t* sizes,
+                                             const double* const* in, double* const* out) {
+  follow(program, memory, sizes[0], static_cast<int>(sizes[1]), static_cast<int>(sizes[2]), in[0], in[1], in[2], in[3],
+         in[4], out[0], out[1], out[2]);
 };
 
 }  // namespace optctl::OPTCTL_ISA

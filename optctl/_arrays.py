@@ -82,6 +82,26 @@ def either(condition: Any, yes: Callable, no: Callable, *operands: Any) -> Any:
     return jax.lax.cond(condition, yes, no, *operands)
 
 
+def do_while(condition: Callable, body: Callable, start: Any) -> Any:
+    """Run `body` at least once, and while `condition` holds; parts of `start` that are None are made by it."""
+    if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(start)):
+        made = jax.eval_shape(body, start)
+        blank = tuple([jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), part) for part in made])
+        first = tuple([b if part is None else part for part, b in zip(start, blank, strict=True)])
+        return jax.lax.while_loop(condition, body, first)
+    state = body(start)
+    while condition(state):
+        state = body(state)
+    return state
+
+
+def keep(condition: Any, new: Any, old: Any) -> Any:
+    """Return the new pytree where the condition holds, else the old one."""
+    if on_host(condition):
+        return new if condition else old
+    return jax.tree.map(lambda new, old: jnp.where(condition, new, old), new, old)
+
+
 def each(function: Callable, rows: Any) -> Any:
     """Return the function of each row, side by side: `jax.vmap`, and on the host one after the other."""
     return np.stack([function(row) for row in rows]) if on_host(rows) else jax.vmap(function)(rows)

@@ -119,22 +119,47 @@ def roll(packed: np.ndarray, memory: np.ndarray, x0: np.ndarray, us: np.ndarray)
 
 
 def gradient(
-    program: np.ndarray, memory: np.ndarray, sizes: Sequence[int], us: np.ndarray, results: Sequence[np.ndarray]
+    program: np.ndarray,
+    memory: np.ndarray,
+    sizes: Sequence[int],
+    us: np.ndarray,
+    signs: np.ndarray | None,
+    results: Sequence[np.ndarray],
 ) -> None:
     """Run the gradient engine (`native/gradient.h`), which writes into `results`."""
     library = _library()
     assert library is not None
-    first, second, third = [ctypes.c_void_p(_address(array)) for array in (program, memory, us)]
-    places = (ctypes.c_void_p * len(results))(*map(_address, results))
-    library.optctl_gradient(first, second, (ctypes.c_int64 * len(sizes))(*sizes), third, places)
+    arrays = [None if array is None else ctypes.c_void_p(_address(array)) for array in (program, memory, us, signs)]
+    library.optctl_gradient(*arrays[:2], _whole(sizes), *arrays[2:], _places(results))
 
 
 def hessian_product(sizes: Sequence[int], operands: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> None:
     """Run the second-order sweep (`native/gradient.h`), which writes into `results`."""
     library = _library()
     assert library is not None
-    given, made = [(ctypes.c_void_p * len(several))(*map(_address, several)) for several in (operands, results)]
-    library.optctl_hessian_product((ctypes.c_int64 * len(sizes))(*sizes), given, made)
+    library.optctl_hessian_product(_whole(sizes), _places(operands), _places(results))
+
+
+def follow(
+    program: np.ndarray,
+    memory: np.ndarray,
+    sizes: Sequence[int],
+    operands: Sequence[np.ndarray],
+    results: Sequence[np.ndarray],
+) -> None:
+    """Run a rollout under feedback (`native/gradient.h`), which writes into `results`."""
+    library = _library()
+    assert library is not None
+    first, second = [ctypes.c_void_p(_address(array)) for array in (program, memory)]
+    library.optctl_follow(first, second, _whole(sizes), _places(operands), _places(results))
+
+
+def _whole(numbers: Sequence[int]) -> Any:
+    return (ctypes.c_int64 * len(numbers))(*numbers)
+
+
+def _places(arrays: Sequence[np.ndarray]) -> Any:
+    return (ctypes.c_void_p * len(arrays))(*map(_address, arrays))
 
 
 def _address(array: np.ndarray) -> int:

@@ -20,11 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from optctl._arrays import to_device, to_host
 from optctl._record import record
 from optctl._validate import as_float, as_seed, as_whole, check_tree
 from optctl.adjoint.culprit import culprit
 from optctl.adjoint.gradient import arguments, gradient, total_cost
 from optctl.adjoint.hessian import hessian_vector_product
+from optctl.adjoint.native import Engine, find_engine
 from optctl.dynamics.base import AbstractDynamics, check_dynamics
 from optctl.problem import Problem
 from optctl.result import Result, Status
@@ -208,7 +210,8 @@ def check_gradient(problem: Problem, us: Any, *, x0: Any = None, params: Any = N
     """
     us, x0, params = arguments(problem, us, x0, params)
     g = gradient(problem, us, x0=x0, params=params)
-    point = {"us": us, "x0": x0, "params": params}
+    engine = find_engine(problem, us, x0, params)
+    point = (to_device if engine is None else to_host)({"us": us, "x0": x0, "params": params})
     slopes = {"us": g.us, "x0": g.x0, "params": g.params}
     rng = np.random.default_rng(as_seed(seed))
     rows, notes = [], []
@@ -221,19 +224,21 @@ def check_gradient(problem: Problem, us: Any, *, x0: Any = None, params: Any = N
             continue
         notes += _zero_notes(name, slopes[name])
         direction = jax.tree.map(
-            lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype) * jnp.maximum(1, jnp.max(jnp.abs(leaf))),
+            lambda leaf: np.asarray(rng.normal(size=leaf.shape), leaf.dtype) * np.maximum(1, np.max(np.abs(leaf))),
             value,
         )
-        rows += _taylor_rows(problem, point, name, direction, slopes[name])
+        rows += _taylor_rows(problem, engine, point, name, direction, slopes[name])
     return _report(rows, notes)
 
 
-def _taylor_rows(problem: Problem, point: dict, name: str, direction: Any, slope: Any) -> list:
+def _taylor_rows(problem: Problem, engine: Engine | None, point: dict, name: str, direction: Any, slope: Any) -> list:
     dtype = point["x0"].dtype
     single = dtype == jnp.float32
 
     def along(h: float) -> float:
-        moved = point | {name: jax.tree.map(lambda a, d: a + jnp.asarray(h, a.dtype) * d, point[name], direction)}
+        moved = point | {name: jax.tree.map(lambda a, d: a + np.asarray(h, a.dtype) * d, point[name], direction)}
+        if engine is not None:
+            return float(engine.slopes(moved["us"], moved["x0"], moved["params"]).cost)
         return float(_cost(problem, moved["us"], moved["x0"], moved["params"]))
 
     here, first = along(0.0), _dot(slope, direction)
@@ -259,7 +264,7 @@ def _taylor_rows(problem: Problem, point: dict, name: str, direction: Any, slope
 
 def _central_gap(along: Any, slope: float, here: float, dtype: Any) -> float:
     """Relative gap between the slope and a fourth-order central difference, at the step where that is most certain."""
-    eps = float(jnp.finfo(dtype).eps)
+    eps = float(np.finfo(dtype).eps)
     best, estimate, size = np.inf, np.nan, 1.0
     for h in (1e-1, 1e-2, 1e-3, 1e-4):
         coarse, fine = (along(2 * h) - along(-2 * h)) / (4 * h), (along(h) - along(-h)) / (2 * h)
@@ -273,7 +278,7 @@ def _central_gap(along: Any, slope: float, here: float, dtype: Any) -> float:
 def observed_order(remainders: Any, size: float, dtype: Any) -> float:
     """Return log2 of the remainder's fall per halving of h, at the smallest h clear of rounding; inf if none is."""
     remainders = np.asarray(remainders, dtype=float)
-    noise = 1e3 * float(jnp.finfo(dtype).eps) * max(size, 1e-300)
+    noise = 1e3 * float(np.finfo(dtype).eps) * max(size, 1e-300)
     above = np.flatnonzero(np.isfinite(remainders) & (remainders > 10 * noise))
     clear = [int(k) for k in above if k + 1 < len(remainders) and remainders[k + 1] > noise]
     if not clear:
@@ -297,4 +302,5 @@ def _cost(problem: Problem, us: Any, x0: Any, params: Any) -> Any:
 
 
 def _dot(a: Any, b: Any) -> float:
-    return float(sum(jnp.vdot(p, q) for p, q in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)))
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return float(sum(np.vdot(np.asarray(p), np.asarray(q)) for p, q in pairs))

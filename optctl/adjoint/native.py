@@ -35,6 +35,7 @@ class Slopes:
         costates: (N+1, nx).
         us, x0: (N, nu) and (nx,), the derivatives of the cost.
         params: a pytree, likewise.
+        sizes: (2,), sum |d slope| and d'W d of the cost, where signs of d were given: the sizes of a step.
     """
 
     cost: np.ndarray
@@ -49,6 +50,7 @@ class Slopes:
     us: np.ndarray
     x0: np.ndarray
     params: Any
+    sizes: np.ndarray
 
 
 class Engine:
@@ -58,7 +60,6 @@ class Engine:
         self.graphs, self.problem = graphs, problem
         self.leaves, self.structure = jax.tree.flatten(params)
         self._memories: dict[str, Any] = {}
-        self.last: Slopes | None = None
 
     def _held(self, kind: str, tapes: tuple[Tape, ...], params: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
         """Return tapes packed into one program, and their memory for these parameters."""
@@ -70,31 +71,57 @@ class Engine:
             self._memories[kind] = self.graphs.packed(kind, tapes, begins), np.asarray(memory), begins
         return self._memories[kind]
 
-    def slopes(self, us: Any, x0: Any, params: Any, xs: Any = None) -> Slopes:
-        """Return cost, states, Jacobians, costates and derivatives; along `xs` if given, else along the rollout."""
-        of_stage, slope, _, of_end, _, of_start = self.graphs.tapes("slopes")
+    def slopes(self, us: Any, x0: Any, params: Any, xs: Any = None, signs: Any = None) -> Slopes:
+        """Return cost, states, Jacobians, costates and derivatives; along `xs` if given, else along the rollout.
+
+        With `signs`, one for each number of xs, then of us, also the `sizes` of slope and curvature of the cost.
+        """
+        kind = "slopes" if signs is None else "curved"
+        of_stage, slope, _, of_end, _, of_start = self._judged(kind, params, xs, us, x0)
         priced = self.graphs.priced() if self.leaves else ()
-        program, memory, _ = self._held("slopes", (of_stage, slope, of_end, of_start, *priced), params)
+        program, memory, _ = self._held(f"{kind} of a horizon", (of_stage, slope, of_end, of_start, *priced), params)
         us = np.ascontiguousarray(us, np.float64)
-        (N, nu), nx = us.shape, x0.size
-        sizes = [leaf.size for leaf in self.leaves]
-        made = [
-            np.empty(shape)
-            for shape in (
-                (), (N + 1, nx), (N, nx), (N, nx, nx), (N, nx, nu), (N + 1, nx), (N, nu), (nx,), (N + 1, nx), (N, nu),
-                (nx,), (sum(sizes),),
-            )
-        ]  # fmt: skip
+        (N, nu), nx, lengths = us.shape, x0.size, [leaf.size for leaf in self.leaves]
+        shapes = (
+            (), (N + 1, nx), (N, nx), (N, nx, nx), (N, nx, nu), (N + 1, nx), (N, nu), (nx,), (N + 1, nx), (N, nu),
+            (nx,), (sum(lengths),), (2,),
+        )  # fmt: skip
+        made = [np.empty(shape) for shape in shapes]
         made[1][...] = x0 if xs is None else xs  # the first row counts, where there is a rollout
-        _native.gradient(program, memory, (N, nx, nu, sum(sizes), int(xs is None)), us, made)
-        flat, at, gradients = made.pop(), 0, []
-        for leaf, size in zip(self.leaves, sizes, strict=True):
-            gradients.append(flat[at : at + size].reshape(leaf.shape))
-            at += size
-        cost, states, reached, A, B, qs, rs, q0, costates, gus, gx0 = made
+        _native.gradient(program, memory, (N, nx, nu, sum(lengths), int(xs is None)), us, signs, made)
+        cost, states, reached, A, B, qs, rs, q0, costates, gus, gx0, flat, sizes = made
+        parts = np.split(flat, np.cumsum(lengths)[:-1]) if lengths else []
+        gradients = [part.reshape(leaf.shape) for part, leaf in zip(parts, self.leaves, strict=True)]
         of_params = jax.tree.unflatten(self.structure, gradients)
-        self.last = Slopes(cost, states, reached, A, B, qs, rs, q0, costates, gus, gx0, of_params)
-        return self.last
+        return Slopes(cost, states, reached, A, B, qs, rs, q0, costates, gus, gx0, of_params, sizes)
+
+    def _judged(self, kind: str, params: Any, xs: Any, us: Any, x0: Any) -> tuple[Tape, ...]:
+        """Return tapes that NumPy agrees with.
+
+        Raises:
+            Unsupported: where it does not.
+        """
+        tapes = self.graphs.tapes(kind)
+        if kind not in self.graphs.judged:
+            xs, uniform = np.tile(x0, (len(us) + 1, 1)) if xs is None else xs, parts_of(self.problem, params)
+            wrong = check_tapes(tapes, self.problem, params, uniform, xs, us, exact=kind == "exact")
+            self.graphs.judged[kind] = wrong is None
+        if not self.graphs.judged[kind]:
+            raise Unsupported("its derivatives rightly, by NumPy")
+        return tapes
+
+    def follow(
+        self, x_aim: Any, u_aim: Any, K: Any, low: Any, high: Any, x0: Any, params: Any
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Roll out u = clip(u_aim + K (x - x_aim), low, high); return states, inputs and cost."""
+        every = self.graphs.tapes("slopes")
+        program, memory, _ = self._held("values", every[::2], params)
+        (N, nu), nx = u_aim.shape, len(x0)
+        xs, us, cost = np.empty((N + 1, nx)), np.empty((N, nu)), np.empty(())
+        xs[0] = x0
+        operands = [np.ascontiguousarray(array, np.float64) for array in (x_aim, u_aim, K, low, high)]
+        _native.follow(program, memory, (N, nx, nu), operands, [xs, us, cost])
+        return xs, us, cost
 
     def curvature(
         self, xs: Any, us: Any, costates: Any, params: Any, *, exact: bool
@@ -108,13 +135,7 @@ class Engine:
         """
         (N, nu), nx = us.shape, xs.shape[1]
         nz, (rows, columns), kind = nx + nu, np.triu_indices(nx + nu), "exact" if exact else "curved"
-        tapes = self.graphs.tapes(kind)
-        if kind not in self.graphs.judged:
-            uniform = parts_of(self.problem, params)
-            wrong = check_tapes(tapes, self.problem, params, uniform, xs, us, exact=exact)
-            self.graphs.judged[kind] = wrong is None
-        if not self.graphs.judged[kind]:
-            raise Unsupported("its curvature rightly, by NumPy")
+        tapes = self._judged(kind, params, xs, us, xs[0])
         _, memory, begins = self._held(kind, tapes, params)
 
         def run(k: int, values: np.ndarray) -> np.ndarray:
@@ -132,15 +153,18 @@ class Engine:
         return W, ends[0], ends[1]
 
     def hessian(self, found: Slopes, us: Any, params: Any) -> Callable:
-        """Return the Hessian of the cost as a function of a direction (dus, dx0), at the point of the slopes."""
+        """Return the Hessian of the cost at the point of the slopes, as a function of a direction (dus, dx0).
+
+        It returns the derivatives along the direction of xs, costates, us and x0, those of the cost's slopes.
+        """
         W, Wf, W0 = self.curvature(found.xs, us, found.costates, params, exact=True)
         (N, nu), nx = us.shape, found.x0.size
 
-        def product(dus: np.ndarray, dx0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            gx0, gus = np.empty(nx), np.empty((N, nu))
+        def product(dus: np.ndarray, dx0: np.ndarray) -> tuple[np.ndarray, ...]:
+            gx0, gus, dxs, dcostates = np.empty(nx), np.empty((N, nu)), np.empty((N + 1, nx)), np.empty((N + 1, nx))
             operands = [found.A, found.B, W, Wf, W0, np.ascontiguousarray(dx0), np.ascontiguousarray(dus)]
-            _native.hessian_product((N, nx, nu), operands, [gx0, gus])
-            return gus, gx0
+            _native.hessian_product((N, nx, nu), operands, [gx0, gus, dxs, dcostates])
+            return dxs, dcostates, gus, gx0
 
         return product
 

@@ -125,8 +125,8 @@ class LQ:
     def per_stage(self) -> "LQ":
         """Return the same model with a leading axis N on every stage quantity."""
         shapes = {"A": (self.nx, self.nx), "B": (self.nx, self.nu), **_stage_shapes(self.nx, self.nu)}
-        return self._with(
-            {
+        return self.with_numbers(
+            **{
                 name: namespace(value).broadcast_to(value, (self.horizon, *shapes[name]))
                 for name, value in self._of(shapes)
             }
@@ -145,12 +145,12 @@ class LQ:
 
     def symmetrized(self) -> "LQ":
         """Return the model with Q, R, Qf, Q0 replaced by their symmetric parts, which are all that its cost sees."""
-        return self._with({name: (w + w.swapaxes(-1, -2)) / 2 for name, w in self._of(("Q", "R", "Qf", "Q0"))})
+        return self.with_numbers(**{name: (w + w.swapaxes(-1, -2)) / 2 for name, w in self._of(("Q", "R", "Qf", "Q0"))})
 
     def _of(self, names: Iterable[str]) -> Iterator[tuple[str, Any]]:
         return ((name, getattr(self, name)) for name in names)
 
-    def _with(self, changes: dict[str, Any]) -> "LQ":
+    def with_numbers(self, **changes: Any) -> "LQ":
         """Return the same model with other numbers, which need no check."""
         made = object.__new__(LQ)
         vars(made).update(vars(self) | changes)

@@ -5,9 +5,9 @@
 Every solver sees nothing else, so the choice of what is free is made in one place.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
@@ -58,10 +58,16 @@ class Objective:
         assert found is not None
         return found
 
+    @cached_property
+    def signs(self) -> np.ndarray:
+        """Signs by chance, one for each number of the states, then of the inputs."""
+        return np.concatenate([sign.ravel() for sign in signs_like([(len(self.us) + 1, self.x0.size), self.us.shape])])
+
     def least_size(self, xs: Any, us: Any, params: Any) -> Any:
         """Return `least_size` of the problem, by tapes on the host."""
-        along = partial(_cost_along, self.engine, params) if on_host(xs) else None
-        return least_size(self.problem, xs, us, params, along)
+        if not on_host(xs):
+            return least_size(self.problem, xs, us, params)
+        return least_of(self.engine.slopes(us, xs[0], params, xs, self.signs).sizes, len(xs))
 
     def leaves(self) -> list[Any]:
         """Return the arrays that are free."""
@@ -124,14 +130,19 @@ class Objective:
         def along(direction: np.ndarray) -> np.ndarray:
             parts = self.unpack(direction)
             moves = still | {name: parts[name] for name in self.free}
-            gus, gx0 = product(moves["us"], moves["x0"])
+            _, _, gus, gx0 = product(moves["us"], moves["x0"])
             return self.pack(SimpleNamespace(us=gus, x0=gx0))
 
         return along
 
     def measure(self, z: Any, first_cost: Any = np.nan) -> tuple[Any, Any, Any]:
         """Return J(z), dJ/dz, and the size of J that tolerances refer to; without a first cost z is the first guess."""
-        g, values = self.gradient(z), self.unpack(z)
+        values = self.unpack(z)
+        if on_host(z):
+            found = self.engine.slopes(values["us"], values["x0"], values["params"], signs=self.signs)
+            size = cost_size(found.cost, first_cost, least_of(found.sizes, len(found.xs)))
+            return found.cost, self.pack(found), size
+        g = self.gradient(z)
         size = cost_size(g.cost, first_cost, self.least_size(g.xs, values["us"], values["params"]))
         return g.cost.astype(z.dtype), self.pack(g).astype(z.dtype), size.astype(z.dtype)
 
@@ -172,46 +183,39 @@ class Objective:
         return Gradient(cost, xs, costates, gus + pus, None, None), (gxs + pxs - costates)[1:], ends - xs[1:]
 
 
-def least_size(problem: Problem, xs: Any, us: Any, params: Any, cost_along: Callable | None = None) -> Any:
+def least_size(problem: Problem, xs: Any, us: Any, params: Any) -> Any:
     """Return the least size of the cost that tolerances refer to.
 
     It is a part of what the cost would be, by its slope and its curvature at this point, if the states and inputs of a
     stage changed by as much as they are. So a solution at rest, whose cost is all rounding, is judged by what its data
     make of rounding. Signs by chance keep what belongs to different variables apart (Hutchinson 1989). Where memory is
-    bounded there are no states to ask, and it is 0. `cost_along(xs, us, dxs, dus)` gives slopes and their change.
+    bounded there are no states to ask, and it is 0.
     """
     if xs is None:
         return jnp.zeros(())
     point, structure = jax.tree.flatten((xs, us))
-    rng, xp = np.random.default_rng(0), namespace(point[0])
-    signs = [xp.asarray(rng.choice([-1.0, 1.0], v.shape), v.dtype) for v in point]
-    along = [s * xp.maximum(1.0, xp.abs(v)) for s, v in zip(signs, point, strict=True)]
-    if cost_along is not None:
-        slope, change = cost_along(xs, us, *along)
-    else:
+    signs = [jnp.asarray(sign, v.dtype) for sign, v in zip(signs_like([v.shape for v in point]), point, strict=True)]
+    along = [s * jnp.maximum(1.0, jnp.abs(v)) for s, v in zip(signs, point, strict=True)]
 
-        def cost(leaves: Any) -> Any:
-            xs, us = jax.tree.unflatten(structure, leaves)
-            return problem.trajectory_cost(xs, us, params) + problem.start_cost(xs[0], params)
+    def cost(leaves: Any) -> Any:
+        xs, us = jax.tree.unflatten(structure, leaves)
+        return problem.trajectory_cost(xs, us, params) + problem.start_cost(xs[0], params)
 
-        slope, change = jax.jvp(jax.grad(cost), (point,), (along,))
-    steepness = sum([xp.sum(xp.abs(a * g)) for a, g in zip(along, slope, strict=True)])
-    curvature = xp.abs(sum([xp.sum(a * g) for a, g in zip(along, change, strict=True)]))
-    sizes = [xp.where(xp.isfinite(size), size, 0.0) for size in (steepness, curvature)]
-    return FLOOR * xp.maximum(*sizes) / len(xs)
+    slope, change = jax.jvp(jax.grad(cost), (point,), (along,))
+    steepness = sum([jnp.sum(jnp.abs(a * g)) for a, g in zip(along, slope, strict=True)])
+    return least_of(jnp.stack([steepness, sum([jnp.sum(a * g) for a, g in zip(along, change, strict=True)])]), len(xs))
 
 
-def _cost_along(engine: Engine, params: Any, xs: Any, us: Any, dxs: Any, dus: Any) -> tuple[Any, Any]:
-    """Return the slopes of all costs in states and inputs, and how they change along a direction, by tapes."""
-    last = engine.last
-    found = last if last is not None and last.xs is xs else engine.slopes(us, xs[0], params, xs=xs)
-    W, Wf, W0 = engine.curvature(xs, us, found.costates, params, exact=False)
-    change = np.einsum("tij,tj->ti", W, np.hstack([dxs[:-1], dus]))
-    in_xs = np.vstack([change[:, : xs.shape[1]], Wf @ dxs[-1]])
-    in_xs[0] += W0 @ dxs[0]
-    qs = found.qs.copy()
-    qs[0] += found.q0
-    return (qs, found.rs), (in_xs, change[:, xs.shape[1] :])
+def least_of(sizes: Any, stages: int) -> Any:
+    """Return the least size of the cost from those of its slope and curvature along a step."""
+    xp = namespace(sizes)
+    return FLOOR * xp.max(xp.where(xp.isfinite(sizes), xp.abs(sizes), 0.0)) / stages
+
+
+def signs_like(shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+    """Return +1 and -1 by chance, the same ones every time."""
+    rng = np.random.default_rng(0)
+    return [rng.choice([-1.0, 1.0], shape) for shape in shapes]
 
 
 def projected_gradient(z: Any, slope: Any, lower: Any, upper: Any) -> Any:
