@@ -3,22 +3,28 @@
 
 namespace optctl {
 
-#define OPTCTL_KERNELS_OF(isa)                                            \
+// On tapes many numbers stand side by side, and AVX-512 pays; for small matrices it does not, nor for large ones.
+#define OPTCTL_LONG_LOOPS_OF(isa)           \
+  namespace isa {                           \
+  extern const TapeRunner tape_runner;      \
+  extern const TapeRoller tape_roller;      \
+  extern const GradientKernel gradient_kernel; \
+  extern const HessianProduct hessian_product_kernel; \
+  extern const FollowKernel follow_kernel;  \
+  extern const SolverKernel interior_point; \
+  }
+#define OPTCTL_MATRICES_OF(isa)                                           \
   namespace isa {                                                         \
   extern const Finders lq_finders, gaussian_finders, square_root_finders; \
-  extern const TapeRunner tape_runner;                                    \
-  extern const TapeRoller tape_roller;                                    \
-  extern const GradientKernel gradient_kernel;                            \
-  extern const HessianProduct hessian_product_kernel;                     \
-  extern const FollowKernel follow_kernel;                                \
-  extern const SolverKernel interior_point;                               \
   }
 
 #ifdef OPTCTL_X86
-OPTCTL_KERNELS_OF(avx512)
-OPTCTL_KERNELS_OF(avx2)
+OPTCTL_LONG_LOOPS_OF(avx512)
+OPTCTL_LONG_LOOPS_OF(avx2)
+OPTCTL_MATRICES_OF(avx2)
 #endif
-OPTCTL_KERNELS_OF(portable)
+OPTCTL_LONG_LOOPS_OF(portable)
+OPTCTL_MATRICES_OF(portable)
 
 namespace {
 
@@ -32,18 +38,21 @@ struct Kernels {
   const SolverKernel& interior_point;
 };
 
-#define OPTCTL_CHOOSE(isa) \
-  {isa::lq_finders, isa::gaussian_finders, isa::square_root_finders, isa::tape_runner, isa::tape_roller, \
-   isa::gradient_kernel, isa::hessian_product_kernel, isa::follow_kernel, isa::interior_point}
+#define OPTCTL_CHOOSE(matrices, loops)                                                                       \
+  {matrices::lq_finders, matrices::gaussian_finders, matrices::square_root_finders, loops::tape_runner, \
+   loops::tape_roller, loops::gradient_kernel, loops::hessian_product_kernel, loops::follow_kernel, \
+    loops::interior_point}
 
 const Kernels choose() {
 #ifdef OPTCTL_X86
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512bw"))
-    return OPTCTL_CHOOSE(avx512);
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return OPTCTL_CHOOSE(avx2);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"))
+      return OPTCTL_CHOOSE(avx2, avx512);
+    return OPTCTL_CHOOSE(avx2, avx2);
+  }
 #endif
-  return OPTCTL_CHOOSE(portable);
+  return OPTCTL_CHOOSE(portable, portable);
 }
 
 const Kernels& kernels() {
@@ -59,10 +68,14 @@ const Finders& finders_for(Name name) {
 }  // namespace
 
 template <>
-Kernel<float> find_kernel<float>(Name name, const Sizes& sizes) { return finders_for(name).in_float(name, sizes); }
+Kernel<float> find_kernel<float>(Name name, const Sizes& sizes) {
+  return finders_for(name).in_float(name, sizes);
+}
 
 template <>
-Kernel<double> find_kernel<double>(Name name, const Sizes& sizes) { return finders_for(name).in_double(name, sizes); }
+Kernel<double> find_kernel<double>(Name name, const Sizes& sizes) {
+  return finders_for(name).in_double(name, sizes);
+}
 
 TapeRunner find_tape_runner() { return kernels().tape_runner; }
 TapeRoller find_tape_roller() { return kernels().tape_roller; }

@@ -22,7 +22,10 @@ OPTCTL_DECLARE(portable)
 #ifdef OPTCTL_X86
 OPTCTL_DECLARE(sized)  // portable with fixed sizes, as other processors have it
 OPTCTL_DECLARE(avx2)
-OPTCTL_DECLARE(avx512)
+namespace optctl::avx512 {
+extern const TapeRunner tape_runner;
+extern const SolverKernel interior_point;
+}
 #endif
 
 namespace optctl::fuzz {
@@ -35,17 +38,17 @@ struct Version {
 };
 
 std::vector<Version> versions() {
-#define OPTCTL_ADD(isa)                                                                           \
-  found.push_back({#isa, isa::lq_finders, isa::gaussian_finders, isa::square_root_finders, isa::tape_runner, \
-                   isa::interior_point})
+#define OPTCTL_ADD(isa, loops)                                                                                 \
+  found.push_back({#loops, isa::lq_finders, isa::gaussian_finders, isa::square_root_finders, loops::tape_runner, \
+                   loops::interior_point})
   std::vector<Version> found;
-  OPTCTL_ADD(portable);
+  OPTCTL_ADD(portable, portable);
 #ifdef OPTCTL_X86
-  OPTCTL_ADD(sized);
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) OPTCTL_ADD(avx2);
+  OPTCTL_ADD(sized, sized);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) OPTCTL_ADD(avx2, avx2);
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"))
-    OPTCTL_ADD(avx512);
+    OPTCTL_ADD(avx2, avx512);  // as dispatch.cpp picks them
 #endif
   return found;
 }

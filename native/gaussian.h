@@ -75,10 +75,9 @@ enum class Keep { nothing, factors, filtered, predicted };  // factors: as filte
 // The covariance E of the rounding errors in P or in n, in units of eps: to first order it goes through a recursion as
 // these do, and each operation adds what it rounds. It is followed from where much more is rounded than is left (`on`)
 // until no more than the last digits are in error, so that well conditioned models do not pay for it.
-template <class T, int NX>
+template <class T, class VX>
 class Rounding {
  public:
-  using VX = Vec<T, lanes_for<T>(NX ? NX : 1 << 20)>;
   using Space = Workspace<T>;
   bool on = false;
 
@@ -124,15 +123,14 @@ class Rounding {
 };
 
 // Of P:  E <- F E F' + diag P,  F = I - L C,     E <- A E A' + diag(W + A.^2 diag P).
-template <class T, int NX, int NY>
-class RoundingForward : public Rounding<T, NX> {
+template <class T, class VX>
+class RoundingForward : public Rounding<T, VX> {
  public:
-  using typename Rounding<T, NX>::VX;
-  using typename Rounding<T, NX>::Space;
-  using Rounding<T, NX>::on;
+  using typename Rounding<T, VX>::Space;
+  using Rounding<T, VX>::on;
 
   RoundingForward(int nx, int ny, int mx, int my, int lx)
-      : Rounding<T, NX>(nx, ny, mx, my, lx), own_(Space::padded(my * lx) + Space::padded(mx)) {
+      : Rounding<T, VX>(nx, ny, mx, my, lx), own_(Space::padded(my * lx) + Space::padded(mx)) {
     chat_ = own_.take(my * lx);
     variances_ = own_.take(mx);
   }
@@ -176,26 +174,25 @@ class RoundingForward : public Rounding<T, NX> {
   }
 
  private:
-  using Rounding<T, NX>::nx_;
-  using Rounding<T, NX>::ny_;
-  using Rounding<T, NX>::my_;
-  using Rounding<T, NX>::lx_;
-  using Rounding<T, NX>::E_;
+  using Rounding<T, VX>::nx_;
+  using Rounding<T, VX>::ny_;
+  using Rounding<T, VX>::my_;
+  using Rounding<T, VX>::lx_;
+  using Rounding<T, VX>::E_;
   Space own_;
   T *chat_, *variances_;
 };
 
 // Of n, and what it does to the smoothed covariance:
 //     E <- A'E A + diag(A.^2' diag n),     E <- F'E F + diag Lambda,     error of P - P Lambda P: P E P + P.
-template <class T, int NX, int NY>
-class RoundingBack : public Rounding<T, NX> {
+template <class T, class VX>
+class RoundingBack : public Rounding<T, VX> {
  public:
-  using typename Rounding<T, NX>::VX;
-  using typename Rounding<T, NX>::Space;
-  using Rounding<T, NX>::on;
+  using typename Rounding<T, VX>::Space;
+  using Rounding<T, VX>::on;
 
   RoundingBack(int nx, int ny, int mx, int my, int lx)
-      : Rounding<T, NX>(nx, ny, mx, my, lx), own_(2 * Space::padded(lx)) {
+      : Rounding<T, VX>(nx, ny, mx, my, lx), own_(2 * Space::padded(lx)) {
     rounded_ = own_.take(lx);
     error_ = own_.take(lx);
   }
@@ -254,11 +251,11 @@ class RoundingBack : public Rounding<T, NX> {
     this->add(Lambda, lx_ + 1, n);
   }
 
-  using Rounding<T, NX>::nx_;
-  using Rounding<T, NX>::mx_;
-  using Rounding<T, NX>::lx_;
-  using Rounding<T, NX>::E_;
-  using Rounding<T, NX>::work_;
+  using Rounding<T, VX>::nx_;
+  using Rounding<T, VX>::mx_;
+  using Rounding<T, VX>::lx_;
+  using Rounding<T, VX>::E_;
+  using Rounding<T, VX>::work_;
   Space own_;
   T *rounded_, *error_;
 };
@@ -289,7 +286,7 @@ __attribute__((noinline)) int32_t kalman_forward(Keep keep, const Sizes& sizes, 
   T* innovation = space.take(ly);
   T* diagonal = space.take(ly);
   const int64_t N = sizes.N;
-  RoundingForward<T, NX, NY> rounding(nx, ny, mx, my, lx);
+  RoundingForward<T, VX> rounding(nx, ny, mx, my, lx);
   bool vague = false;  // as rounding.on, in a register
   LogProduct determinant;
   double square = 0;
@@ -515,7 +512,7 @@ int32_t kalman_smoother(const Sizes& sizes, const Stages<T>* in, T* const* out) 
   T* w = space.take(mx * lx);
   T* lag = space.take(mx * lx);
   T* mean = space.take(lx);
-  RoundingBack<T, NX, NY> rounding(nx, back.ny, mx, back.my(), lx);
+  RoundingBack<T, VX> rounding(nx, back.ny, mx, back.my(), lx);
   const int64_t N = sizes.N;
   for (int64_t t = N; t >= 0; --t) {
     if (t < N) back.step(t, in[A]);

@@ -5,6 +5,8 @@
 
 namespace optctl {
 
+// Small sizes are compiled in double precision, where they take half the time of run-time sizes or less; by measurement
+// no others earn the time it takes to compile them. Sizes between two of them are rounded up.
 template <int...>
 struct Sequence {};
 #ifdef OPTCTL_RUN_TIME_SIZES
@@ -24,10 +26,9 @@ using RootSizes = Sequence<1, 2, 3, 4, 6, 8>;  // exactly
 using SmallSizes = Sequence<1, 4>;
 using MeasurementSizes = Sequence<1, 4>;
 #else
-using SmallSizes = Sequence<1, 2, 4, 8>;     // of inputs
+using SmallSizes = Sequence<1, 2, 4>;  // of inputs
 using MeasurementSizes = Sequence<1, 2, 4>;
 #endif
-using Widths = Sequence<2, 4>;               // where sizes only choose how wide vectors are
 
 enum class Name {
   lq_factor, lq_sweep,

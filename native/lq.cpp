@@ -10,15 +10,10 @@ struct Factor {
   static constexpr Kernel<T> kernel = lq_factor<T, NX, NU>;
 };
 
-template <class T, int NX, int NU>
-struct Sweep {
-  static constexpr Kernel<T> kernel = lq_sweep<T, NX, NU>;
-};
-
 template <class T>
 Kernel<T> find_lq(Name name, const Sizes& sizes) {
   if (name == Name::lq_factor) return pick<T, Factor>(sizes.nx, sizes.nu, StateSizes{}, SmallSizes{});
-  return pick<T, Sweep>(sizes.nx, sizes.nu, Widths{}, Widths{});
+  return lq_sweep<T>;
 }
 
 extern const Finders lq_finders = {find_lq<float>, find_lq<double>};

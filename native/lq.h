@@ -101,11 +101,11 @@ int32_t lq_factor(const Sizes& sizes, const Stages<T>* in, T* const* out) {
 }
 
 // The right-hand side's rows are those of the optimality system (optctl/lq/kkt.py): -c, -q, -r and that of y.
-template <class T, int NX, int NU>
+template <class T>
 int32_t lq_sweep(const Sizes& sizes, const Stages<T>* in, T* const* out) {
   using namespace sweep_io;
-  using VX = Vec<T, lanes_for<T>(NX ? NX : 1 << 20)>;
-  using VU = Vec<T, lanes_for<T>(NU ? NU : 1 << 20)>;
+  using VX = Vec<T, machine_lanes<T>>;
+  using VU = VX;
   const int nx = sizes.nx, nu = sizes.nu;
   const int lx = round_up(nx, VX::lanes), lu = round_up(nu, VU::lanes);
   using Space = Workspace<T>;

@@ -41,6 +41,17 @@ constexpr int lanes_for(int n) {
 
 constexpr int round_up(int n, int step) { return (n + step - 1) / step * step; }
 
+#if defined(__AVX2__) && !defined(__AVX512VL__)
+#define OPTCTL_MASKS_OF_AVX2
+// Masks of the first n lanes.
+OPTCTL_INLINE __m256i first_of_4(int n) {
+  return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+OPTCTL_INLINE __m256i first_of_8(int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+#endif
+
 // W lanes of T in a register.
 template <class T, int W>
 struct Vec {
@@ -83,6 +94,10 @@ struct Vec {
     if constexpr (sizeof(T) == 4 && W == 8) return {(Register)_mm256_maskz_loadu_ps((__mmask8)mask, p)};
     if constexpr (sizeof(T) == 4 && W == 4) return {(Register)_mm_maskz_loadu_ps((__mmask8)mask, p)};
 #endif
+#ifdef OPTCTL_MASKS_OF_AVX2
+    if constexpr (sizeof(T) == 8 && W == 4) return {(Register)_mm256_maskload_pd(p, first_of_4(n))};
+    if constexpr (sizeof(T) == 4 && W == 8) return {(Register)_mm256_maskload_ps(p, first_of_8(n))};
+#endif
     Vec out = zero();
     for (int i = 0; i < n; ++i) out.v[i] = p[i];
     return out;
@@ -100,6 +115,10 @@ struct Vec {
     if constexpr (sizeof(T) == 4 && W == 16) return _mm512_mask_storeu_ps(p, (__mmask16)mask, (__m512)v);
     if constexpr (sizeof(T) == 4 && W == 8) return _mm256_mask_storeu_ps(p, (__mmask8)mask, (__m256)v);
     if constexpr (sizeof(T) == 4 && W == 4) return _mm_mask_storeu_ps(p, (__mmask8)mask, (__m128)v);
+#endif
+#ifdef OPTCTL_MASKS_OF_AVX2
+    if constexpr (sizeof(T) == 8 && W == 4) return _mm256_maskstore_pd(p, first_of_4(n), (__m256d)v);
+    if constexpr (sizeof(T) == 4 && W == 8) return _mm256_maskstore_ps(p, first_of_8(n), (__m256)v);
 #endif
     for (int i = 0; i < n; ++i) p[i] = v[i];
   }

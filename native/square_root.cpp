@@ -23,7 +23,7 @@ struct RootSmoother {
 template <class Pass, class T, int... Compiled>
 Kernel<T> pick_exact(int nx, Sequence<Compiled...>) {
   Kernel<T> found = Pass::template run<T, 0>;
-  ((nx == Compiled ? found = Pass::template run<T, Compiled> : nullptr), ...);
+  if constexpr (sizeof(T) == 8) ((nx == Compiled ? found = Pass::template run<T, Compiled> : nullptr), ...);
   return found;
 }
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from optctl._arrays import namespace
 from optctl._record import record
-from optctl._validate import as_float, is_concrete
+from optctl._validate import as_float, default_float, is_concrete
 from optctl.dynamics.stage import STAGE, STATE, StageFunction, stage_function, takes_all
 from optctl.dynamics.view import View, through
 
@@ -148,7 +148,7 @@ def stacked(parts: Sequence[tuple[Constraint, int]], name: str) -> Constraint:
     function = takes_all(call, name, arguments)
     l1 = l2 = on = None
     if any(part.soft for part, _ in parts):
-        prices = [part.prices((m,), jnp.zeros(()).dtype) for part, m in parts]
+        prices = [part.prices((m,), default_float()) for part, m in parts]
         l1, l2 = (jnp.concatenate(price) for price in zip(*prices, strict=True))
     if any(part.on is not None for part, _ in parts):
         masks = [jnp.ones(m, bool) if part.on is None else jnp.asarray(part.on) for part, m in parts]

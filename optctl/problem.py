@@ -277,7 +277,7 @@ class Problem:
         """Check shapes unless a problem of the same functions and shapes has passed before."""
 
         def check() -> None:
-            us = None if self.dynamics.roll_without_inputs else jnp.zeros((self.steps, nu), jnp.result_type(x0))
+            us = None if self.dynamics.roll_without_inputs else np.zeros((self.steps, nu), jnp.result_type(x0))
             self.check_shapes(x0, us, self.params)
 
         once(self, check)

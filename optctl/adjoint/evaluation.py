@@ -5,7 +5,6 @@ from functools import lru_cache
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from optctl.adjoint.interpreter import Interpreted, Uninterpreted, interpret
@@ -35,7 +34,7 @@ class Functions:
     def __init__(self, parts: Any, params: Any, nx: int, nu: int, block: int, substitute: Any) -> None:
         S = jax.ShapeDtypeStruct
         rows = MANY * block
-        x, u, t = S((rows, nx), np.float64), S((rows, nu), np.float64), S((rows,), jnp.zeros((), int).dtype)
+        x, u, t = S((rows, nx), np.float64), S((rows, nu), np.float64), S((rows,), jax.dtypes.canonicalize_dtype(int))
         last = S((MANY, nx), np.float64)
         at_stages = [name for name in STAGE_FUNCTIONS if parts[name] is not None]
         at_end = [name for name in END if parts[name] is not None]

@@ -15,7 +15,6 @@ from functools import cached_property
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from optctl.constraint import Constraint
@@ -120,7 +119,7 @@ class Graphs:
 
     def __init__(self, problem: Problem, uniform: Any, nx: int, nu: int) -> None:
         S = jax.ShapeDtypeStruct
-        x, u, t = S((nx,), np.float64), S((nu,), np.float64), S((), jnp.zeros((), int).dtype)
+        x, u, t = S((nx,), np.float64), S((nu,), np.float64), S((), jax.dtypes.canonicalize_dtype(int))
 
         def stage(x: Any, u: Any, t: Any, parts: Any) -> tuple[Any, ...]:
             def value(name: str, absent: Any) -> Any:

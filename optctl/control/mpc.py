@@ -32,6 +32,7 @@ from optctl._validate import (
     check_positive,
     check_shape,
     check_tree,
+    default_float,
     is_concrete,
     runs_now,
 )
@@ -242,7 +243,7 @@ class MPC:
             )
         if real_time and options.time_limit is not None:
             raise ValueError("`time_limit` has no use with real_time=True, one Newton step a sample; leave one out.")
-        dtype = jnp.zeros(()).dtype if problem.x0 is None else problem.x0.dtype
+        dtype = default_float() if problem.x0 is None else problem.x0.dtype
         tolerance = (1e-3 if dtype == jnp.float32 else 1e-6) if tolerance is None else tolerance
         limit = MAX_ITERATIONS if options.max_iterations is None else as_whole(options.max_iterations, "max_iterations")
         self.nx, self.nu, self.dtype = nx, nu, dtype

@@ -34,6 +34,7 @@ from optctl._validate import (
     check_like,
     check_shape,
     check_tree,
+    default_float,
     keep_whole,
     result_shape,
     returned,
@@ -210,7 +211,7 @@ class AbstractDynamics:
         """Raise ValueError unless shapes fit and `step` returns a state; runs on shapes only."""
         check_shape(x0, "x0", (self.nx,))
         check_shape(us, "us", (self.horizon, self.nu))
-        got = result_shape(self.step, "f", x0, us[0] if us.shape[0] else us.sum(0), _last_stage(us), params)
+        got = result_shape(self.step, "f", x0, jax.ShapeDtypeStruct(us.shape[1:], us.dtype), _last_stage(us), params)
         if not hasattr(got, "shape") or got.shape != x0.shape:
             raise ValueError(f"`f` returns {returned(got)}; expected {x0.shape}, the shape of the state x.")
         if got.dtype != x0.dtype:
@@ -354,7 +355,7 @@ class Dynamics(AbstractDynamics):
         keep_whole(self, "nu", "inputs", least=0, optional=True)
         check_labels(self.labels, self.nx, self.nu)
         if self.nx is not None and self.nu is not None and not self.f.takes("params"):
-            dtype = jnp.zeros(()).dtype
+            dtype = default_float()
             self.check_data(jnp.zeros(self.nx, dtype), jnp.zeros((1, self.nu), dtype), None)
 
     def step(self, x: Any, u: Any, t: Any, params: Any) -> Any:

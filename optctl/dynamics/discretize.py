@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
-from optctl._validate import as_float, as_whole, check_choice, is_concrete, result_shape, returned
+from optctl._validate import as_float, as_whole, check_choice, default_float, is_concrete, result_shape, returned
 from optctl.dynamics.base import AbstractDynamics, Labels, as_state, check_labels
 from optctl.dynamics.linear import LinearDynamics
 from optctl.dynamics.stage import StageFunction, stage_function
@@ -247,9 +247,9 @@ def discretize(
         labels = Labels(labels.states, inputs)
     dynamics = Discretized(stage_function(ode, "ode"), step, method, nx, both, labels, hold)
     if nx is not None and nu is not None and not dynamics.ode.takes("params"):
-        dtype = jnp.zeros(()).dtype
+        dtype = default_float()
         got = result_shape(
-            lambda x, u: dynamics.rate(x, u, jnp.zeros(()), None), "ode", jnp.zeros(nx, dtype), jnp.zeros(nu, dtype)
+            lambda x, u: dynamics.rate(x, u, np.zeros((), dtype), None), "ode", np.zeros(nx, dtype), np.zeros(nu, dtype)
         )
         if getattr(got, "shape", None) != (nx,):
             raise ValueError(f"`ode` returns {returned(got)}; expected ({nx},), dx/dt.")

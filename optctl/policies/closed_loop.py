@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from optctl._record import record
+from optctl._validate import default_float
 from optctl.constraint import Constraint, constraint, stacked
 from optctl.dynamics.closed_loop import ClosedLoop
 from optctl.dynamics.stage import POLICY, StageFunction, stage_function
@@ -101,5 +102,5 @@ def _with_bounds_as_rows(problem: Problem) -> Problem:
 def _rows_of(given: Constraint, problem: Problem, nu: int) -> int:
     """Return the number of rows of a path constraint."""
     nx = problem.dynamics.nx if problem.x0 is None else len(problem.x0)
-    dtype = jnp.zeros(()).dtype
+    dtype = default_float()
     return jax.eval_shape(given, jnp.zeros(nx, dtype), jnp.zeros(nu, dtype), jnp.asarray(0), problem.params).shape[0]

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from optctl._record import record
+from optctl._validate import default_float
 from optctl.constraint import Constraint, stacked
 from optctl.dynamics.stage import StageFunction, takes_all
 from optctl.problem import Problem
@@ -64,7 +65,7 @@ def two_sided(problem: Problem, sizes: dict[str, int]) -> Problem:
         equality, inequality, cost = f"{where}_equality", f"{where}_inequality", SIDES[where]
         h: Constraint = getattr(problem, equality)
         m = sizes[equality]
-        l1, l2 = h.prices((m,), jnp.zeros(()).dtype)
+        l1, l2 = h.prices((m,), default_float())
         finite = jnp.isfinite(l1)
         counts = jnp.asarray(True if h.on is None else h.on)
         price, on = jnp.where(finite, l1, 1.0), counts & finite & (l1 > 0)
