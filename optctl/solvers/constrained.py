@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optctl._arrays import namespace
 from optctl._validate import (
     as_float,
     cast,
@@ -134,7 +133,7 @@ def constrained(objective: Objective, settings: Settings, options: InteriorPoint
     _check_constraints(objective)
     roll_out = xs is None
     if xs is None:
-        xs = namespace(x0).broadcast_to(x0, (N + 1, nx))
+        xs = np.tile(np.asarray(x0), (N + 1, 1)) if is_concrete(x0) else jnp.broadcast_to(x0, (N + 1, nx))
     else:
         xs = cast(as_float(xs, "xs", (N + 1, nx)), dtype)
         if "x0" not in objective.free:
