@@ -62,8 +62,8 @@ _MESSAGES = {
     " start from other inputs, add bounds, shorten the step dt, or keep the model defined outside its domain",
     Status.NOT_CONVEX: "the quadratic problem is not strictly convex in the inputs (R + B'PB is singular or has a"
     " negative eigenvalue): check the signs of Q, R and the terminal weight, and give every input a small R > 0",
-    Status.INFEASIBLE: "locally infeasible: no small change lowers the violation of the constraints here, nor did one"
-    " where the guess had led before (tried: the guess, then a straight line of states with zero inputs); loosen the"
+    Status.INFEASIBLE: "locally infeasible: no small change lowers the violation of the constraints (tried: from the"
+    " guess, then from a straight line of states with zero inputs, where the functions are finite there); loosen the"
     " bounds, lengthen the horizon, or start from another guess",
     Status.TIME_LIMIT: "time limit reached before the tolerance; allow more time, or start closer",
     Status.UNBOUNDED: "the cost falls without bound; check its signs, or bound the inputs",

@@ -156,11 +156,12 @@ def _straightened(program: Program, state: State, half: Any) -> tuple[Unknowns, 
     way that led to where the violation, `half` its square, cannot be lowered.
     """
     rows, z, by = program.rows, state.z, state.scales
-    t = jnp.arange(1, len(z.xs), dtype=z.xs.dtype)[:, None]
-    line = z.xs[0] + (z.xs[-1] - z.xs[0]) * t / len(z.us)
+    t = jnp.arange(1, len(z.xs), dtype=z.xs.dtype)
+    line = z.xs[:1] + jnp.outer(t, z.xs[-1] - z.xs[0]) / len(z.us)
 
     def within(z: Any, stem: str, size: Any) -> Any:
-        return inside(z * size, *bound_arrays(rows, stem, z), jnp.broadcast_to(size, z.shape)) / size
+        size = jnp.broadcast_to(size, z.shape)
+        return inside(z * size, *bound_arrays(rows, stem, z), size) / size
 
     xs = jnp.concatenate([z.xs[:1], within(line, "x", by.x)])
     z = replace(z, xs=xs, us=within(jnp.zeros_like(z.us), "u", by.u))
