@@ -739,7 +739,7 @@ class InteriorPoint {
     const bool back = fine && theta <= enough * n_.mark && filter_accepts(theta, phi);
     const double alpha_y = longest(p_, y, d_.y, 0.99, inequality);
     const bool stuck = !nudged && (stationary || saddle || !(fine || least));
-    const bool again = stuck && n_.retried == 0 && straighten(half);
+    const bool again = stationary && !saddle && n_.retried == 0 && straighten(half);
     if (again) {
       n_.retried = 1;
     } else if (stuck) {

@@ -130,7 +130,7 @@ def restore(program: Program, state: State, r: Residuals, tolerance: Any) -> Sta
     )
     lower = ((slope <= 10 * mu) | least) & ~nudged
     stuck = (stationary | saddle | ~(fine | least)) & ~nudged
-    asks, same = stuck & (state.retried == 0), (z, mu, jnp.asarray(False))
+    asks, same = stationary & ~saddle & (state.retried == 0), (z, mu, jnp.asarray(False))
     straight, mu_again, again = jax.lax.cond(asks, lambda s: _straightened(program, s, half), lambda _: same, state)
     back, stuck = back & ~again, stuck & ~again
     infeasible = stationary & ~saddle & can_be_infeasible(rows)
