@@ -84,8 +84,8 @@ constexpr int filter_size = 32;
 constexpr double kappa_eps = 10, kappa_mu = 0.2, theta_mu = 1.5, s_theta = 1.1, s_phi = 2.3, eta = 1e-4;
 constexpr double gamma_theta = 1e-5, gamma_phi = 1e-8, first_shift = 1e-4, largest_shift = 1e12;
 constexpr double shortest_step = 1e-10, short_step = 0.05, enough = 0.9, least_damping = 1e-11, still_price = 1e8;
-constexpr double violation_price = 1e6, largest_multiplier = 1e3, wide_barrier = 200, nudge_size = 1e-2, bottomless = 1e15;
-constexpr double polish_slack = 1e-2, cost_floor = 1e-5;
+constexpr double violation_price = 1e6, largest_multiplier = 1e3, wide_barrier = 2e3, nudge_size = 1e-2, bottomless = 1e15;
+constexpr double polish_slack = 1e-2, cost_floor = 1e-5, start_margin = 1e-2;
 constexpr int halvings = 40, patience = 6, predictions = 60, polish_rounds = 4, warm_rounds = 6, nudges = 2;
 
 // The size of the cost that tolerances refer to.
@@ -97,13 +97,22 @@ inline double cost_size(double cost, double first, double least) {
   return std::max(size, std::sqrt(std::numeric_limits<double>::min()));
 }
 
+// A value in its bounds, a little away from them; on bounds that are equal.
+inline double inside(double z, double lower, double upper, double size) {
+  if (lower == upper) return lower;
+  const double width = upper - lower;
+  const double low = std::isfinite(lower) ? lower + start_margin * std::min(std::max(size, std::fabs(lower)), width) : lower;
+  const double high = std::isfinite(upper) ? upper - start_margin * std::min(std::max(size, std::fabs(upper)), width) : upper;
+  return z == z ? std::min(std::max(z, low), high) : z;
+}
+
 class InteriorPoint {
  public:
   // z, numbers, filter (2, filter_size) and history (6, columns) are worked on in place, in the units of the iterations
   // but for the costs in the history; so is e, which is filled.
   InteriorPoint(const Layout& layout, const int32_t* program, const double* memory, const Unknowns& z, Numbers& numbers,
                 double* filter, double* history, const Expansion& e, const Scaling& scaling)
-      : p_(layout), z_(z), n_(numbers), filter_(filter), history_(history), cost_scale_(scaling.cost()),
+      : p_(layout), z_(z), n_(numbers), filter_(filter), history_(history), by_(scaling),
         functions_(layout, program, memory, e, scaling), e_(functions_.expansion()), model_(layout, layout.nu), space_(room(layout)) {
     for (Unknowns* u : {&d_, &corrected_, &trial_}) *u = unknowns();
     trial_values_ = {space_.take(p_.N * p_.nx), space_.take(p_.rows)};
@@ -401,7 +410,7 @@ class InteriorPoint {
   }
 
   void remember() {
-    const double cost = (cost_ + price_of_misses(p_, z_)) * cost_scale_;
+    const double cost = (cost_ + price_of_misses(p_, z_)) * by_.cost();
     const double row[] = {cost, stationarity_, n_.step, infeasibility_, n_.mu, n_.shift};
     for (int i = 0; i < 6; ++i) history_[i * p_.history + static_cast<int64_t>(n_.iterations)] = row[i];
   }
@@ -729,10 +738,11 @@ class InteriorPoint {
     const double phi = barrier_cost(p_, functions_.cost(), trial_, n_.mu);
     const bool back = fine && theta <= enough * n_.mark && filter_accepts(theta, phi);
     const double alpha_y = longest(p_, y, d_.y, 0.99, inequality);
-    const bool again = stationary && !saddle && n_.retried == 0 && inequalities_ > 0;
+    const bool stuck = !nudged && (stationary || saddle || !(fine || least));
+    const bool again = stationary && !saddle && n_.retried == 0 && straighten(half);
     if (again) {
       n_.retried = 1;
-    } else if (!nudged && (stationary || saddle || !(fine || least))) {
+    } else if (stuck) {
       n_.status = stationary && !saddle && can_be_infeasible() ? infeasible : stalled;
     } else if (fine) {
       for (int64_t i = 0; i < p_.rows; ++i)
@@ -743,11 +753,42 @@ class InteriorPoint {
       else multipliers_of_violation(trial_values_);
     }
     n_.phase = back && !again ? optimizing : restoring;
-    n_.shift = back || least ? 0 : trials == 1 ? damping / 4 : damping * (trials == 2 ? 2 : 8);
-    if (again) n_.mu_restore = wide_barrier * half / inequalities_;
-    else if (!nudged && (slope <= 10 * mu || least)) n_.mu_restore = 0.2 * mu;
+    n_.shift = again || back || least ? 0 : trials == 1 ? damping / 4 : damping * (trials == 2 ? 2 : 8);
+    if (!again && !nudged && (slope <= 10 * mu || least)) n_.mu_restore = 0.2 * mu;
     n_.nudges += nudged;
     n_.step = alpha;
+  }
+
+  // Begin the phase anew, from the straight line between the ends of the states and from no inputs, inside the bounds.
+  // False where the functions are not finite there; then nothing has changed.
+  bool straighten(double half_before) {
+    const int nx = p_.nx, nu = p_.nu;
+    copy(z_, d_);
+    for (int64_t k = 0; k < p_.N * nx; ++k) {
+      const int i = k % nx;
+      const double first = d_.xs[i], line = first + (d_.xs[p_.N * nx + i] - first) * (k / nx + 1) / p_.N;
+      z_.xs[nx + k] = inside(line * by_.z(i), p_.bound(x_min, k), p_.bound(x_max, k), by_.z(i)) * by_.over(i);
+    }
+    for (int64_t k = 0; k < p_.N * nu; ++k) {
+      const int i = nx + k % nu;
+      z_.us[k] = inside(0, p_.bound(u_min, k), p_.bound(u_max, k), by_.z(i)) * by_.over(i);
+    }
+    expand();
+    if (!std::isfinite(theta_) || !std::isfinite(cost_) || !std::isfinite(stationarity_)) {
+      copy(d_, z_);
+      return false;
+    }
+    for (int64_t i = 0; i < p_.rows; ++i)
+      if (p_.kind[i] & inequality) z_.s[i] = std::max((p_.kind[i] & soft ? z_.e[i] : 0) - e_.at.c[i], 0.0);
+    const double half = std::max(half_before, half_violation(p_, e_.at, z_));
+    n_.mu_restore = wide_barrier * half / std::max<int64_t>(1, inequalities_);
+    for (int64_t i = 0; i < p_.rows; ++i)
+      if (p_.kind[i] & inequality) {
+        if (p_.kind[i] & elastic) z_.s[i] = central_slack(i, e_.at.c[i]);
+        z_.y[i] = n_.mu_restore / z_.s[i];
+      }
+    multipliers_of_violation(e_.at);
+    return true;
   }
 
   // A small direction, in `d_`, that no symmetry of a problem is likely to share; bounds keep up with it.
@@ -905,7 +946,7 @@ class InteriorPoint {
   const Unknowns z_;
   Numbers& n_;
   double *filter_, *history_;
-  const double cost_scale_;
+  const Scaling& by_;
   ProblemFunctions functions_;
   const Expansion& e_;
   LinearQuadratic model_;

@@ -3,6 +3,7 @@
 // optctl/shooting/{rows,expansion}.py are the definition; the order of the rows is theirs.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 namespace optctl::OPTCTL_ISA {
@@ -28,6 +29,11 @@ struct Layout {
   // What the block of bounds b bounds: x_0, x_1..x_N or the inputs; and how many numbers that is.
   double* of_bound(const struct Unknowns& z, int b) const;
   int64_t bound_size(int b) const { return b <= x0_max ? nx : b <= x_max ? N * nx : N * nu; }
+
+  // Number k of the block of bounds b, in the user's units; infinite where there is none.
+  double bound(int b, int64_t k) const {
+    return block[b] >= 0 ? bounds[block[b] + k] : b % 2 ? INFINITY : -INFINITY;
+  }
 };
 
 // A point in all unknowns, or a direction.

@@ -8,7 +8,7 @@
 namespace optctl::OPTCTL_ISA {
 
 constexpr double scale_small = 1e-2, scale_large = 1e2, scale_relative = 1e-3;
-constexpr double first_barrier = 0.1, start_margin = 1e-2, active_share = 1e-9;
+constexpr double first_barrier = 0.1, active_share = 1e-9;
 
 // Scales of states, inputs, rows and cost; those that a user gave.
 struct Scales {
@@ -62,10 +62,11 @@ class Start {
   // Move the guess into its bounds, a little away from them; onto bounds that are equal.
   void push_inside(const Scales& by) const {
     for (int i = 0; i < p_.nx; ++i)
-      if (p_.x0_free[i] != 0) push(z_.xs[i], bound(x0_min, i), bound(x0_max, i), by.x[i]);
+      if (p_.x0_free[i] != 0) z_.xs[i] = inside(z_.xs[i], p_.bound(x0_min, i), p_.bound(x0_max, i), by.x[i]);
     for (int64_t k = 0; k < p_.N * p_.nx; ++k)
-      push(z_.xs[p_.nx + k], bound(x_min, k), bound(x_max, k), by.x[k % p_.nx]);
-    for (int64_t k = 0; k < p_.N * p_.nu; ++k) push(z_.us[k], bound(u_min, k), bound(u_max, k), by.u[k % p_.nu]);
+      z_.xs[p_.nx + k] = inside(z_.xs[p_.nx + k], p_.bound(x_min, k), p_.bound(x_max, k), by.x[k % p_.nx]);
+    for (int64_t k = 0; k < p_.N * p_.nu; ++k)
+      z_.us[k] = inside(z_.us[k], p_.bound(u_min, k), p_.bound(u_max, k), by.u[k % p_.nu]);
   }
 
   // Slacks, multipliers and misses in the units of the iterations, z and the expansion being in the user's; returns mu.
@@ -188,22 +189,6 @@ class Start {
   }
 
  private:
-  double bound(int b, int64_t k) const {
-    if (p_.block[b] < 0) return b % 2 ? INFINITY : -INFINITY;
-    return p_.bounds[p_.block[b] + k];
-  }
-
-  static void push(double& z, double lower, double upper, double size) {
-    if (lower == upper) {
-      z = lower;
-      return;
-    }
-    const double width = upper - lower;
-    const double low = std::isfinite(lower) ? lower + start_margin * std::min(std::max(size, std::fabs(lower)), width) : lower;
-    const double high = std::isfinite(upper) ? upper - start_margin * std::min(std::max(size, std::fabs(upper)), width) : upper;
-    if (z == z) z = std::min(std::max(z, low), high);
-  }
-
   static double largest_over(const double* z, int64_t stages, int n, const std::vector<double>& size) {
     double most = 0;
     for (int64_t k = 0; k < stages * n; ++k) most = largest(most, std::fabs(z[k] / size[k % n]));

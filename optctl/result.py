@@ -62,8 +62,9 @@ _MESSAGES = {
     " start from other inputs, add bounds, shorten the step dt, or keep the model defined outside its domain",
     Status.NOT_CONVEX: "the quadratic problem is not strictly convex in the inputs (R + B'PB is singular or has a"
     " negative eigenvalue): check the signs of Q, R and the terminal weight, and give every input a small R > 0",
-    Status.INFEASIBLE: "locally infeasible: from here no small change lowers the violation of the constraints; loosen"
-    " the bounds, lengthen the horizon, or start from another guess",
+    Status.INFEASIBLE: "locally infeasible: no small change lowers the violation of the constraints (tried: from the"
+    " guess, then from a straight line of states with zero inputs, where the functions are finite there); loosen the"
+    " bounds, lengthen the horizon, or start from another guess",
     Status.TIME_LIMIT: "time limit reached before the tolerance; allow more time, or start closer",
     Status.UNBOUNDED: "the cost falls without bound; check its signs, or bound the inputs",
     Status.DISAGREEMENT: "two computations of the same thing disagree; do not use the numbers",

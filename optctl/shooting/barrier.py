@@ -79,7 +79,7 @@ class State:
         step: length of the last step.
         seconds: what the compiled kernel took; zero without it.
         entries: number of entries that the filter ever got.
-        retried: 1 after the feasibility phase has begun again with a wider barrier.
+        retried: 1 after the feasibility phase has begun anew, from a straight line.
         nudges: how often it has moved off a maximum or saddle of the violation.
     """
 

@@ -6,7 +6,8 @@ by damped Newton steps. Each is one linear-quadratic problem again: a row may be
 dynamics of a stage by inputs of their own, x_{t+1} = f(x_t, u_t) + w_t, at the price |w_t|^2/2. Half the squared
 violation has the curvature of a Lagrangian whose multipliers are the violations themselves; the cost is in it, too, at
 the price of one in VIOLATION_PRICE. The phase ends at a point with nine tenths of the violation that the filter
-accepts, or where the violation is stationary: locally infeasible.
+accepts. Where the violation is stationary, it begins once more, from the straight line between the ends of the states;
+where it ends so again, the problem is locally infeasible.
 
 Reference: Waechter and Biegler (2006), section 3.3, with the squared violation in place of its sum.
 """
@@ -22,7 +23,16 @@ from optctl.lq.kkt import Point, times, transposed_times
 from optctl.lq.model import LQ
 from optctl.lq.riccati import Factors
 from optctl.result import Status
-from optctl.shooting.barrier import HALVINGS, OPTIMIZE, RESTORE, Residuals, State
+from optctl.shooting.barrier import (
+    HALVINGS,
+    OPTIMIZE,
+    RESTORE,
+    Residuals,
+    State,
+    central_slacks,
+    half_violation,
+    residuals,
+)
 from optctl.shooting.expansion import Expansion, Values
 from optctl.shooting.primal_dual import (
     FIRST_SHIFT,
@@ -40,15 +50,15 @@ from optctl.shooting.primal_dual import (
     quadratic_model,
     with_violations,
 )
-from optctl.shooting.rows import DELTA, Rows, along, transposed
+from optctl.shooting.rows import DELTA, Rows, along, bound_arrays, inside, transposed
 from optctl.shooting.scaling import Scales, expansion_in, values_at
 
 ENOUGH = 0.9
 LEAST_DAMPING = 1e-11
 """It is added at every stage: what is large beside the curvature of the violation makes a final time creep."""
-WIDE_BARRIER = 200.0
-"""Before a problem is called infeasible, the phase begins once more with a barrier so many times larger: it leads away
-from the bounds that may have hemmed it in."""
+WIDE_BARRIER = 2e3
+"""Where the phase begins once more, its barrier is so many times larger than half the squared violation a row: it leads
+away from the bounds that may have hemmed the iterates in."""
 NUDGE, NUDGES = 1e-2, 2
 """How far a point is moved off a maximum or saddle of the violation, where no slope leads away, and how often."""
 STILL_PRICE = 1e8
@@ -118,25 +128,54 @@ def restore(program: Program, state: State, r: Residuals, tolerance: Any) -> Sta
         lambda z: with_violations(rows, at, replace(z, y=y)),
         point,
     )
-    several = jnp.sum(inequality)
     lower = ((slope <= 10 * mu) | least) & ~nudged
-    again = stationary & ~saddle & (state.retried == 0) & (several > 0)
-    back = back & ~again
-    stuck = (stationary | saddle | ~(fine | least)) & ~again & ~nudged
+    stuck = (stationary | saddle | ~(fine | least)) & ~nudged
+    asks, same = stationary & ~saddle & (state.retried == 0), (z, mu, jnp.asarray(False))
+    straight, mu_again, again = jax.lax.cond(asks, lambda s: _straightened(program, s, half), lambda _: same, state)
+    back, stuck = back & ~again, stuck & ~again
     infeasible = stationary & ~saddle & can_be_infeasible(rows)
     failed = jnp.where(infeasible, int(Status.INFEASIBLE), int(Status.STALLED))
     damping = jnp.where(trials == 1, damping / 4, damping * jnp.where(trials == 2, 2.0, 8.0))
     return replace(
         state,
-        z=jax.tree.map(lambda new, old: jnp.where(stuck | again | ~fine, old, new), point, z),
+        z=jax.tree.map(lambda a, b, c: jnp.where(again, a, jnp.where(stuck | ~fine, b, c)), straight, z, point),
         status=jnp.where(stuck, failed, state.status),
         phase=jnp.where(back, OPTIMIZE, RESTORE),
-        shift=jnp.where(back | least, 0.0, damping),
-        mu_restore=jnp.where(again, WIDE_BARRIER * half / several, jnp.where(lower, 0.2 * mu, mu)),
+        shift=jnp.where(again | back | least, 0.0, damping),
+        mu_restore=jnp.where(again, mu_again, jnp.where(lower, 0.2 * mu, mu)),
         retried=state.retried + again,
         nudges=state.nudges + nudged,
         step=alpha,
     )
+
+
+def _straightened(program: Program, state: State, half: Any) -> tuple[Unknowns, Any, Any]:
+    """Return where the phase begins anew, with its barrier, and whether all functions are finite there.
+
+    States are on the straight line between their ends, inputs zero, both inside their bounds: nothing is left of the
+    way that led to where the violation, `half` its square, cannot be lowered.
+    """
+    rows, z, by = program.rows, state.z, state.scales
+    t = jnp.arange(1, len(z.xs), dtype=z.xs.dtype)
+    line = z.xs[:1] + jnp.outer(t, z.xs[-1] - z.xs[0]) / len(z.us)
+
+    def within(z: Any, stem: str, size: Any) -> Any:
+        size = jnp.broadcast_to(size, z.shape)
+        return inside(z * size, *bound_arrays(rows, stem, z), size) / size
+
+    xs = jnp.concatenate([z.xs[:1], within(line, "x", by.x)])
+    z = replace(z, xs=xs, us=within(jnp.zeros_like(z.us), "u", by.u))
+    e = expansion_in(program.problem, rows, program.params, by, z, exact=False)
+    r = residuals(program, replace(state, z=z), e)
+    fine = jnp.isfinite(r.theta) & jnp.isfinite(e.at.cost) & jnp.isfinite(r.stationarity)
+    miss = jnp.zeros_like(z.s) if rows.soft is None else jnp.where(rows.soft, z.e, 0.0)
+    s = jnp.where(rows.inequality, jnp.maximum(miss - e.at.c, 0.0), z.s)
+    here = half_violation(program, e, replace(z, s=s))
+    mu = WIDE_BARRIER * jnp.maximum(half / jnp.maximum(1, jnp.sum(rows.inequality)), here)
+    s = jnp.where(rows.inequality & rows.elastic, central_slacks(rows, e.at.c, z, mu), s)
+    y = jnp.where(rows.inequality, mu / jnp.where(rows.inequality, s, 1.0), z.y)
+    z = with_violations(rows, e.at, replace(z, s=s, y=y))
+    return jax.tree.map(lambda new, old: jnp.where(fine, new, old), z, state.z), mu, fine
 
 
 def _nudge(program: Program, state: State) -> Unknowns:

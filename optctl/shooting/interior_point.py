@@ -64,6 +64,7 @@ from optctl.shooting.primal_dual import (
     solve_step,
 )
 from optctl.shooting.rows import (
+    MARGIN,
     PATH,
     TERMINAL,
     Rows,
@@ -71,6 +72,7 @@ from optctl.shooting.rows import (
     bound_arrays,
     can_be_unbounded,
     flatten,
+    inside,
     make_rows,
     residuals_by_name,
 )
@@ -141,8 +143,7 @@ def start(program: Program, xs: Any, us: Any, warm: dict | None, settings: Setti
     e = expansion_at(program, z, settings)
     scales = _scales(program, e, z, settings)
     xs = _closed(program, xs, e)
-    margin = 1e-2
-    xs, us = _push_inside(rows, xs, us, jnp.asarray(program.x0_free), margin, scales)
+    xs, us = _push_inside(rows, xs, us, jnp.asarray(program.x0_free), scales)
     empty = replace(blank(program, xs, us, settings), scales=scales)
     moved = jnp.any(xs != guess[0]) | jnp.any(us != guess[1])
     e = jax.lax.cond(moved, lambda z: expansion_at(program, z, settings), lambda z: e, empty.z)
@@ -152,11 +153,11 @@ def start(program: Program, xs: Any, us: Any, warm: dict | None, settings: Setti
         per_row = jnp.abs(at.cost) / jnp.maximum(1, jnp.sum(rows.inequality))
         mu = FIRST_BARRIER * jnp.maximum(1.0, jnp.where(jnp.isfinite(per_row), per_row, 0.0))
     mu = jnp.asarray(mu, xs.dtype)
-    s = jnp.where(rows.inequality, jnp.maximum(-at.c, margin), 1.0)
+    s = jnp.where(rows.inequality, jnp.maximum(-at.c, MARGIN), 1.0)
     y, costates = jnp.where(rows.inequality, mu / s, 0.0), jnp.zeros_like(xs)
     miss = v = None
     if rows.soft is not None:
-        miss = jnp.where(rows.soft, jnp.maximum(at.c, 0.0) + margin, 1.0)  # the violation, and some distance from zero
+        miss = jnp.where(rows.soft, jnp.maximum(at.c, 0.0) + MARGIN, 1.0)  # the violation, and some distance from zero
         s = jnp.where(rows.soft, miss - at.c, s)
         y, v = jnp.where(rows.soft, mu / s, y), jnp.where(rows.soft, mu / miss, 1.0)
     z = Unknowns(xs / scales.x[None], us / scales.u[None], costates, s, y, miss, v)
@@ -333,17 +334,12 @@ def expansion_at(program: Program, z: Unknowns, settings: Settings) -> Expansion
     return expand(problem, program.rows, z.xs, z.us, params, z.costates if settings.exact else None, z.y)
 
 
-def _push_inside(rows: Rows, xs: Any, us: Any, x0_free: Any, margin: Any, scales: Scales) -> tuple[Any, Any]:
+def _push_inside(rows: Rows, xs: Any, us: Any, x0_free: Any, scales: Scales) -> tuple[Any, Any]:
     """Move a guess into its bounds, a little away from them; onto bounds that are equal."""
 
     def push(z: Any, stem: str) -> Any:
         size = jnp.broadcast_to(scales.u if stem == "u" else scales.x, z.shape)
-        lower, upper = bound_arrays(rows, stem, z)
-        width = upper - lower
-        low = lower + margin * jnp.minimum(jnp.maximum(size, jnp.abs(lower)), width)
-        high = upper - margin * jnp.minimum(jnp.maximum(size, jnp.abs(upper)), width)
-        low, high = jnp.where(jnp.isfinite(lower), low, lower), jnp.where(jnp.isfinite(upper), high, upper)
-        return jnp.where(lower == upper, lower, jnp.clip(z, low, high))
+        return inside(z, *bound_arrays(rows, stem, z), size)
 
     first = jnp.where(x0_free, push(xs[0], "x0"), xs[0])
     return jnp.concatenate([first[None], push(xs[1:], "x")]), push(us, "u")

@@ -32,6 +32,8 @@ DELTA = 1e-8
 """Proximal weight of equalities: their multipliers are unknowns, so it slows the last digits, not changes them."""
 DELTA_SINGLE = 1e-5
 """The same in float32, which has not the digits for the other."""
+MARGIN = 1e-2
+"""How far a guess is kept away from its bounds, and the least first slack, in units of the sizes."""
 
 
 @record(static=("shapes",))
@@ -232,6 +234,15 @@ def bound_arrays(rows: Rows, stem: str, z: Any) -> tuple[Any, Any]:
     lower, upper = rows.bounds.get(f"{stem}_min"), rows.bounds.get(f"{stem}_max")
     lower = jnp.full_like(z, -jnp.inf) if lower is None else lower
     return lower, jnp.full_like(z, jnp.inf) if upper is None else upper
+
+
+def inside(z: Any, lower: Any, upper: Any, size: Any) -> Any:
+    """Return values in their bounds, a little away from them; on bounds that are equal."""
+    width = upper - lower
+    low = lower + MARGIN * jnp.minimum(jnp.maximum(size, jnp.abs(lower)), width)
+    high = upper - MARGIN * jnp.minimum(jnp.maximum(size, jnp.abs(upper)), width)
+    low, high = jnp.where(jnp.isfinite(lower), low, lower), jnp.where(jnp.isfinite(upper), high, upper)
+    return jnp.where(lower == upper, lower, jnp.clip(z, low, high))
 
 
 def residuals_by_name(problem: Problem, rows: Rows, c: Any, gaps: Any) -> dict[str, Any]:

@@ -105,6 +105,75 @@ def test_minima_of_the_violation_beside_bounds_are_left_again(x0):
     assert sol.cost < 8.6352219
 
 
+WEAK = oc.problems.ZOO["cartpole_weak"]()
+
+
+def disturbed(count):
+    """Guesses of the weak cart-pole's states with two waves on top, as large as the states themselves."""
+    s, waves = np.pi * np.linspace(0, 1, 51)[:, None], np.random.default_rng(1).normal(size=(count, 2, 4))
+    return WEAK.xs + waves[:, :1] * np.sin(s) + waves[:, 1:] * np.sin(3 * s)
+
+
+def test_before_a_claim_of_infeasibility_the_phase_begins_anew_from_a_straight_line(monkeypatch):
+    """Of these guesses 5 of 8 ended at a minimum of the violation; alone, in a batch, in a controller."""
+    solutions = [oc.solve(WEAK.problem, method=NATIVE, xs=xs) for xs in disturbed(8)]
+    assert all(s.converged for s in solutions), solutions
+    np.testing.assert_allclose([s.cost for s in solutions], WEAK.optimum, rtol=1e-8)
+    monkeypatch.setitem(NUMBERS, "retried", 1)
+    without = [oc.solve(WEAK.problem, method=NATIVE, xs=xs).status for xs in disturbed(8)]
+    assert without.count(oc.Status.INFEASIBLE) == 5
+    monkeypatch.undo()
+    batch = jax.vmap(lambda xs: oc.solve(WEAK.problem, method=NATIVE, xs=xs))(disturbed(3))
+    assert batch.iterations.tolist() == [int(s.iterations) for s in solutions[:3]]
+    plan = oc.MPC(WEAK.problem).init(WEAK.problem.x0, xs=disturbed(1)[0])
+    assert plan.converged, plan
+
+
+def test_a_final_time_at_its_bound_is_no_excuse():
+    """With 0.1 s to go the violation is least there, since no time can be gained: false, of a car that may take 60 s."""
+    car = oc.discretize(lambda x, u, t, p: p * jnp.stack([x[1], u[0] - 0.1 * x[1] * jnp.abs(x[1])]), 1 / 20, nx=2, nu=1)
+    for x0, T in (([3.0, 1.0], 1.1), ([3.0, 1.0], 4.0), ([1.0, 1.0], 1.1), ([1.0, 1.0], 4.0)):
+        problem = oc.Problem(
+            car, terminal_cost=lambda x, p: p, horizon=20, x0=x0, params=jnp.asarray(T), params_min=0.1,
+            params_max=60.0, u_min=-1.0, u_max=1.0, terminal_equality=lambda x: x,
+        )  # fmt: skip
+        xs = np.linspace(x0, np.zeros(2), 21)
+        assert oc.solve(problem, method=NATIVE, xs=xs, free=("us", "params")).converged, (x0, T)
+
+
+def beyond(**changes):
+    """A goal out of reach of inputs that are never zero, with a soft row, and a limit of the states."""
+    step = oc.discretize(lambda x, u: jnp.stack([x[1], u[0] - jnp.sin(x[0])]), 0.1, nx=2, nu=1)
+    problem = oc.Problem(
+        step, lambda x, u: x @ x + u @ u, horizon=8, x0=[0.0, 0.0], u_min=0.5, u_max=2.0, x_max=[np.inf, 1.2],
+        path_inequality=oc.Soft(lambda x, u: x[:1] - 0.2, l1=1.0, l2=0.1),
+        terminal_equality=lambda x: x - jnp.array([3.0, 0.0]),
+    )  # fmt: skip
+    return problem.replace(**changes)
+
+
+def test_the_second_beginning_is_that_of_the_definition():
+    ours, definition = (oc.solve(beyond(), method=method) for method in (NATIVE, DEFINITION))
+    for s in (ours, definition):
+        assert s.status == oc.Status.INFEASIBLE
+        assert "straight line" in s.message
+    assert ours.iterations == definition.iterations < 60
+    worst = np.asarray(ours.history.infeasibility)
+    assert np.nanmax(worst) > 10 * worst[0]  # where it began anew
+    np.testing.assert_allclose(worst, definition.history.infeasibility, rtol=1e-8)
+    np.testing.assert_allclose(ours.us, definition.us, rtol=1e-8)
+    assert np.all((ours.us > 0.5) & (ours.us < 2.0))
+    assert np.all(ours.xs[:, 1] < 1.2)
+
+
+def test_where_the_line_is_outside_a_functions_domain_the_claim_is_made_at_once():
+    """The cost |u| has no slope without inputs."""
+    problem = beyond(stage_cost=lambda x, u: jnp.sqrt(u @ u), u_min=-2.0, path_inequality=None)
+    sol = oc.solve(problem, np.ones((8, 1)), method=NATIVE)
+    assert sol.status == oc.Status.INFEASIBLE, sol
+    assert np.isfinite(sol.cost)
+
+
 def test_a_batch_is_its_problems_one_by_one():
     problem = oc.problems.ZOO["cartpole_push"]()
     x0s = np.array([[0.01], [0.3], [1.0], [1.5], [2.0]]) * np.random.default_rng(1).normal(size=(5, 4))
