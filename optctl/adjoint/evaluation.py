@@ -106,6 +106,7 @@ class Evaluator:
                     _FUNCTIONS.clear()
                 _FUNCTIONS[key] = found
         self.functions = found
+        self.count = self.N * found.widths[0] + found.widths[1] + found.widths[2]
         numbers = [substitute(leaf) if isinstance(leaf, jax.core.Tracer) else leaf for leaf in leaves]  # type: ignore[misc]
         self.leaves = [np.asarray(number) for number in numbers]
         self.of_params = len(jax.tree.leaves(params))
@@ -118,32 +119,39 @@ class Evaluator:
             us: (many, N, nu).
             params: other parameters of the same shapes, or None.
         """
-        return self.by_name(self.together(xs, us, params))
+        return self.by_name(self.flat(xs, us, params))
 
-    def by_name(self, values: Any) -> dict[str, Any]:
-        """Return the columns of each function in what `together` returned."""
-        return {name: values[k][..., columns] for name, (k, columns) in self.functions.columns.items()}
+    def by_name(self, flat: np.ndarray) -> dict[str, Any]:
+        """Return the values of each function in what `flat` returned, or in its derivatives."""
+        parts = self.parts(flat)
+        return {name: parts[k][..., columns] for name, (k, columns) in self.functions.columns.items()}
 
-    def together(self, xs: Any, us: Any, params: Any = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the same values side by side: (many, N, m) of stages, (many, m) of the end, (many, m) of the start."""
+    def parts(self, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the values of the functions of a stage, of the end and of the start, side by side."""
+        of_stage, of_end, _ = self.functions.widths
+        end = self.N * of_stage
+        stages = flat[..., :end].reshape(*flat.shape[:-1], self.N, of_stage)
+        return stages, flat[..., end : end + of_end], flat[..., end + of_end :]
+
+    def flat(self, xs: Any, us: Any, params: Any = None) -> np.ndarray:
+        """Return all values at each point, (many, all): N times those of a stage, then those of the end and start."""
         if len(xs) > MANY:
-            first = self.together(xs[:MANY], us[:MANY], params)
-            rest = self.together(xs[-MANY:], us[-MANY:], params)
-            both = [np.concatenate([a, b[2 * MANY - len(xs) :]]) for a, b in zip(first, rest, strict=True)]
-            return both[0], both[1], both[2]
+            first, rest = self.flat(xs[:MANY], us[:MANY], params), self.flat(xs[-MANY:], us[-MANY:], params)
+            return np.concatenate([first, rest[2 * MANY - len(xs) :]])
         N, block, f, leaves = self.N, self.block, self.functions, self.leaves
         if params is not None:
             given = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
             leaves = leaves[: len(leaves) - self.of_params] + given
-        values = np.empty((MANY, N, f.widths[0])), np.empty((MANY, f.widths[1])), np.empty((MANY, f.widths[2]))
+        made = np.empty((MANY, self.count))
+        stages, end, start = self.parts(made)
         for begin in range(0, N, block):
             ts, tiled = _stages(N, begin, block)
             x, u = xs[:, ts].reshape(-1, self.nx), us[:, ts].reshape(len(tiled), self.nu)
-            _fill(f.stage, (x, u, tiled, *leaves), values[0][:, begin : begin + block])
-        for function, x, to in ((f.end, xs[:, -1], values[1]), (f.start, xs[:, 0], values[2])):
+            _fill(f.stage, (x, u, tiled, *leaves), stages[:, begin : begin + block])
+        for function, x, to in ((f.end, xs[:, -1], end), (f.start, xs[:, 0], start)):
             if function is not None:
                 _fill(function, (x, *leaves), to[:, None])
-        return values
+        return made
 
 
 @lru_cache(maxsize=REMEMBERED)
