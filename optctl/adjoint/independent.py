@@ -221,7 +221,8 @@ class Rows:
         c, room, y = (np.concatenate(of) for of in zip(*((r.c, r.room, r.y) for r in several), strict=True))
         none = c == -np.inf
         if none.any():
-            c[none], y[none] = -FARTHEST, 0.0
+            np.copyto(c, -FARTHEST, where=none)
+            np.copyto(y, 0.0, where=none)
         return cls(tuple([part for rows in several for part in rows.parts]), c, room, y, several[0].equal)
 
     def miss(self) -> np.ndarray:
@@ -274,15 +275,14 @@ class Judge:
     def __init__(self, problem: Problem, solution: Any, free: tuple[str, ...], slopes: bool = True) -> None:
         self.problem, self.free, self.slopes = problem, free, slopes
         self.xs, self.us, self.costates = (np.asarray(v) for v in (solution.xs, solution.us, solution.costates))
-        self.params = jax.tree.map(np.asarray, solution.params)
+        self.params = None if solution.params is None else jax.tree.map(np.asarray, solution.params)
         self.y = {
             name: jax.tree.map(np.asarray, value) if name.startswith("params") else np.asarray(value)
             for name, value in solution.multipliers.items()
             if value is not None
         }
-        claims = {name: value for name, value in vars(solution.certificate).items() if name != "by"}
-        self.claimed = {name: np.asarray(value).item() for name, value in claims.items() if np.ndim(value) == 0}
-        self.cost, self.residuals = np.asarray(solution.cost).item(), solution.residuals or {}
+        self.claimed = {name: float(value) for name, value in vars(solution.certificate).items()}
+        self.cost, self.residuals = float(solution.cost), solution.residuals or {}
         self.z, nx = _side_by_side(self.xs, self.us)
         self.d, self.size, largest = _along(self.z, nx)
         self.rounding = ROUNDING * largest.max(initial=0.0)
@@ -465,9 +465,11 @@ class Judge:
                 continue
             name = f"{stem}_{side}"
             c = z - bound if side == "max" else bound - z
-            y: Any = self.multiplier(name)
-            if np.shape(y) != z.shape:
-                y = np.broadcast_to(y[-len(z) :] if np.ndim(y) > 1 else y, z.shape)
+            y = self.y.get(name)
+            if y is None or y.shape[-z.ndim :] != z.shape:
+                given, y = y, np.zeros(z.shape)
+                if given is not None:
+                    y[...] = given[-len(z) :] if given.ndim == 2 else given
             if same is not None:  # such bounds have a multiplier of either sign, and no slack
                 y = np.where(same, 0.0, y)
             rows.append(Rows(((name, z.shape, stage),), c.ravel(), room, y.ravel(), False))

@@ -14,19 +14,28 @@ import jax.numpy as jnp
 
 from optctl._arrays import namespace
 from optctl._record import record
+from optctl.constraint import Constraint
 from optctl.lq import sweeps
 from optctl.lq.kkt import Point, transposed_times
 from optctl.lq.model import LQ
 from optctl.lq.riccati import Factors
-from optctl.problem import Problem
+from optctl.problem import STAGE_FUNCTIONS, STATE_FUNCTIONS, Problem
 from optctl.shooting.expansion import Expansion, Values
 from optctl.shooting.rows import DELTA, DELTA_SINGLE, Rows, along, squared, transposed
+from optctl.tape import memories
 
 FIRST_SHIFT, LARGEST_SHIFT = 1e-4, 1e12
 VIOLATION_PRICE = 1e6
 """What the violation costs in the Lagrangian whose curvature the phase takes: the cost itself hardly counts."""
 LARGEST_MULTIPLIER = 1e3
 """Larger first estimates say that the constraints are nearly dependent at the guess, and nothing else."""
+
+
+def function_parts(problem: Problem, params: Any) -> dict[str, Any]:
+    """Return what the functions need: all but bounds, prices and x_0."""
+    held = {name: getattr(problem, name) for name in (*STAGE_FUNCTIONS, *STATE_FUNCTIONS)}
+    functions = {name: f.function if isinstance(f, Constraint) else f for name, f in held.items()}
+    return {"dynamics": problem.dynamics, "params": params} | functions
 
 
 @record(static=("x0_free", "tapes", "natively"))
@@ -40,6 +49,7 @@ class Program:
         rows: its `Rows`.
         tapes: its functions on tapes, which tell about their structure; None where no tape holds them.
         natively: whether the compiled kernel iterates, on these tapes.
+        read: on the host, what the tapes read, one after another, and where each begins.
     """
 
     problem: Problem
@@ -48,6 +58,14 @@ class Program:
     rows: Rows
     tapes: Any = None
     natively: bool = False
+    read: Any = None
+
+    @property
+    def memory(self) -> tuple[Any, tuple[int, ...]]:
+        """What the tapes read, one after another, and where each begins."""
+        if self.read is not None:
+            return self.read
+        return memories(self.tapes.every, function_parts(self.problem, self.params))
 
     @property
     def quadratic(self) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from optctl._arrays import on_host
 from optctl._validate import is_concrete
 from optctl.adjoint.culprit import culprit
 from optctl.adjoint.independent import Verdict, can_judge, judge
@@ -28,7 +29,7 @@ def judged(problem: Problem, solution: Solution) -> Solution:
     function that made it is named. Under `jit` and `vmap`, and where the check cannot be made (`can_judge`), the
     solution stays as it is, and `checked` is empty.
     """
-    if not is_concrete((problem, solution)) or np.ndim(solution.status):
+    if not (on_host(solution.xs) or is_concrete((problem, solution))) or np.ndim(solution.status):
         return solution
     status = Status(int(solution.status))
     if status is Status.NON_FINITE:

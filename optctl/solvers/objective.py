@@ -6,6 +6,7 @@ Every solver sees nothing else, so the choice of what is free is made in one pla
 """
 
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 
 from optctl._record import record
 from optctl.adjoint.gradient import Gradient, costate_gradient, total_cost
-from optctl.problem import Problem
+from optctl.problem import Problem, signature
 from optctl.solution import FLOOR, Certificate, cost_size
 
 VARIABLE_BOUNDS = {
@@ -44,6 +45,11 @@ class Objective:
     x0: Any
     params: Any
     free: tuple[str, ...]
+
+    @cached_property
+    def signature(self) -> tuple:
+        """What structure and shapes decide about follows from this key; looked at once a solve."""
+        return signature(self)
 
     def leaves(self) -> list[Any]:
         """Return the arrays that are free."""

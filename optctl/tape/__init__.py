@@ -8,7 +8,7 @@ polynomial      the degree of a function in some of its arguments, read from its
 """
 
 from optctl.tape.polynomial import degree, depends
-from optctl.tape.program import Tape, compile_tape, memories, memory, run
+from optctl.tape.program import Tape, compile_tape, memories, memories_now, memory, run
 from optctl.tape.unroll import Unsupported
 
-__all__ = ["Tape", "Unsupported", "compile_tape", "degree", "depends", "memories", "memory", "run"]
+__all__ = ["Tape", "Unsupported", "compile_tape", "degree", "depends", "memories", "memories_now", "memory", "run"]
