@@ -220,7 +220,7 @@ class SolveNow:
         self, operands: dict[str, np.ndarray], others: dict[str, tuple[int, ...]], results: dict[str, tuple[int, ...]]
     ) -> None:
         names = operand_names()
-        self.kept = {name: np.ascontiguousarray(array) for name, array in operands.items()}
+        self.kept = {name: np.asarray(array, order="C") for name, array in operands.items()}
         self.others, self.sizes, self.results = [], [0, 0], []
         said, places = [len(names["operands"]), len(names["results"])], ([], [])
         for name in names["operands"]:
@@ -243,7 +243,7 @@ class SolveNow:
         """Return the results by name."""
         said, alive = self.said.copy(), []
         for name, place, shape in self.others:
-            array = np.ascontiguousarray(others[name], np.float64)
+            array = np.asarray(others[name], np.float64, order="C")
             assert array.shape == shape, name
             alive.append(array)
             said[place] = _address(array)

@@ -18,7 +18,7 @@ ROWS = 3072
 """Most rows that are evaluated at once: stages times trajectories."""
 REMEMBERED = 64
 END = ("terminal_cost", "terminal_inequality", "terminal_equality")
-_FUNCTIONS: dict[Any, "Functions"] = {}
+_FUNCTIONS: dict[Any, tuple["Functions", list[int]]] = {}
 
 
 class Functions:
@@ -85,13 +85,11 @@ class Evaluator:
     def __init__(
         self, problem: Problem, params: Any, sizes: tuple[int, int, int], substitute: Callable | None = None
     ) -> None:
-        held = {name: getattr(problem, name) for name in ("dynamics", *STAGE_FUNCTIONS, *STATE_FUNCTIONS)}
-        parts = {name: f.function if isinstance(f, Constraint) else f for name, f in held.items()}
-        leaves, structure = jax.tree.flatten((parts, params))
-        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+        leaves, structure = jax.tree.flatten((problem, params))
+        traced = any([isinstance(leaf, jax.core.Tracer) for leaf in leaves])
         if substitute is None and traced:
             raise Uninterpreted("it holds values that are being traced")
-        kinds = tuple([(np.shape(leaf), getattr(leaf, "dtype", type(leaf))) for leaf in leaves])
+        kinds = tuple([(leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else type(leaf) for leaf in leaves])
         self.N, self.nx, self.nu = sizes
         turns = -(-self.N * MANY // ROWS)
         self.block = -(-self.N // max(turns, 1))
@@ -99,17 +97,19 @@ class Evaluator:
         found = None if traced else _FUNCTIONS.get(key)
         if found is None:
             specs = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in map(jax.typeof, leaves)]
-            like, like_params = jax.tree.unflatten(structure, specs)
-            found = Functions(like, like_params, self.nx, self.nu, self.block, substitute)
+            like = _parts(*jax.tree.unflatten(structure, specs))
+            read = jax.tree.leaves(_parts(*jax.tree.unflatten(structure, list(range(len(leaves))))))
+            found = Functions(*like, self.nx, self.nu, self.block, substitute), read
             if not traced and substitute is None:
                 if len(_FUNCTIONS) >= REMEMBERED:
                     _FUNCTIONS.clear()
                 _FUNCTIONS[key] = found
-        self.functions = found
-        self.count = self.N * found.widths[0] + found.widths[1] + found.widths[2]
-        numbers = [substitute(leaf) if isinstance(leaf, jax.core.Tracer) else leaf for leaf in leaves]  # type: ignore[misc]
+        self.functions, read = found
+        self.count = self.N * self.functions.widths[0] + self.functions.widths[1] + self.functions.widths[2]
+        numbers = [leaves[k] for k in read]
+        if traced:
+            numbers = [substitute(n) if isinstance(n, jax.core.Tracer) else n for n in numbers]  # type: ignore[misc]
         self.leaves = [np.asarray(number) for number in numbers]
-        self.of_params = len(jax.tree.leaves(params))
 
     def __call__(self, xs: Any, us: Any, params: Any = None) -> dict[str, np.ndarray]:
         """Return values by name: (many, N, m) of stages, (many, m) of the end and the start; "f" is the dynamics'.
@@ -121,7 +121,7 @@ class Evaluator:
         """
         return self.by_name(self.flat(xs, us, params))
 
-    def by_name(self, flat: np.ndarray) -> dict[str, Any]:
+    def by_name(self, flat: np.ndarray) -> dict[str, np.ndarray]:
         """Return the values of each function in what `flat` returned, or in its derivatives."""
         parts = self.parts(flat)
         return {name: parts[k][..., columns] for name, (k, columns) in self.functions.columns.items()}
@@ -141,7 +141,7 @@ class Evaluator:
         N, block, f, leaves = self.N, self.block, self.functions, self.leaves
         if params is not None:
             given = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
-            leaves = leaves[: len(leaves) - self.of_params] + given
+            leaves = leaves[: len(leaves) - len(given)] + given
         made = np.empty((MANY, self.count))
         stages, end, start = self.parts(made)
         for begin in range(0, N, block):
@@ -152,6 +152,12 @@ class Evaluator:
             if function is not None:
                 _fill(function, (x, *leaves), to[:, None])
         return made
+
+
+def _parts(problem: Problem, params: Any) -> tuple[dict[str, Any], Any]:
+    """Return the functions of a problem by name, and its parameters: all that values depend on."""
+    held = {name: getattr(problem, name) for name in ("dynamics", *STAGE_FUNCTIONS, *STATE_FUNCTIONS)}
+    return {name: f.function if isinstance(f, Constraint) else f for name, f in held.items()}, params
 
 
 @lru_cache(maxsize=REMEMBERED)

@@ -145,14 +145,15 @@ def differ(claimed: Any, found: list[Slope], scale: Any, relative: float) -> np.
     """Return where slopes that are claimed are refuted by all of several estimates, which agree with each other."""
     with np.errstate(all="ignore"):
         gaps = [np.abs(claimed - s.slope) for s in found]
-        wrong = [~(gap <= relative * scale + s.error) for gap, s in zip(gaps, found, strict=True)]
+        refuted = ~(gaps[0] <= relative * scale + found[0].error)
         if len(found) == 1 and np.ndim(found[0].error) == 0:  # nobody looked at the error
-            return wrong[0]
+            return refuted
         least = np.min(gaps, axis=0)
-        agree = [np.abs(s.slope - found[0].slope) <= 0.2 * least for s in found[1:]]
-        refuted = wrong[0]
-        for true in (*wrong[1:], *agree, *(np.isfinite(s.error) for s in found)):
-            refuted = refuted & true
+        for gap, s in zip(gaps[1:], found[1:], strict=True):
+            refuted = refuted & ~(gap <= relative * scale + s.error)
+            refuted = refuted & (np.abs(s.slope - found[0].slope) <= 0.2 * least)
+        for s in found:
+            refuted = refuted & np.isfinite(s.error)
         return refuted
 
 
@@ -450,19 +451,20 @@ class Judge:
 
     def _bound(self, rows: list[Rows], stem: str, where: Any, stage: int | None) -> None:
         """Add the bounds of x, u or x0, which are there in z."""
-        low, high = getattr(self.problem, f"{stem}_min"), getattr(self.problem, f"{stem}_max")
-        if low is None and high is None:
+        bounds = {}
+        for side in ("min", "max"):
+            bound = getattr(self.problem, f"{stem}_{side}")
+            if bound is not None:
+                bound = np.asarray(bound)
+                bounds[side] = bound[len(bound) - len(self.z[where]) :] if bound.ndim == 2 else bound
+        if not bounds:
             return
-        z = self.z[where]
-        room, same = (VALUE * self.size[where]).ravel(), None
-        bounds = [None if b is None else np.asarray(b) for b in (low, high)]
-        bounds = [b[len(b) - len(z) :] if np.ndim(b) == 2 else b for b in bounds]
-        if low is not None and high is not None:
-            same = np.equal(*bounds)
+        z, same = self.z[where], None
+        room = (VALUE * self.size[where]).ravel()
+        if len(bounds) == 2:
+            same = bounds["min"] == bounds["max"]
             same = same if same.any() else None
-        for side, bound in zip(("min", "max"), bounds, strict=True):
-            if bound is None:
-                continue
+        for side, bound in bounds.items():
             name = f"{stem}_{side}"
             c = z - bound if side == "max" else bound - z
             y = self.y.get(name)
@@ -506,9 +508,10 @@ class Judge:
                 if y is not None:
                     add(pull[where], y, out=pull[where])
         start = (self.costates[0] + pull[0, :nx] + self.multiplier("x0_max") - self.multiplier("x0_min")) * self.dxs[0]
+        far = np.abs(self.d)
         size = np.abs(pull)
         size[:, :nx] += np.abs(self.costates)
-        size *= np.abs(self.d)
+        size *= far
         pull[0, :nx] = 0.0
         pull[:, :nx] -= self.costates
         pull *= self.d

@@ -635,14 +635,13 @@ def interior_point(
         between: iterations between calls.
     """
     failed = failed_derivative
-    seen = None
-    at_once = runs_now((problem, us, xs, params, settings))
-    if at_once:
-        seen, leaves = native.look(problem, xs, us, params, settings)
+    leaves, structure = jax.tree.flatten((problem, params))
+    at_once = runs_now((leaves, us, xs, settings))
+    seen = native.look(leaves, structure, problem, xs, us, params, settings) if at_once else None
     if seen is not None and seen.here:
         if problem.function_constraints:  # whose prices are read
             problem = to_host(problem)
-        us, xs, params, warm, settings = to_host((us, xs, params, warm, settings))
+        us, xs, (params, warm, settings) = np.asarray(us), np.asarray(xs), to_host((params, warm, settings))
         call, program = on_numbers, program_on_host(seen, leaves, problem, xs, us, params, x0_free)
     else:
         problem, us, xs, params, warm, settings = to_device((problem, us, xs, params, warm, settings))

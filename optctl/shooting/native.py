@@ -30,8 +30,9 @@ from optctl.tape import Tape, Unsupported, compile_tape
 
 LONGEST = 30_000
 """Most instructions of a tape; beyond, matrices are large and XLA is the better choice."""
-REMEMBERED = 64
+REMEMBERED = 128
 _TAPES: dict[Any, Any] = {}
+"""Tapes, why there are none, and what is `Seen`, by structure and shapes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,29 +136,23 @@ class Seen:
     uniform: list[int]
 
 
-_SEEN: dict[Any, Seen] = {}
-
-
-def look(problem: Problem, xs: Any, us: Any, params: Any, settings: Any) -> tuple[Seen, list[Any]]:
-    """Return what is known of a problem of which nothing is being traced, and the leaves of problem and parameters.
+def look(leaves: list[Any], structure: Any, problem: Problem, xs: Any, us: Any, params: Any, settings: Any) -> Seen:
+    """Return what is known of a problem of which nothing is being traced, from leaves and structure of it and params.
 
     Raises:
         ValueError: if the kernel was asked for and cannot.
     """
-    leaves, structure = jax.tree.flatten((problem, params))
     kinds = tuple([(leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else type(leaf) for leaf in leaves])
-    key = structure, kinds, xs.shape, us.shape, xs.dtype, settings.exact, settings.backend, jax.default_backend()
-    found = _SEEN.get(key)
+    key = structure, kinds, xs.shape, us.shape, xs.dtype, settings.exact, settings.backend, _native.available()
+    found = _TAPES.get(key)
     if found is None:
         made, natively = find_tapes(problem, xs, us, params, settings)
         here = run_on_host(made, natively)
         numbered = jax.tree.unflatten(structure, list(range(len(leaves))))
         found = Seen(made, natively, here, jax.tree.leaves(function_parts(*numbered)))
-        if len(_SEEN) >= REMEMBERED:
-            _SEEN.clear()
-        if here or made is None:
-            _SEEN[key] = found
-    return found, leaves
+        if here:
+            _TAPES[key] = found
+    return found
 
 
 def tapes(problem: Problem, xs: Any, us: Any, params: Any, exact: bool) -> Tapes:

@@ -4,6 +4,7 @@ The choice looks at structure alone (what is free, which constraints there are, 
 sizes), so that a plain call, `jit`, `grad` and `vmap` take the same one.
 """
 
+from functools import cache
 from typing import Any
 
 from optctl._validate import shown
@@ -36,7 +37,7 @@ def as_method(method: Any, objective: Objective) -> Method:
 def check_method(method: Any) -> Method:
     """Return the record of a method, given as one or by its short name, or raise ValueError."""
     if isinstance(method, str) and method in METHODS:
-        return METHODS[method]()
+        return _with_defaults(method)
     if not isinstance(method, Method):
         names, records = ", ".join(METHODS), ", ".join(kind.__name__ for kind in METHODS.values())
         called = isinstance(method, type) and issubclass(method, Method)
@@ -44,6 +45,11 @@ def check_method(method: Any) -> Method:
         hint = f" Write method={got}(...), with parentheses." if called else ""
         raise ValueError(f"`method` is {got}; expected one of {names}, or a record with options: {records}.{hint}")
     return method
+
+
+@cache
+def _with_defaults(name: str) -> Method:
+    return METHODS[name]()
 
 
 def pick(objective: Objective) -> Method:

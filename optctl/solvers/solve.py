@@ -139,7 +139,8 @@ def _told(problem: Problem, solution: Solution, verbose: bool) -> Solution:
     if on_host(solution.xs) or is_concrete(solution):
         solution = judged(problem, solution)
         rows = slice(int(solution.iterations) + 1)
-        history = jax.tree.map(lambda column: np.array(column[rows]), solution.history)
+        columns = vars(solution.history).values()
+        history = History(*[None if column is None else np.array(column[rows]) for column in columns])
         solution = dataclasses.replace(solution, history=history)  # type: ignore[type-var]
     else:
         cost = solution.cost + nan_in_batch(solution.converged).astype(solution.cost.dtype)
