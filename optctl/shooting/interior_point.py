@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._arrays import constant, either, namespace, on_host, to_device, to_host
-from optctl._record import record
+from optctl._record import changed, record
 from optctl._validate import runs_now
 from optctl.lq import sweeps
 from optctl.lq.kkt import times
@@ -479,7 +479,7 @@ def finish(program: Program, x0: Any, state: State, settings: Settings, failed: 
     still, state = constant((program, state), x0)
     state = _leveled(still, state, settings)
     rows, e = still.rows, state.e
-    z = replace(state.z, y=xp.where(rows.inequality | rows.equality, state.z.y, 0.0))
+    z = changed(state.z, y=xp.where(rows.inequality | rows.equality, state.z.y, 0.0))
     certificate, strict = certified(still, state, z, settings)
     converged = certificate.holds & (state.status == int(Status.SOLVED))
     status = state.status

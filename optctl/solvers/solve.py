@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._arrays import on_host
+from optctl._record import changed
 from optctl._validate import (
     as_float,
     cast,
@@ -141,7 +142,7 @@ def _told(problem: Problem, solution: Solution, verbose: bool) -> Solution:
         rows = slice(int(solution.iterations) + 1)
         columns = vars(solution.history).values()
         history = History(*[None if column is None else np.array(column[rows]) for column in columns])
-        solution = dataclasses.replace(solution, history=history)  # type: ignore[type-var]
+        solution = changed(solution, history=history)
     else:
         cost = solution.cost + nan_in_batch(solution.converged).astype(solution.cost.dtype)
         solution = dataclasses.replace(solution, cost=cost)  # type: ignore[type-var]
