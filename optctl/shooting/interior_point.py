@@ -205,7 +205,7 @@ def program_on_host(
         return make_rows(own, np.array(xs), np.array(us), tapes.shapes, x0_free)
 
     rows = tapes.remember((xs.shape, us.shape, x0_free, *row_numbers(problem)), make)
-    read = memories_now(tapes.every, [leaves[k] for k in seen.uniform])
+    read, _ = memories_now(tapes.every, [leaves[k] for k in seen.uniform])
     return Program(problem, params, x0_free, rows, tapes, True, read)
 
 
@@ -659,6 +659,8 @@ def interior_point(
             solution = again if bool(again.converged) else solution
         if not at_once or (bool(finite) and (int(solution.status) != Status.ITERATION_LIMIT or first == last)):
             return solution
+    if call is on_numbers:
+        program = replace(program, problem=to_host(program.problem))  # so that `now` sees NumPy's arrays alone
     program = now(without_held_rows, program, xs, us, settings)
     state = now(start, program, xs, us, warm, settings)
     check_guess(program, state)

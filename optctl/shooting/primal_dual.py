@@ -7,6 +7,7 @@ multiple of the identity is added to all of [[Q, M], [M', R]] until it is.
 """
 
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import jax
@@ -49,7 +50,7 @@ class Program:
         rows: its `Rows`.
         tapes: its functions on tapes, which tell about their structure; None where no tape holds them.
         natively: whether the compiled kernel iterates, on these tapes.
-        read: on the host, what the tapes read, one after another, and where each begins.
+        read: on the host, what the tapes read, one after another.
     """
 
     problem: Problem
@@ -64,7 +65,7 @@ class Program:
     def memory(self) -> tuple[Any, tuple[int, ...]]:
         """What the tapes read, one after another, and where each begins."""
         if self.read is not None:
-            return self.read
+            return self.read, (0, *accumulate([tape.numbers for tape in self.tapes.every[:-1]]))
         return memories(self.tapes.every, function_parts(self.problem, self.params))
 
     @property
