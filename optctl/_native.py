@@ -7,6 +7,7 @@ elsewhere, and where the library was not built, the JAX definitions of the same 
 import ctypes
 import functools
 import importlib.util
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -169,20 +170,33 @@ def _address(array: np.ndarray) -> int:
 _TYPES = {np.dtype(np.float64): 0, np.dtype(np.float32): 1, np.dtype(np.int32): 2}
 
 
+def _described(array: np.ndarray) -> tuple[int, ...]:
+    """Return how a kernel is told of an array: where it lies, its type, its axes."""
+    return _address(array), _TYPES[array.dtype], array.ndim, *array.shape
+
+
 def _call_now(name: str, operands: Sequence[np.ndarray], results: Sequence[np.ndarray], options: Sequence[int]) -> None:
     """Run a kernel on NumPy arrays; it writes into `results`."""
-    library = _library()
-    assert library is not None
     operands = [np.ascontiguousarray(operand) for operand in operands]
     said = [len(operands), len(results)]
     for array in (*operands, *results):
-        said += (_address(array), _TYPES[array.dtype], array.ndim, *array.shape)
-    door = getattr(library, f"optctl_{name}_now")
-    door.restype = ctypes.c_char_p
-    given = [(ctypes.c_int64 * len(numbers))(*numbers) for numbers in (said, options)]
-    wrong = door(*given)
+        said += _described(array)
+    _run(name, np.array(said), np.array(options))
+
+
+def _run(name: str, said: np.ndarray, options: np.ndarray) -> None:
+    wrong = _door(name)(_address(said), _address(options))
     if wrong is not None:
         raise RuntimeError(wrong.decode())
+
+
+@functools.cache
+def _door(name: str) -> Any:
+    library = _library()
+    assert library is not None
+    door = getattr(library, f"optctl_{name}_now")
+    door.restype, door.argtypes = ctypes.c_char_p, (ctypes.c_void_p, ctypes.c_void_p)
+    return door
 
 
 def call(
@@ -211,13 +225,9 @@ def call(
 
 
 def solve(operands: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Call the interior point kernel; operands, and the shapes of its results, by the names of `operand_names`."""
+    """Call the interior point kernel by XLA; operands, and its results' shapes, by the names of `operand_names`."""
     names = operand_names()
     ordered = [operands[name] for name in names["operands"]]
-    if on_host(operands["xs"]):
-        made = [np.empty(shapes[name]) for name in names["results"]]
-        _call_now("interior_point", ordered, made, (0,))
-        return dict(zip(names["results"], made, strict=True))
     results = [jax.ShapeDtypeStruct(shapes[name], np.float64) for name in names["results"]]
 
     @jax.custom_jvp
@@ -233,3 +243,56 @@ def solve(operands: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> dict[
 
     made = kernel(*ordered)
     return dict(zip(names["results"], made, strict=True))
+
+
+LASTING = ("figures", "numbers", "xs", "us", "costates", "y", "c", "gaps", "K")
+"""Results that become part of a solution. They lie apart from the others, which go when the solution is made."""
+
+
+class SolveNow:
+    """The interior point kernel on NumPy's arrays, ready to be called with others of the same shapes.
+
+    What the kernel is told of its operands and results is a row of numbers; those that change are written into it.
+
+    Args:
+        operands: by name; arrays that stay the same.
+        others: shapes of the float64 arrays that change, by name.
+        results: shapes of the results, by name.
+    """
+
+    def __init__(
+        self, operands: dict[str, np.ndarray], others: dict[str, tuple[int, ...]], results: dict[str, tuple[int, ...]]
+    ) -> None:
+        names = operand_names()
+        self.kept = {name: np.asarray(array, order="C") for name, array in operands.items()}
+        self.others, self.sizes, self.results = [], [0, 0], []
+        said, places = [len(names["operands"]), len(names["results"])], ([], [])
+        for name in names["operands"]:
+            if name in others:
+                self.others.append((name, len(said), others[name]))
+                said += (0, 0, len(others[name]), *others[name])
+            else:
+                said += _described(self.kept[name])
+        for name in names["results"]:
+            block, shape = int(name not in LASTING), results[name]
+            begin, end = self.sizes[block], self.sizes[block] + math.prod(shape)
+            places[block].append(len(said))
+            said += (8 * begin, 0, len(shape), *shape)
+            self.results.append((name, block, slice(begin, end), shape))
+            self.sizes[block] = end
+        self.said, self.places = np.array(said), [np.array(place) for place in places]
+        self.options = np.zeros(1, np.int64)
+
+    def __call__(self, others: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the results by name."""
+        said, alive = self.said.copy(), []
+        for name, place, shape in self.others:
+            array = np.asarray(others[name], np.float64, order="C")
+            assert array.shape == shape, name
+            alive.append(array)
+            said[place] = _address(array)
+        blocks = [np.empty(size) for size in self.sizes]
+        for block, places in zip(blocks, self.places, strict=True):
+            said[places] += _address(block)
+        _run("interior_point", said, self.options)
+        return {name: blocks[block][place].reshape(shape) for name, block, place, shape in self.results}

@@ -64,6 +64,17 @@ def record(*, static: tuple[str, ...] = (), remarks: tuple[str, ...] = ()) -> Ca
     return wrap
 
 
+def changed(obj: T, **changes: Any) -> T:
+    """Return a record with other values in some fields, made without its constructor, as JAX makes one of leaves.
+
+    That is several times faster than `dataclasses.replace`, and for records that check nothing the same.
+    """
+    made = object.__new__(type(obj))
+    of = vars(obj)
+    vars(made).update({name: of[name] for name in obj.__dataclass_fields__} | changes)  # type: ignore[attr-defined]
+    return made
+
+
 def _getter(names: Sequence[str]) -> Callable[[Any], tuple]:
     """Return a fast function from an object to the tuple of its fields of these names."""
     if len(names) > 1:

@@ -46,7 +46,7 @@ CONSTRAINTS = (*BOUNDS, *PARAMS_BOUNDS, *FUNCTION_CONSTRAINTS)
 
 NO_BOUND = 1e19
 """Size of a bound that stands for none, as other solvers have it, too."""
-REMEMBERED = 256
+REMEMBERED = 1024
 _CHECKED: dict[tuple, Any] = {}
 
 
@@ -194,6 +194,11 @@ class Problem:
         """The constraints that are present, by field name."""
         return [name for name in CONSTRAINTS if getattr(self, name) is not None]
 
+    @property
+    def function_constraints(self) -> list[str]:
+        """The constraints that are functions, by field name."""
+        return [name for name in FUNCTION_CONSTRAINTS if getattr(self, name) is not None]
+
     def trajectory_cost(self, xs: Any, us: Any, params: Any) -> Any:
         """Return sum_t l(x_t, u_t, t, p) + lN(x_N, p): every cost but the initial one."""
         cost = jnp.zeros((), jax.tree.leaves(xs)[0].dtype)
@@ -317,13 +322,21 @@ class Problem:
         object.__setattr__(self, name, value)
 
 
+def signature(data: Any) -> tuple:
+    """Return what functions and shapes alone decide about: structure, and shape and type of each array, as a key."""
+    leaves, structure = jax.tree.flatten(data)
+    return structure, tuple(
+        [(leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else (np.shape(leaf), type(leaf)) for leaf in leaves]
+    )
+
+
 def once(data: Any, check: Callable[[], Any]) -> Any:
     """Return what `check()` returns, which depends on functions and shapes alone; it runs once for data like these."""
-    leaves, structure = jax.tree.flatten(data)
-    key = (
-        structure,
-        tuple([(np.shape(leaf), leaf.dtype if hasattr(leaf, "dtype") else type(leaf)) for leaf in leaves]),
-    )
+    return once_for(signature(data), check)
+
+
+def once_for(key: Any, check: Callable[[], Any]) -> Any:
+    """Return what `check()` returns; it runs once for a key, which has the `signature` of the data."""
     if key in _CHECKED:
         return _CHECKED[key]
     result = check()

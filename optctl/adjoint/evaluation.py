@@ -17,7 +17,7 @@ ROWS = 3072
 """Most rows that are evaluated at once: stages times trajectories."""
 REMEMBERED = 64
 END = ("terminal_cost", "terminal_inequality", "terminal_equality")
-_FUNCTIONS: dict[Any, "Functions"] = {}
+_FUNCTIONS: dict[Any, tuple["Functions", list[int]]] = {}
 
 
 class Functions:
@@ -84,13 +84,11 @@ class Evaluator:
     def __init__(
         self, problem: Problem, params: Any, sizes: tuple[int, int, int], substitute: Callable | None = None
     ) -> None:
-        held = {name: getattr(problem, name) for name in ("dynamics", *STAGE_FUNCTIONS, *STATE_FUNCTIONS)}
-        parts = {name: f.function if isinstance(f, Constraint) else f for name, f in held.items()}
-        leaves, structure = jax.tree.flatten((parts, params))
-        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+        leaves, structure = jax.tree.flatten((problem, params))
+        traced = any([isinstance(leaf, jax.core.Tracer) for leaf in leaves])
         if substitute is None and traced:
             raise Uninterpreted("it holds values that are being traced")
-        kinds = tuple([(np.shape(leaf), getattr(leaf, "dtype", type(leaf))) for leaf in leaves])
+        kinds = tuple([(leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else type(leaf) for leaf in leaves])
         self.N, self.nx, self.nu = sizes
         turns = -(-self.N * MANY // ROWS)
         self.block = -(-self.N // max(turns, 1))
@@ -98,16 +96,19 @@ class Evaluator:
         found = None if traced else _FUNCTIONS.get(key)
         if found is None:
             specs = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in map(jax.typeof, leaves)]
-            like, like_params = jax.tree.unflatten(structure, specs)
-            found = Functions(like, like_params, self.nx, self.nu, self.block, substitute)
+            like = _parts(*jax.tree.unflatten(structure, specs))
+            read = jax.tree.leaves(_parts(*jax.tree.unflatten(structure, list(range(len(leaves))))))
+            found = Functions(*like, self.nx, self.nu, self.block, substitute), read
             if not traced and substitute is None:
                 if len(_FUNCTIONS) >= REMEMBERED:
                     _FUNCTIONS.clear()
                 _FUNCTIONS[key] = found
-        self.functions = found
-        numbers = [substitute(leaf) if isinstance(leaf, jax.core.Tracer) else leaf for leaf in leaves]  # type: ignore[misc]
+        self.functions, read = found
+        self.count = self.N * self.functions.widths[0] + self.functions.widths[1] + self.functions.widths[2]
+        numbers = [leaves[k] for k in read]
+        if traced:
+            numbers = [substitute(n) if isinstance(n, jax.core.Tracer) else n for n in numbers]  # type: ignore[misc]
         self.leaves = [np.asarray(number) for number in numbers]
-        self.of_params = len(jax.tree.leaves(params))
 
     def __call__(self, xs: Any, us: Any, params: Any = None) -> dict[str, np.ndarray]:
         """Return values by name: (many, N, m) of stages, (many, m) of the end and the start; "f" is the dynamics'.
@@ -117,32 +118,45 @@ class Evaluator:
             us: (many, N, nu).
             params: other parameters of the same shapes, or None.
         """
-        return self.by_name(self.together(xs, us, params))
+        return self.by_name(self.flat(xs, us, params))
 
-    def by_name(self, values: Any) -> dict[str, Any]:
-        """Return the columns of each function in what `together` returned."""
-        return {name: values[k][..., columns] for name, (k, columns) in self.functions.columns.items()}
+    def by_name(self, flat: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the values of each function in what `flat` returned, or in its derivatives."""
+        parts = self.parts(flat)
+        return {name: parts[k][..., columns] for name, (k, columns) in self.functions.columns.items()}
 
-    def together(self, xs: Any, us: Any, params: Any = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the same values side by side: (many, N, m) of stages, (many, m) of the end, (many, m) of the start."""
+    def parts(self, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the values of the functions of a stage, of the end and of the start, side by side."""
+        of_stage, of_end, _ = self.functions.widths
+        end = self.N * of_stage
+        stages = flat[..., :end].reshape(*flat.shape[:-1], self.N, of_stage)
+        return stages, flat[..., end : end + of_end], flat[..., end + of_end :]
+
+    def flat(self, xs: Any, us: Any, params: Any = None) -> np.ndarray:
+        """Return all values at each point, (many, all): N times those of a stage, then those of the end and start."""
         if len(xs) > MANY:
-            first = self.together(xs[:MANY], us[:MANY], params)
-            rest = self.together(xs[-MANY:], us[-MANY:], params)
-            both = [np.concatenate([a, b[2 * MANY - len(xs) :]]) for a, b in zip(first, rest, strict=True)]
-            return both[0], both[1], both[2]
+            first, rest = self.flat(xs[:MANY], us[:MANY], params), self.flat(xs[-MANY:], us[-MANY:], params)
+            return np.concatenate([first, rest[2 * MANY - len(xs) :]])
         N, block, f, leaves = self.N, self.block, self.functions, self.leaves
         if params is not None:
             given = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
-            leaves = leaves[: len(leaves) - self.of_params] + given
-        values = np.empty((MANY, N, f.widths[0])), np.empty((MANY, f.widths[1])), np.empty((MANY, f.widths[2]))
+            leaves = leaves[: len(leaves) - len(given)] + given
+        made = np.empty((MANY, self.count))
+        stages, end, start = self.parts(made)
         for begin in range(0, N, block):
             ts, tiled = _stages(N, begin, block)
             x, u = xs[:, ts].reshape(-1, self.nx), us[:, ts].reshape(len(tiled), self.nu)
-            _fill(f.stage, (x, u, tiled, *leaves), values[0][:, begin : begin + block])
-        for function, x, to in ((f.end, xs[:, -1], values[1]), (f.start, xs[:, 0], values[2])):
+            _fill(f.stage, (x, u, tiled, *leaves), stages[:, begin : begin + block])
+        for function, x, to in ((f.end, xs[:, -1], end), (f.start, xs[:, 0], start)):
             if function is not None:
                 _fill(function, (x, *leaves), to[:, None])
-        return values
+        return made
+
+
+def _parts(problem: Problem, params: Any) -> tuple[dict[str, Any], Any]:
+    """Return the functions of a problem by name, and its parameters: all that values depend on."""
+    held = {name: getattr(problem, name) for name in ("dynamics", *STAGE_FUNCTIONS, *STATE_FUNCTIONS)}
+    return {name: f.function if isinstance(f, Constraint) else f for name, f in held.items()}, params
 
 
 @lru_cache(maxsize=REMEMBERED)

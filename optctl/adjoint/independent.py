@@ -23,8 +23,8 @@ References: Nocedal and Wright (2006), Numerical Optimization, section 8.1 (diff
 """
 
 import dataclasses
-from collections.abc import Iterable
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import jax
@@ -38,6 +38,7 @@ STEPS = (1e-4, 1e-3, 1e-5)
 STENCIL = np.array([0.0, 1.0, -1.0, 2.0, -2.0])
 VALUE, SLOPE = 1e-8, 1e-6
 """Relative differences of values and of slopes that may be rounding."""
+EPS = float(np.finfo(float).eps)
 ROUNDING = 1e-12
 """States and inputs that are nowhere larger are rounding, and say nothing about the size of a direction."""
 FARTHEST = 1e300
@@ -85,11 +86,6 @@ class Slope:
     error: Any
     noise: Any
 
-    def part(self, columns: slice) -> "Slope":
-        """Return some of the columns."""
-        some = [v[..., columns] if np.ndim(v) else v for v in (self.error, self.noise)]
-        return Slope(self.values[..., columns], self.slope[..., columns], *some)
-
 
 def differences(v: np.ndarray, h: float) -> Slope:
     """Return the slope from values at the points of STENCIL, (5, ...), or at the first three, which tell no error."""
@@ -105,22 +101,35 @@ def differences(v: np.ndarray, h: float) -> Slope:
 
 def directions(xs: np.ndarray, us: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Return a random direction for each stage, (N+1, nx) and (N, nu), each component scaled like the trajectory's."""
-    made = []
-    for z, drawn in zip((xs, us), _drawn(xs.shape, us.shape, seed), strict=True):
-        size = np.abs(z)
-        most = size.max(axis=0, initial=0.0)
-        most = np.where((most > ROUNDING) & np.isfinite(most), most, 1.0)
-        scale = np.minimum(np.maximum(size, 0.1 * most), most)
-        scale[np.isnan(scale)] = 0.0
-        made.append(scale * drawn)
-    return made[0], made[1]
+    nx, d = xs.shape[1], _along(*_side_by_side(xs, us), seed)[0]
+    return d[:, :nx], d[:-1, nx:]
+
+
+def _side_by_side(xs: np.ndarray, us: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return states and inputs of each stage side by side, the last stage with inputs that are zero; and nx."""
+    z = np.zeros((len(xs), xs.shape[1] + us.shape[1]))
+    z[:, : xs.shape[1]], z[:-1, xs.shape[1] :] = xs, us
+    return z, xs.shape[1]
+
+
+def _along(z: np.ndarray, nx: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the direction d of `directions` side by side, |z|, and the largest of each column of |z|."""
+    size = np.abs(z)
+    largest = np.maximum.reduce(size, axis=0, initial=0.0)
+    most = np.where((largest > ROUNDING) & np.isfinite(largest), largest, 1.0)
+    d = np.minimum(np.maximum(size, 0.1 * most), most)
+    d[np.isnan(d)] = 0.0
+    d *= _drawn(z.shape, nx, seed)
+    return d, size, largest
 
 
 @lru_cache(maxsize=16)
-def _drawn(shape_x: tuple[int, ...], shape_u: tuple[int, ...], seed: int) -> list[np.ndarray]:
-    """Return random numbers of either sign, between a half and one in size."""
+def _drawn(shape: tuple[int, int], nx: int, seed: int) -> np.ndarray:
+    """Return random numbers of either sign, between a half and one in size; zero for inputs of the last stage."""
     rng = np.random.default_rng(seed)
-    return [rng.uniform(0.5, 1.0, shape) * rng.choice([-1.0, 1.0], shape) for shape in (shape_x, shape_u)]
+    made = rng.uniform(0.5, 1.0, shape) * rng.choice([-1.0, 1.0], shape)
+    made[-1, nx:] = 0.0
+    return made
 
 
 def around(z: np.ndarray, d: np.ndarray, h: float, points: int = len(STENCIL)) -> np.ndarray:
@@ -136,12 +145,15 @@ def differ(claimed: Any, found: list[Slope], scale: Any, relative: float) -> np.
     """Return where slopes that are claimed are refuted by all of several estimates, which agree with each other."""
     with np.errstate(all="ignore"):
         gaps = [np.abs(claimed - s.slope) for s in found]
-        wrong = [~(gap <= relative * scale + s.error) for gap, s in zip(gaps, found, strict=True)]
+        refuted = ~(gaps[0] <= relative * scale + found[0].error)
+        if len(found) == 1 and np.ndim(found[0].error) == 0:  # nobody looked at the error
+            return refuted
         least = np.min(gaps, axis=0)
-        agree = [np.abs(s.slope - found[0].slope) <= 0.2 * least for s in found[1:]]
-        refuted = wrong[0]
-        for true in (*wrong[1:], *agree, *(np.isfinite(s.error) for s in found)):
-            refuted = refuted & true
+        for gap, s in zip(gaps[1:], found[1:], strict=True):
+            refuted = refuted & ~(gap <= relative * scale + s.error)
+            refuted = refuted & (np.abs(s.slope - found[0].slope) <= 0.2 * least)
+        for s in found:
+            refuted = refuted & np.isfinite(s.error)
         return refuted
 
 
@@ -182,7 +194,7 @@ def can_judge(problem: Problem, solution: Any) -> bool:
     return plain and hasattr(solution.xs, "dtype") and solution.xs.dtype == np.float64
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(slots=True)
 class Rows:
     """Rows of one kind at a point, flat: those of several constraints without prices, or of one with them.
 
@@ -207,11 +219,12 @@ class Rows:
     @classmethod
     def together(cls, several: "list[Rows]") -> "Rows":
         """Return hard rows of one kind as one; where there is no bound, there is no multiplier."""
-        c, room, y = (np.concatenate([getattr(rows, name) for rows in several]) for name in ("c", "room", "y"))
+        c, room, y = (np.concatenate(of) for of in zip(*((r.c, r.room, r.y) for r in several), strict=True))
         none = c == -np.inf
         if none.any():
-            c[none], y[none] = -FARTHEST, 0.0
-        return cls(sum((rows.parts for rows in several), ()), c, room, y, several[0].equal)
+            np.copyto(c, -FARTHEST, where=none)
+            np.copyto(y, 0.0, where=none)
+        return cls(tuple([part for rows in several for part in rows.parts]), c, room, y, several[0].equal)
 
     def miss(self) -> np.ndarray:
         """Return how much is missed."""
@@ -242,45 +255,60 @@ class Rows:
         return np.where(np.isfinite(self.l1), self.l1, 0.0) * miss + self.l2 * miss**2 / 2
 
 
+def _blocks(parts: tuple) -> list[tuple[str, tuple[int, ...], int | None, slice]]:
+    """Return name, shape, first stage and place of each constraint among rows."""
+    made, begin = [], 0
+    for name, shape, first in parts:
+        end = begin + prod(shape)
+        made.append((name, shape, first, slice(begin, end)))
+        begin = end
+    return made
+
+
 class Judge:
     """The conditions of optimality at one solution, from the problem and the solution alone.
 
-    The rows of all stages and constraints are judged side by side; names are looked up where something is wrong.
+    States and inputs of a stage lie side by side in `z`, the values of all functions in one vector, as `Evaluator` has
+    them, and the rows of all stages and constraints are judged side by side, since a call of NumPy costs more than its
+    numbers here; names are looked up where something is wrong.
     """
 
     def __init__(self, problem: Problem, solution: Any, free: tuple[str, ...], slopes: bool = True) -> None:
         self.problem, self.free, self.slopes = problem, free, slopes
         self.xs, self.us, self.costates = (np.asarray(v) for v in (solution.xs, solution.us, solution.costates))
-        self.params = jax.tree.map(np.asarray, solution.params)
-        self.y = {n: jax.tree.map(np.asarray, value) for n, value in solution.multipliers.items() if value is not None}
-        claims = {name: value for name, value in vars(solution.certificate).items() if name != "by"}
-        self.claimed = {name: np.asarray(value).item() for name, value in claims.items() if np.ndim(value) == 0}
-        self.cost, self.residuals = np.asarray(solution.cost).item(), solution.residuals or {}
-        self.rounding = ROUNDING * max(np.abs(self.xs).max(initial=0.0), np.abs(self.us).max(initial=0.0))
-        N, nu = self.us.shape
-        self.evaluate = Evaluator(problem, self.params, (N, self.xs.shape[1], nu))
-        self.dxs, self.dus = directions(self.xs, self.us)
+        self.params = None if solution.params is None else jax.tree.map(np.asarray, solution.params)
+        self.y = {
+            name: jax.tree.map(np.asarray, value) if name.startswith("params") else np.asarray(value)
+            for name, value in solution.multipliers.items()
+            if value is not None
+        }
+        self.claimed = {name: float(value) for name, value in vars(solution.certificate).items()}
+        self.cost, self.residuals = float(solution.cost), solution.residuals or {}
+        self.z, nx = _side_by_side(self.xs, self.us)
+        self.d, self.size, largest = _along(self.z, nx)
+        self.rounding = ROUNDING * largest.max(initial=0.0)
         if "us" not in free:
-            self.dus = np.zeros_like(self.dus)
+            self.d[:, nx:] = 0.0
+        self.dxs, self.dus = self.d[:, :nx], self.d[:-1, nx:]
+        N, nu = self.us.shape
+        self.evaluate = Evaluator(problem, self.params, (N, nx, nu))
         self.found: list[Disagreement] = []
         self.figures = 0.0, 0.0, 0.0
-        weights: tuple[list, list, list] = ([], [], [])
-        for name, (k, columns) in self.evaluate.functions.columns.items():
-            shape = (N, columns.stop - columns.start) if k == 0 else (columns.stop - columns.start,)
-            y = self.costates[1:] if name == "f" else np.ones(shape) if name in COSTS else self.multiplier(name, shape)
-            weights[k].append(y)
-        self.weights = [np.concatenate(several, axis=-1) if several else np.zeros(0) for several in weights]
+        self.weights = np.ones(self.evaluate.count)  # of all functions in the Lagrangian; of costs it is one
+        for name, weight in self.evaluate.by_name(self.weights).items():
+            if name == "f":
+                weight[...] = self.costates[1:]
+            elif name not in COSTS:
+                weight[...] = self.multiplier(name)
 
-    def values(self, h: float, points: int = len(STENCIL)) -> tuple[np.ndarray, ...]:
-        """Return all values at the points of the stencil."""
-        return self.evaluate.together(around(self.xs, self.dxs, h, points), around(self.us, self.dus, h, points))
+    def values(self, h: float, points: int = len(STENCIL)) -> np.ndarray:
+        """Return all values at the points of the stencil, (points, all)."""
+        z, nx = around(self.z, self.d, h, points), self.xs.shape[1]
+        return self.evaluate.flat(z[..., :nx], z[:, :-1, nx:])
 
-    def multiplier(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    def multiplier(self, name: str) -> Any:
         """Return the multiplier of a constraint, zero where there is none."""
-        value = self.y.get(name)
-        if value is None:
-            return np.zeros(shape)
-        return value if value.shape == shape else np.broadcast_to(value, shape)
+        return self.y.get(name, 0.0)
 
     def verdict(self) -> Verdict:
         """Return what is found."""
@@ -295,24 +323,30 @@ class Judge:
     def _look(self, points: int) -> None:
         """Note what so many points of the stencil refute."""
         v = self.values(STEPS[0], points)
-        together = [differences(part, STEPS[0]) for part in v]
-        first = {name: together[k].part(columns) for name, (k, columns) in self.evaluate.functions.columns.items()}
-        rows = [self._rows(name, first[name]) for name in (*PATH, *END[1:]) if name in first]
-        self._judge_cost(first, rows)
-        self._judge_rows(first["f"], rows)
+        found = differences(v, STEPS[0])
+        size = np.abs(found.values)
+        size += np.abs(found.slope)
+        room = VALUE * size
+        room += found.noise
+        by_name = self.evaluate.by_name
+        c, rooms, sizes = by_name(found.values), by_name(room), by_name(size)
+        rows = [self._rows(name, c[name], rooms[name]) for name in (*PATH, *END[1:]) if name in c]
+        noise = by_name(np.where(np.isfinite(found.noise), found.noise, 0.0)) if np.ndim(found.noise) else {}
+        self._judge_cost([(c[n], sizes[n], noise.get(n)) for n in COSTS if n in c], rows)
+        self._judge_rows(c["f"], rooms["f"], rows)
         if self.slopes:
-            self._judge_slopes(v, together)
+            self._judge_slopes(v, found)
         if self.slopes and "params" in self.free:
             self._judge_params(points)
 
     def _note(self, function: str, stage: int | None, what: str, claimed: Any, found: Any) -> None:
         self.found.append(Disagreement(function, stage, what, float(claimed), float(found)))
 
-    def _judge_cost(self, found: dict[str, Slope], rows: list[Rows]) -> None:
-        costs = [found[name] for name in COSTS if name in found]
-        total = sum(float(s.values.sum()) for s in costs)
-        size = sum(float((np.abs(s.values) + np.abs(s.slope)).sum()) for s in costs)
-        room = sum(float(np.where(np.isfinite(s.noise), s.noise, 0.0).sum()) for s in costs)
+    def _judge_cost(self, costs: list[tuple[np.ndarray, np.ndarray, Any]], rows: list[Rows]) -> None:
+        """Compare the cost with the sum of values, sizes and noise of the costs and of what rows are missed by."""
+        total = sum([float(values.sum()) for values, _, _ in costs])
+        size = sum([float(sizes.sum()) for _, sizes, _ in costs])
+        room = sum([float(noise.sum()) for _, _, noise in costs if noise is not None])
         for row in rows:
             if row.l1 is not None:
                 price = float(row.price().sum())
@@ -322,10 +356,10 @@ class Judge:
         if not abs(total - self.cost) <= VALUE * max(size, abs(self.cost)) + room:
             self._note("cost", None, "value", self.cost, total)
 
-    def _rows(self, name: str, s: Slope) -> Rows:
+    def _rows(self, name: str, c: np.ndarray, room: np.ndarray) -> Rows:
         """Return a constraint's rows at the solution, with their prices."""
-        held, c, equal = getattr(self.problem, name), s.values, name.endswith("_equality")
-        room, y = VALUE * (np.abs(c) + np.abs(s.slope)) + s.noise, self.multiplier(name, c.shape)
+        held, equal, y = getattr(self.problem, name), name.endswith("_equality"), np.empty(c.shape)
+        y[...] = self.multiplier(name)
         if held.on is not None:
             on = np.broadcast_to(np.asarray(held.on), c.shape)
             c, room, y = np.where(on, c, 0.0 if equal else -1.0), np.where(on, room, 0.0), np.where(on, y, 0.0)
@@ -337,19 +371,15 @@ class Judge:
         parts = ((name, c.shape, 0 if name in PATH else None),)
         return Rows(parts, c.ravel(), room.ravel(), y.ravel(), equal, l1, l2)
 
-    def _judge_rows(self, f: Slope, rows: list[Rows]) -> None:
+    def _judge_rows(self, f: np.ndarray, room: np.ndarray, rows: list[Rows]) -> None:
         """Compare gaps, rows, bounds and multipliers with the claims; keep the figures found."""
         claimed = self.claimed
-        gaps = np.abs(f.values - self.xs[1:])
-        most = 2 * claimed["primal_feasibility"] + VALUE * (np.abs(f.values) + np.abs(f.slope)) + f.noise
-        self._exceeds((("f", gaps.shape, 0),), "gap", gaps, most, "primal_feasibility")
-        primal, products, dual = np.max(gaps, initial=0.0), 0.0, 0.0
-        self._judge_residual("dynamics", gaps, VALUE * (np.abs(f.values) + np.abs(f.slope)) + f.noise)
+        gaps = np.abs(f - self.xs[1:])
+        parts, flat, room = (("f", gaps.shape, 0),), gaps.ravel(), room.ravel()
+        self._exceeds(parts, "gap", flat, 2 * claimed["primal_feasibility"] + room, "primal_feasibility")
+        self._judge_residuals((("dynamics", gaps.shape, 0),), flat, room)
+        primal, products, dual = flat.max(initial=0.0), 0.0, 0.0
         rows = rows + self._bounds() + self._params_bounds()
-        for row in rows:
-            (name, shape, _), miss = row.parts[0], row.miss()
-            hard = miss if row.l1 is None else np.where(np.isfinite(row.l1), 0.0, miss)
-            self._judge_residual(name, hard.reshape(shape), np.broadcast_to(row.room, miss.shape).reshape(shape))
         plain = [[r for r in rows if r.l1 is None and r.equal == equal] for equal in (False, True)]
         for row in [r for r in rows if r.l1 is not None] + [Rows.together(several) for several in plain if several]:
             miss = row.miss()
@@ -357,38 +387,50 @@ class Judge:
                 miss = np.where(np.isfinite(row.l1), 0.0, miss)
             most = 2 * claimed["primal_feasibility"] + row.room
             self._exceeds(row.parts, "violation", miss, most, "primal_feasibility")
-            primal = max(primal, np.max(miss, initial=0.0))
+            self._judge_residuals(row.parts, miss, row.room)
+            primal = max(primal, miss.max(initial=0.0))
             if row.l1 is None and row.equal:
                 continue
             product, bad, y = row.product(), row.wrong(), np.abs(row.y)
             most = 2 * claimed["complementarity"] + (y + 1e-9) * row.room
             self._exceeds(row.parts, "product of multiplier and distance", product, most, "complementarity")
             self._exceeds(row.parts, "multiplier", bad, 2 * claimed["dual_feasibility"], "dual_feasibility", 1e-9 * y)
-            products, dual = max(products, np.max(product, initial=0.0)), max(dual, np.max(bad, initial=0.0))
+            products, dual = max(products, product.max(initial=0.0)), max(dual, bad.max(initial=0.0))
         self.figures = float(primal), float(products), float(dual)
 
-    def _judge_residual(self, name: str, own: np.ndarray, room: np.ndarray) -> None:
+    def _judge_residuals(self, parts: tuple, own: np.ndarray, room: np.ndarray) -> None:
         """Compare what each row is missed by with what the solution says; not those of x_0 and parameters."""
-        claimed = np.asarray(self.residuals.get(name, own))
+        blocks = _blocks(parts)
+        claims = [self._residuals(name, own[place].reshape(shape)) for name, shape, _, place in blocks]
+        claimed = claims[0].ravel() if len(claims) == 1 else np.concatenate([claim.ravel() for claim in claims])
+        wrong = ~(np.abs(claimed - own) <= room + self.rounding)
+        if not wrong.any():
+            return
+        for name, shape, first, place in blocks:
+            if wrong[place].any():
+                at = int(np.argmax(wrong[place]))
+                stage = None if first is None else int(np.unravel_index(at, shape)[0]) + first
+                self._note(name, stage, "residual", claimed[place][at], own[place][at])
+
+    def _residuals(self, name: str, own: np.ndarray) -> np.ndarray:
+        """Return what the solution says each row is missed by; what is found where it does not say it."""
+        claimed = self.residuals.get(name)
+        if claimed is None or name[:2] == "x0":
+            return own
+        claimed = np.asarray(claimed)
         if name[:2] == "x_":  # has a row for x_0, too, whose bounds may be another block's matter
-            claimed, own, room = claimed[1:], own[-len(self.us) :], room[-len(self.us) :]
-        own, room = np.atleast_2d(own), np.atleast_2d(room) + self.rounding
-        wrong = ~(np.abs(claimed - own) <= room) if own.shape == claimed.shape and name[:2] != "x0" else np.zeros(0)
-        if wrong.any():
-            at = tuple(np.argwhere(wrong)[0])
-            stage = None if name.startswith("terminal") else int(at[0]) + (name[:2] == "x_")
-            self._note(name, stage, "residual", claimed[at], own[at])
+            first = len(own) - len(self.us)
+            claimed = np.concatenate([own[:first], claimed[1:]]) if first else claimed[1:]
+        return claimed if claimed.size == own.size else own
 
     def _exceeds(
         self, parts: tuple, what: str, value: np.ndarray, most: Any, claim: str, sizes: np.ndarray | None = None
     ) -> None:
         """Note the worst that exceeds of each constraint; the greatest of `sizes` in a constraint is allowed, too."""
-        if np.all(value <= most):
+        if (value <= most).all():
             return
-        value, begin, most = value.ravel(), 0, np.broadcast_to(most, value.shape).ravel()
-        for name, shape, first in parts:
-            own = slice(begin, begin + int(np.prod(shape, dtype=int)))
-            begin = own.stop
+        most = np.broadcast_to(most, value.shape)
+        for name, shape, first, own in _blocks(parts):
             allowed = most[own] + (0.0 if sizes is None else sizes[own].max(initial=0.0))
             over = ~(value[own] <= allowed)
             if over.any():
@@ -398,33 +440,41 @@ class Judge:
 
     def _bounds(self) -> list[Rows]:
         """Return the bounds of states and inputs as rows."""
-        rows = []
-        start = "x0" in self.free or self.problem.x0 is None
-        free = {"x": (self.xs if start else self.xs[1:], 0 if start else 1)}
+        rows: list[Rows] = []
+        start, nx = "x0" in self.free or self.problem.x0 is None, self.xs.shape[1]
+        self._bound(rows, "x", np.s_[:, :nx] if start else np.s_[1:, :nx], 0 if start else 1)
         if "us" in self.free:
-            free["u"] = self.us, 0
+            self._bound(rows, "u", np.s_[:-1, nx:], 0)
         if start:
-            free["x0"] = self.xs[0], None  # type: ignore[assignment]
-        for stem, (z, stage) in free.items():
-            bounds = {}
-            for side in ("min", "max"):
-                bound = getattr(self.problem, f"{stem}_{side}")
-                if bound is not None:
-                    bound = np.asarray(bound)
-                    bounds[side] = bound[len(bound) - len(z) :] if bound.ndim == 2 else bound
-            room = VALUE * np.abs(z).ravel() if bounds else z
-            for side, bound in bounds.items():
-                c = z - bound if side == "max" else bound - z
-                y = self.y.get(f"{stem}_{side}")
-                if y is None:
-                    y = np.zeros(z.shape)
-                elif y.shape != z.shape:
-                    y = np.broadcast_to(y[-len(z) :] if y.ndim > 1 else y, z.shape)
-                if len(bounds) == 2 and np.any(bounds["min"] == bounds["max"]):
-                    # Bounds that are equal have a multiplier of either sign, and no slack.
-                    y = np.where(bounds["min"] == bounds["max"], 0.0, y)
-                rows.append(Rows(((f"{stem}_{side}", z.shape, stage),), c.ravel(), room, y.ravel(), False))
+            self._bound(rows, "x0", np.s_[0, :nx], None)
         return rows
+
+    def _bound(self, rows: list[Rows], stem: str, where: Any, stage: int | None) -> None:
+        """Add the bounds of x, u or x0, which are there in z."""
+        bounds = {}
+        for side in ("min", "max"):
+            bound = getattr(self.problem, f"{stem}_{side}")
+            if bound is not None:
+                bound = np.asarray(bound)
+                bounds[side] = bound[len(bound) - len(self.z[where]) :] if bound.ndim == 2 else bound
+        if not bounds:
+            return
+        z, same = self.z[where], None
+        room = (VALUE * self.size[where]).ravel()
+        if len(bounds) == 2:
+            same = bounds["min"] == bounds["max"]
+            same = same if same.any() else None
+        for side, bound in bounds.items():
+            name = f"{stem}_{side}"
+            c = z - bound if side == "max" else bound - z
+            y = self.y.get(name)
+            if y is None or y.shape[-z.ndim :] != z.shape:
+                given, y = y, np.zeros(z.shape)
+                if given is not None:
+                    y[...] = given[-len(z) :] if given.ndim == 2 else given
+            if same is not None:  # such bounds have a multiplier of either sign, and no slack
+                y = np.where(same, 0.0, y)
+            rows.append(Rows(((name, z.shape, stage),), c.ravel(), room, y.ravel(), False))
 
     def _params_bounds(self) -> list[Rows]:
         rows = []
@@ -441,60 +491,60 @@ class Judge:
                 rows.append(Rows(((f"params_{side}", p.shape, None),), c.ravel(), room.ravel(), mine.ravel(), False))
         return rows
 
-    def _lagrangian(self, v: Iterable[np.ndarray]) -> np.ndarray:
+    def _lagrangian(self, v: np.ndarray) -> np.ndarray:
         """Return l + costates'f + y'(g, h) of the stages and, in the last column, of the end, (points, N+1)."""
-        stages, end, _ = v
-        made = np.empty((len(stages), stages.shape[1] + 1))
-        np.einsum("ktm,tm->kt", stages, self.weights[0], out=made[:, :-1])
-        made[:, -1] = (end * self.weights[1]).sum(-1)
+        stages, end, _ = self.evaluate.parts(v * self.weights)
+        made = np.empty((len(v), stages.shape[1] + 1))
+        np.add.reduce(stages, axis=2, out=made[:, :-1])
+        np.add.reduce(end, axis=1, out=made[:, -1])
         return made
 
-    def _pulls(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return the slopes along d that need no function, of states 0..N, of the start, and the sizes of both."""
+    def _pulls(self) -> tuple[np.ndarray, np.ndarray, float, float]:
+        """Return the slopes along d that need no function, of stages 0..N, of the start, and the sizes of both."""
+        nx, pull = self.xs.shape[1], np.zeros(self.z.shape)
+        for stem, where in (("x", np.s_[:, :nx]), ("u", np.s_[:-1, nx:])):
+            for side, add in (("max", np.add), ("min", np.subtract)):
+                y = self.y.get(f"{stem}_{side}")
+                if y is not None:
+                    add(pull[where], y, out=pull[where])
+        start = (self.costates[0] + pull[0, :nx] + self.multiplier("x0_max") - self.multiplier("x0_min")) * self.dxs[0]
+        far = np.abs(self.d)
+        size = np.abs(pull)
+        size[:, :nx] += np.abs(self.costates)
+        size *= far
+        pull[0, :nx] = 0.0
+        pull[:, :nx] -= self.costates
+        pull *= self.d
+        return pull.sum(-1), size.sum(-1), start.sum(), np.abs(start).sum()
 
-        def pull(stem: str, like: np.ndarray) -> np.ndarray:
-            high, low = (self.y.get(f"{stem}_{side}") for side in ("max", "min"))
-            return np.broadcast_to((0.0 if high is None else high) - (0.0 if low is None else low), like.shape)
-
-        y_xs = pull("x", self.xs)
-        start = (self.costates[0] + pull("x0", self.xs[0]) + y_xs[0]) * self.dxs[0]
-        of_states, of_us = (y_xs - self.costates) * self.dxs, pull("u", self.us) * self.dus
-        of_states[0] = -self.costates[0] * self.dxs[0]
-        sizes = ((np.abs(y_xs) + np.abs(self.costates)) * np.abs(self.dxs)).sum(-1)
-        sums = of_states.sum(-1)
-        sums[:-1] += of_us.sum(-1)
-        sizes[:-1] += np.abs(of_us).sum(-1)
-        return sums, sizes, start.sum(), np.abs(start).sum()
-
-    def _judge_slopes(self, v: tuple[np.ndarray, ...], terms: list[Slope]) -> None:
+    def _judge_slopes(self, v: np.ndarray, found: Slope) -> None:
         """Compare the stationarity along d with what the largest slope that is claimed allows."""
         if not np.isfinite(self.claimed["stationarity"]):
             return
         pulls, size, start, start_size = self._pulls()
-        size[:-1] += np.abs(terms[0].slope * self.weights[0]).sum(-1)
-        size[-1] += np.abs(terms[1].slope * self.weights[1]).sum()
-        moved = np.abs(self.dxs).sum(-1)
-        moved[:-1] += np.abs(self.dus).sum(-1)
+        of_stages, of_end, _ = self.evaluate.parts(np.abs(found.slope * self.weights))
+        size[:-1] += of_stages.sum(-1)
+        size[-1] += of_end.sum()
         L = self._lagrangian(v)
         estimates = [differences(L, STEPS[0])]
         # No point is closer to a stationary one than its last digit, of which curvature makes a slope, and costates
         # carry it to other stages; digits are lost at each of them.
-        rounding = 8 * len(self.xs) * np.finfo(float).eps * np.abs(L[1] + L[2] - 2 * L[0]).max() / STEPS[0] ** 2
-        allowed = 2 * self.claimed["stationarity"] * moved + rounding
+        rounding = 8 * len(self.xs) * EPS * np.abs(L[1] + L[2] - 2 * L[0]).max() / STEPS[0] ** 2
+        allowed = 2 * self.claimed["stationarity"] * np.abs(self.d).sum(-1) + rounding
         suspects = differ(-pulls, estimates, size, SLOPE) & (np.abs(estimates[0].slope + pulls) > allowed)
         if suspects.any():
-            if len(v[0]) > 3:
+            if len(v) > 3:
                 estimates += [differences(self._lagrangian(self.values(h)), h) for h in STEPS[1:]]
             sure = differ(-pulls, estimates, size, SLOPE)
             sure &= np.min([np.abs(e.slope + pulls) for e in estimates], axis=0) > allowed
             if sure.any():
                 excess = np.where(sure, np.abs(estimates[0].slope + pulls) / np.maximum(size, 1e-300), -1.0)
                 t = int(np.argmax(excess))
-                if len(v[0]) == 3 or not self._blame(t, self.evaluate.by_name(v)):
+                if len(v) == 3 or not self._blame(t, self.evaluate.by_name(v)):
                     self._note("the Lagrangian", t, "slope", allowed[t] / 2, estimates[0].slope[t] + pulls[t])
         if self.problem.x0 is None and "x0" in self.free:
-            slope = float(terms[2].slope.sum())
-            error = float(np.sum(terms[2].error)) if terms[2].slope.size else 0.0
+            slope = float(self.evaluate.parts(found.slope)[2].sum())
+            error = float(np.sum(self.evaluate.parts(found.error)[2])) if np.ndim(found.error) else 0.0
             most = 2 * self.claimed["stationarity"] * np.abs(self.dxs[0]).sum() + error
             if abs(start + slope) > most + SLOPE * (start_size + abs(slope)):
                 self._note("initial_cost", 0, "slope", most, start + slope)
@@ -534,8 +584,8 @@ class Judge:
             rows = []
             for c in STENCIL[:points]:
                 params = jax.tree.unflatten(structure, [p + c * h * q for p, q in zip(leaves, d, strict=True)])
-                one = [values[:1] for values in self.evaluate.together(xs, us, params)]
-                rows.append(np.concatenate([self._lagrangian(one)[0], one[2].sum(-1)]))
+                one = self.evaluate.flat(xs, us, params)[:1]
+                rows.append(np.append(self._lagrangian(one)[0], self.evaluate.parts(one)[2].sum()))
             each = differences(np.stack(rows), h)
             return differences(np.stack(rows).sum(1)[:, None], h), float(np.abs(each.slope).sum())
 

@@ -165,7 +165,8 @@ class Frame:
         self.bytes = 0
         for slot in of.inputs:
             self.arrays[slot] = self._array(of.avals[slot])
-        self.inputs = [self.arrays[slot] for slot in of.inputs]
+        read = set(of.outputs).union(*(of.calls[k][1] for k in needed))
+        self.inputs = [(k, self.arrays[slot]) for k, slot in enumerate(of.inputs) if slot in read]
         self.calls = []
         for k in needed:
             bound = self._bind(*of.calls[k])
@@ -179,11 +180,11 @@ class Frame:
 
     def run(self, arguments: Sequence[Any], watch: Callable | None = None) -> list[Any]:
         """Return the results, views of the frame's arrays."""
-        for place, value in zip(self.inputs, arguments, strict=True):
+        for k, place in self.inputs:
             if isinstance(place, Key):
-                place.value = value
+                place.value = arguments[k]
             else:
-                place[...] = value
+                place[...] = arguments[k]
         if watch is None:
             for call in self.bound:
                 call()

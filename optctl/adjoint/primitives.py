@@ -190,7 +190,16 @@ def _concatenate(eqn: Any) -> Callable:
 @rule("stack")
 def _stack(eqn: Any) -> Callable:
     axis = eqn.params["axis"]
-    return lambda *parts: np.stack(parts, axis)
+    places = [(*[slice(None)] * axis, k) for k in range(len(eqn.invars))]
+
+    def stack(*parts: Any, out: Any = None) -> Any:
+        if out is None:
+            return np.stack(parts, axis)
+        for place, part in zip(places, parts, strict=True):
+            out[place] = part
+        return out
+
+    return _into(stack)
 
 
 @rule("unstack")

@@ -51,7 +51,7 @@ from optctl.shooting.interior_point import (
     settle_first,
     start,
 )
-from optctl.shooting.native import runs_on_host
+from optctl.shooting.native import find_tapes, run_on_host
 from optctl.shooting.primal_dual import (
     Program,
     Unknowns,
@@ -323,7 +323,9 @@ class MPC:
         return self.prepare(plan, params, shift=False) if self.real_time else plan
 
     def _on_host(self, xs: Any, us: Any, params: Any, *more: Any) -> bool:
-        return runs_on_host(self.problem, xs, us, params, self.settings) and runs_now(more)
+        if not runs_now((self.problem, xs, us, params, self.settings, more)):
+            return False
+        return run_on_host(*find_tapes(self.problem, xs, us, params, self.settings))
 
     def _call(self, function: Callable, params: Any, z: Unknowns, *more: Any) -> Any:
         """Call a function of (problem, params, z, ...), compiled: it will be called at every sample."""

@@ -22,15 +22,15 @@ import inspect
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optctl._arrays import constant, either, namespace, to_device, to_host
-from optctl._record import record
+from optctl._arrays import constant, either, namespace, on_host, to_device, to_host
+from optctl._record import changed, record
 from optctl._validate import runs_now
 from optctl.lq import sweeps
 from optctl.lq.kkt import times
@@ -75,6 +75,7 @@ from optctl.shooting.rows import (
     inside,
     make_rows,
     residuals_by_name,
+    row_numbers,
 )
 from optctl.shooting.scaling import (
     SMALL,
@@ -91,6 +92,7 @@ from optctl.shooting.scaling import (
 )
 from optctl.shooting.sensitivity import settle, unknown
 from optctl.solution import BOTTOMLESS, FALLEN, GROWN, Certificate, History, Solution, cost_size, reachable
+from optctl.tape import memories_now
 
 FIRST_BARRIER = 0.1
 ACTIVE = 1e-9
@@ -187,6 +189,25 @@ def make_program(
     shapes = function_shapes(problem, xs, us, params) if tapes is None else tapes.shapes
     rows = make_rows(problem, xs, us, shapes, x0_free)
     return Program(problem, params, x0_free, rows, tapes, natively)
+
+
+def program_on_host(
+    seen: native.Seen, leaves: list[Any], problem: Problem, xs: Any, us: Any, params: Any, x0_free: tuple[bool, ...]
+) -> Program:
+    """Return the same for NumPy's arrays; rows are made once for the same bounds and prices.
+
+    The arrays of the problem itself may still be JAX's: what is read of it later are bounds.
+    """
+    tapes = seen.tapes
+    assert tapes is not None
+
+    def make() -> Rows:
+        own = jax.tree.map(np.array, problem)  # a copy, which no one changes
+        return make_rows(own, np.array(xs), np.array(us), tapes.shapes, x0_free)
+
+    rows = tapes.remember((xs.shape, us.shape, x0_free, *row_numbers(problem)), make)
+    read, _ = memories_now(tapes.every, [leaves[k] for k in seen.uniform])
+    return Program(problem, params, x0_free, rows, tapes, True, read)
 
 
 def _scales(program: Program, e: Expansion, z: Unknowns, settings: Settings) -> Scales:
@@ -310,8 +331,7 @@ def without_held_rows(program: Program, xs: Any, us: Any, settings: Settings) ->
         return native.row_values(still, xs_free, us_free)
 
     values = at(xp.full_like(xs, xp.nan), xp.full_like(us, xp.nan))
-    rng = np.random.default_rng(0)
-    noise = [xp.asarray(rng.normal(size=z.shape), z.dtype) for z in (xs, us)]
+    noise = [xp.asarray(drawn, z.dtype) for drawn, z in zip(_noise(xs.shape, us.shape), (xs, us), strict=True)]
     others = [at(xs + scale * noise[0], us + scale * noise[1]) for scale in (0.1, 10.0)]
     on = {name: xp.ones(shape, bool) for name, shape in rows.shapes}
     for name in names:
@@ -321,9 +341,22 @@ def without_held_rows(program: Program, xs: Any, us: Any, settings: Settings) ->
         for other in others:
             on[name] = on[name] | (other[name] != values[name])
     kept = flatten(on, bool, xs)
-    off = (rows.inequality | rows.equality) & ~kept
-    rows = replace(rows, inequality=rows.inequality & kept, equality=rows.equality & kept, off=off)
-    return replace(program, rows=rows)
+    if kept.all() if on_host(kept) else False:
+        return program
+
+    def without() -> Rows:
+        off = (rows.inequality | rows.equality) & ~kept
+        return replace(rows, inequality=rows.inequality & kept, equality=rows.equality & kept, off=off)
+
+    if not on_host(kept):
+        return replace(program, rows=without())
+    return replace(program, rows=program.tapes.remember((rows, kept.tobytes()), without))
+
+
+@lru_cache(maxsize=16)
+def _noise(*shapes: tuple[int, ...]) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.normal(size=shape) for shape in shapes]
 
 
 def expansion_at(program: Program, z: Unknowns, settings: Settings) -> Expansion:
@@ -442,21 +475,12 @@ def finish(program: Program, x0: Any, state: State, settings: Settings, failed: 
     still, state = constant((program, state), x0)
     state = _leveled(still, state, settings)
     rows, e = still.rows, state.e
-    z = replace(state.z, y=xp.where(rows.inequality | rows.equality, state.z.y, 0.0))
-    first_cost = state.first_cost * state.scales.cost
-    certificate, strict = certified(still, replace(state, z=z), settings)
+    z = changed(state.z, y=xp.where(rows.inequality | rows.equality, state.z.y, 0.0))
+    certificate, strict = certified(still, state, z, settings)
     converged = certificate.holds & (state.status == int(Status.SOLVED))
-    status = xp.where(~converged & (state.status == int(Status.SOLVED)), int(Status.STALLED), state.status)
-    stuck = (status == int(Status.STALLED)) | (status == int(Status.ITERATION_LIMIT))
-    # Iterates that were feasible say more than where the last one happens to be.
-    history = state.history
-    far_below = -FALLEN * (state.scales.cost + xp.abs(first_cost))
-    fallen = xp.any((history.cost < far_below) & (history.infeasibility <= 1e-2))
-    grown = xp.maximum(largest(z.xs / state.scales.x[None]), largest(z.us / state.scales.u[None])) > GROWN
-    fallen = fallen & grown & can_be_unbounded(rows, still.x0_free)
-    status = xp.where(stuck & fallen, int(Status.UNBOUNDED), status)
-    met = xp.any(history.infeasibility <= settings.tolerance)
-    status = xp.where((status == int(Status.INFEASIBLE)) & met, int(Status.STALLED), status)
+    status = state.status
+    if not (on_host(converged) and converged):
+        status = _why(still, state, z, converged, settings)
     K, k = unknown((state.K, z.us - times(state.K, z.xs[:-1])), (program, x0))
     best = settle(program, x0, z, e, state.mu * state.scales.cost, xp.where(converged, 1.0, failed))
     return Solution(
@@ -469,8 +493,23 @@ def finish(program: Program, x0: Any, state: State, settings: Settings, failed: 
     )  # fmt: skip
 
 
-def certified(program: Program, state: State, settings: Settings) -> tuple[Certificate, Any]:
-    """Return the certificate of a state, and how strictly its rows are active or not."""
+def _why(program: Program, state: State, z: Unknowns, converged: Any, settings: Settings) -> Any:
+    """Return the status of a point, which says why it is no solution where the certificate does not hold."""
+    xp, history = namespace(z.xs), state.history
+    status = xp.where(~converged & (state.status == int(Status.SOLVED)), int(Status.STALLED), state.status)
+    stuck = (status == int(Status.STALLED)) | (status == int(Status.ITERATION_LIMIT))
+    # Iterates that were feasible say more than where the last one happens to be.
+    far_below = -FALLEN * (state.scales.cost + xp.abs(state.first_cost * state.scales.cost))
+    fallen = xp.any((history.cost < far_below) & (history.infeasibility <= 1e-2))
+    grown = xp.maximum(largest(z.xs / state.scales.x[None]), largest(z.us / state.scales.u[None])) > GROWN
+    fallen = fallen & grown & can_be_unbounded(program.rows, program.x0_free)
+    status = xp.where(stuck & fallen, int(Status.UNBOUNDED), status)
+    met = xp.any(history.infeasibility <= settings.tolerance)
+    return xp.where((status == int(Status.INFEASIBLE)) & met, int(Status.STALLED), status)
+
+
+def certified(program: Program, state: State, z: Unknowns, settings: Settings) -> tuple[Certificate, Any]:
+    """Return the certificate of the point z of a state, and how strictly its rows are active or not."""
     tolerance = namespace(state.z.xs).asarray(settings.tolerance, state.z.xs.dtype)
     if state.figures is not None:
         figures = dict(state.figures)
@@ -478,10 +517,10 @@ def certified(program: Program, state: State, settings: Settings) -> tuple[Certi
         return Certificate(**figures, tolerance=tolerance), strict
     first_cost, floor = state.first_cost * state.scales.cost, state.floor * state.scales.cost
     certificate = certify_point(
-        program, state.e, state.z, state.scales, settings.scale, first_cost=first_cost, floor=floor, tolerance=tolerance
+        program, state.e, z, state.scales, settings.scale, first_cost=first_cost, floor=floor, tolerance=tolerance
     )
     size = cost_size(state.e.at.cost, first_cost, floor)
-    return certificate, strict_complementarity(program.rows, state.z, size)
+    return certificate, strict_complementarity(program.rows, z, size)
 
 
 def _leveled(program: Program, state: State, settings: Settings) -> State:
@@ -592,23 +631,32 @@ def interior_point(
         between: iterations between calls.
     """
     failed = failed_derivative
-    at_once = runs_now((problem, us, xs, params, settings))
-    move = to_host if native.runs_on_host(problem, xs, us, params, settings) else to_device
-    problem, us, xs, params, warm, settings = move((problem, us, xs, params, warm, settings))
-    program = now(make_program, problem, xs, us, params, x0_free, settings)
+    leaves, structure = jax.tree.flatten((problem, params))
+    at_once = runs_now((leaves, us, xs, settings))
+    seen = native.look(leaves, structure, problem, xs, us, params, settings) if at_once else None
+    if seen is not None and seen.here:
+        if problem.function_constraints:  # whose prices are read
+            problem = to_host(problem)
+        us, xs, (params, warm, settings) = np.asarray(us), np.asarray(xs), to_host((params, warm, settings))
+        call, program = on_numbers, program_on_host(seen, leaves, problem, xs, us, params, x0_free)
+    else:
+        problem, us, xs, params, warm, settings = to_device((problem, us, xs, params, warm, settings))
+        call, program = now, now(make_program, problem, xs, us, params, x0_free, settings)
     if roll_out:
-        xs = now(_first_states, program, us, xs)
+        xs = call(_first_states, program, us, xs)
     last = settings.max_iterations
     in_turns = at_once and (callback is not None or time_limit is not None)
     first = last if not at_once else min(last, int(FIRST_SECONDS / _guess_seconds(problem, xs, us)) + 1)
     if not in_turns:
-        solution, finite = now(_solve, program, us, xs, warm, settings, failed, first)
+        solution, finite = call(_solve, program, us, xs, warm, settings, failed, first)
         if at_once and bool(finite) and int(solution.status) == Status.STALLED:
             # The scales of the guess may not be those of where it led.
-            again, _ = now(_solve, program, solution.us, solution.xs, None, settings, failed, first)
+            again, _ = call(_solve, program, solution.us, solution.xs, None, settings, failed, first)
             solution = again if bool(again.converged) else solution
         if not at_once or (bool(finite) and (int(solution.status) != Status.ITERATION_LIMIT or first == last)):
             return solution
+    if call is on_numbers:
+        program = replace(program, problem=to_host(program.problem))  # so that `now` sees NumPy's arrays alone
     program = now(without_held_rows, program, xs, us, settings)
     state = now(start, program, xs, us, warm, settings)
     check_guess(program, state)
@@ -627,7 +675,10 @@ def _first_states(program: Program, us: Any, xs: Any) -> Any:
     xp = namespace(xs)
     program, x0, us = constant((program, xs[0], us), xs)
     rolled = native.roll(program, x0, us)
-    tame = xp.isfinite(rolled) & (xp.abs(rolled) <= 1e4 * (1 + xp.max(xp.abs(x0))))
+    most = 1e4 * (1 + xp.max(xp.abs(x0)))
+    if on_host(rolled) and np.abs(rolled).max() <= most:
+        return rolled
+    tame = xp.isfinite(rolled) & (xp.abs(rolled) <= most)
     tame = xp.cumprod(xp.all(tame, axis=1))[:, None] == 1
     return xp.concatenate([xs[:1], xp.where(tame, rolled, x0[None])[1:]])
 
@@ -687,6 +738,11 @@ def now(function: Callable, *arguments: Any) -> Any:
     """Call a function from the host: as it is where its arrays are NumPy's, else compiled by XLA."""
     if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(arguments)):
         return _compiled(function)(*arguments)
+    return on_numbers(function, *arguments)
+
+
+def on_numbers(function: Callable, *arguments: Any) -> Any:
+    """Call a function of NumPy arrays, which may be inf or NaN."""
     with np.errstate(all="ignore"):
         return function(*arguments)
 

@@ -5,8 +5,9 @@
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import jax
@@ -15,7 +16,6 @@ import numpy as np
 
 from optctl import _native
 from optctl._arrays import namespace, on_host
-from optctl._validate import runs_now
 from optctl.adjoint.graphs import graphs_of, parts_of
 from optctl.adjoint.interpreter import Uninterpreted
 from optctl.adjoint.tape_check import check_tapes
@@ -27,10 +27,11 @@ from optctl.shooting.primal_dual import Program, Unknowns
 from optctl.shooting.rows import BLOCKS, PATH, TERMINAL, flatten
 from optctl.shooting.scaling import Scales
 from optctl.solution import History, reachable
-from optctl.tape import Tape, Unsupported, memories
+from optctl.tape import Tape, Unsupported
 
-REMEMBERED = 64
+REMEMBERED = 128
 _TAPES: dict[Any, Any] = {}
+"""Tapes, why there are none, and what is `Seen`, by structure and shapes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +50,15 @@ class Tapes:
     nx: int
     nu: int
     _packed: dict[Any, np.ndarray] = field(default_factory=dict)
+    _made: dict[Any, Any] = field(default_factory=dict)
+
+    def remember(self, key: Any, make: Callable[[], Any]) -> Any:
+        """Return what `make()` returned for these functions and this key."""
+        if key not in self._made:
+            if len(self._made) >= REMEMBERED:
+                self._made.clear()
+            self._made[key] = make()
+        return self._made[key]
 
     @cached_property
     def quadratic(self) -> bool:
@@ -103,12 +113,45 @@ def _usable(problem: Problem, xs: Any, us: Any, params: Any, exact: bool) -> Tap
         return f"no tape holds {why}"
 
 
-def runs_on_host(problem: Problem, xs: Any, us: Any, params: Any, settings: Any) -> bool:
-    """True if the kernel and NumPy can do all of a solve: nothing is being traced, and the kernel is to iterate."""
-    if not runs_now((problem, xs, us, params, settings)):
-        return False
-    made, natively = find_tapes(problem, xs, us, params, settings)
-    return natively and made is not None and not any(tape.captured for tape in made.every)
+def run_on_host(tapes: Tapes | None, natively: bool) -> bool:
+    """True if the kernel and NumPy can do all of a solve that traces nothing, with what `find_tapes` returned."""
+    return natively and tapes is not None and not any(tape.captured for tape in tapes.every)
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What is known of a problem on the host by its structure and shapes alone.
+
+    Attributes:
+        tapes: its tapes.
+        natively: whether the kernel is to iterate.
+        here: whether the kernel and NumPy can do all of a solve.
+        uniform: which of the leaves of problem and parameters the tapes read, in their order.
+    """
+
+    tapes: Tapes | None
+    natively: bool
+    here: bool
+    uniform: list[int]
+
+
+def look(leaves: list[Any], structure: Any, problem: Problem, xs: Any, us: Any, params: Any, settings: Any) -> Seen:
+    """Return what is known of a problem of which nothing is being traced, from leaves and structure of it and params.
+
+    Raises:
+        ValueError: if the kernel was asked for and cannot.
+    """
+    kinds = tuple([(leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else type(leaf) for leaf in leaves])
+    key = structure, kinds, xs.shape, us.shape, xs.dtype, settings.exact, settings.backend, _native.available()
+    found = _TAPES.get(key)
+    if found is None:
+        made, natively = find_tapes(problem, xs, us, params, settings)
+        here = run_on_host(made, natively)
+        numbered = jax.tree.unflatten(structure, list(range(len(leaves))))
+        found = Seen(made, natively, here, jax.tree.leaves(parts_of(*numbered)))
+        if here:
+            _TAPES[key] = found
+    return found
 
 
 def tapes(problem: Problem, xs: Any, us: Any, params: Any, exact: bool) -> Tapes:
@@ -146,8 +189,7 @@ def roll(program: Program, x0: Any, us: Any) -> Any:
     """Return the states (N+1, nx) that inputs lead to."""
     if not on_host(x0):
         return program.problem.dynamics.roll(x0, us, program.params)
-    packed, held = _values_tape(program)
-    return _native.roll(packed, held, x0, us)
+    return _native.roll(program.tapes.every[0].alone, program.memory[0], x0, us)
 
 
 def row_values(program: Program, xs: Any, us: Any) -> dict[str, Any]:
@@ -155,7 +197,7 @@ def row_values(program: Program, xs: Any, us: Any) -> dict[str, Any]:
     if not program.natively:
         values = function_values(program.problem, xs, us, program.params)
         return {name: value for name, value in values.items() if name in PATH}
-    packed, held = _values_tape(program)
+    packed, held = program.tapes.every[0].alone, program.memory[0]
     values = namespace(xs).concatenate([xs[:-1], us, np.arange(len(us), dtype=float)[:, None]], axis=1)
     results, at = _native.run_tape(packed, held, values, program.tapes.every[0].outputs.size), 1  # behind the cost
     found = {}
@@ -164,12 +206,6 @@ def row_values(program: Program, xs: Any, us: Any) -> dict[str, Any]:
             found[name] = results[:, at : at + program.tapes.shapes[name][1]]
             at += program.tapes.shapes[name][1]
     return found
-
-
-def _values_tape(program: Program) -> tuple[np.ndarray, Any]:
-    """Return the tape of a stage's values, packed, and its memory."""
-    tape = program.tapes.every[0]
-    return tape.packed(), memories((tape,), parts_of(program.problem, program.params))[0]
 
 
 def _make_tapes(problem: Problem, params: Any, xs: Any, us: Any, exact: bool) -> Tapes:
@@ -184,21 +220,16 @@ def begin(program: Program, xs: Any, us: Any, warm: dict[str, Any] | None, setti
 
     `warm` holds costates and the rows' multipliers y of a similar solution.
     """
-    xp, (N, nu), nx = namespace(xs), us.shape, xs.shape[1]
-    rows, given = program.rows, {} if settings.scale is None else settings.scale
-    m, misses = rows.inequality.size, rows.inequality.size if rows.soft is not None else 0
+    xp, given = namespace(xs), {} if settings.scale is None else settings.scale
     more = {"x_scale": given.get("x"), "u_scale": given.get("u")} | (warm or {})
-    known = {name: None if value is None else xp.asarray(value, xs.dtype) for name, value in more.items()}
-    known |= {"xs": xs, "us": us}
-    numbers = dict.fromkeys(_native.operand_names()["numbers"], 0.0) | NUMBERS
-    shapes = {
-        "x_scale": (nx,), "u_scale": (nu,), "row_scale": (m,), "cost_scale": (), "filter": (2, SIZE),
-        "history": (len(fields(History)), settings.max_iterations + 1), "costates": (N + 1, nx), "s": (m,), "y": (m,),
-        "e": (misses,), "v": (misses,),
-    }  # fmt: skip
-    known |= {"numbers": xp.asarray([float(numbers[name]) for name in _native.operand_names()["numbers"]], xs.dtype)}
-    flags = {"begin": 1, "warm": int(warm is not None)}
-    return _call(program, known, shapes, flags, settings, stop)
+    known = {name: xp.asarray(value, xs.dtype) for name, value in more.items() if value is not None}
+    known |= {"xs": xs, "us": us, "numbers": xp.asarray(_first_numbers())}
+    return _call(program, known, {"begin": 1, "warm": int(warm is not None)}, settings, stop)
+
+
+@cache
+def _first_numbers() -> np.ndarray:
+    return np.array([float(NUMBERS.get(name, 0.0)) for name in _native.operand_names()["numbers"]])
 
 
 def iterate(program: Program, state: Any, settings: Any, stop: Any) -> Any:
@@ -219,7 +250,7 @@ def _go_on(program: Program, state: Any, settings: Any, stop: Any, flags: dict[s
         "numbers": numbers, "filter": xp.stack(list(vars(state.filter).values())),
         "history": xp.stack(list(vars(state.history).values())),
     }  # fmt: skip
-    return _call(program, known, {}, flags, settings, stop)
+    return _call(program, known, flags, settings, stop)
 
 
 def expansion(program: Program, z: Unknowns, settings: Any) -> Expansion:
@@ -230,71 +261,102 @@ def expansion(program: Program, z: Unknowns, settings: Any) -> Expansion:
         "cost_scale": xp.ones(()), "numbers": xp.zeros(len(_native.operand_names()["numbers"])),
         "filter": xp.zeros((2, SIZE)), "history": xp.zeros((columns, 1)),
     }  # fmt: skip
-    return _call(program, known, {}, {"measure": 1}, replace(settings, gains=False), 0).e
+    return _call(program, known, {"measure": 1}, replace(settings, gains=False), 0).e
 
 
 _SCALES = {"x": "x", "u": "u", "row": "rows", "cost": "cost"}
 
 
-def _call(
-    program: Program, known: dict[str, Any], shapes: dict[str, tuple], flags: dict[str, int], settings: Any, stop: Any
-) -> State:
-    """Call the kernel with the operands that are known; the others are empty, and results of them have `shapes`."""
-    problem, rows, xs, us, made = program.problem, program.rows, known["xs"], known["us"], program.tapes
+def _call(program: Program, known: dict[str, Any], flags: dict[str, int], settings: Any, stop: Any) -> State:
+    """Call the kernel with the operands that are known; the others are empty."""
+    rows = program.rows
+    xp, names, dtype = namespace(known["xs"]), _native.operand_names(), known["xs"].dtype
+    known = {name: value for name, value in known.items() if value is not None}
+    known["memory"], begins = program.memory
+    barrier = np.nan if settings.barrier is None else settings.barrier
+    how = (reachable(settings.tolerance, dtype), stop, settings.seconds, barrier, settings.floor)
+    known["settings"] = np.array(how, dtype) if xp is np else xp.stack([xp.asarray(value, dtype) for value in how])
+    if xp is np:
+        out = _kernel(program, known, begins, flags, settings)(known)
+    else:
+        operands, shapes = _around_numbers(program, known, begins, flags, settings)
+        out = _native.solve(operands | known, shapes)
+    soft, of_rows = rows.soft is not None, dict(rows.shapes)
+    unknowns = {name: None if name in "ev" and not soft else out[name] for name in _UNKNOWNS}
+    numbers = dict(zip(names["numbers"], out["numbers"], strict=True))
+    if xp is np:
+        numbers |= {name: np.int64(numbers[name]) for name in _WHOLE}
+    else:
+        numbers |= {name: numbers[name].astype(int) for name in _WHOLE}
+    return State(
+        z=Unknowns(**unknowns),
+        e=Expansion(
+            at=Values(out["cost"], out["gaps"], out["c"]),
+            J={name: out[name] for name in (*PATH, *TERMINAL) if name in of_rows},
+            **{name: out[name] for name in ("q0", "qs", "rs", "A", "B", "W0", "W", "Wf")},
+        ),
+        scales=Scales(**{field: out[f"{name}_scale"] for name, field in _SCALES.items()}),
+        filter=Filter(*out["filter"]), history=History(*out["history"]), K=out["K"],
+        figures=dict(zip(names["figures"], out["figures"], strict=True)), **numbers,
+    )  # fmt: skip
+
+
+def _kernel(
+    program: Program, known: dict[str, Any], begins: tuple[int, ...], flags: dict[str, int], settings: Any
+) -> _native.SolveNow:
+    """Return the kernel for these rows and flags, ready to be called on the host; it is remembered with the rows."""
+    given, columns = settings.scale or {}, known["history"].shape[1] if "history" in known else settings.max_iterations
+    key = (*known, *flags.items(), *given, settings.gains, columns, program.tapes)
+    memo = program.rows.memo
+    if key not in memo:
+        operands, shapes = _around_numbers(program, known, begins, flags, settings)
+        memo[key] = _native.SolveNow(operands, {name: np.shape(value) for name, value in known.items()}, shapes)
+    return memo[key]
+
+
+def _around_numbers(
+    program: Program, known: dict[str, Any], begins: tuple[int, ...], flags: dict[str, int], settings: Any
+) -> tuple[dict[str, Any], dict[str, tuple]]:
+    """Return the operands that follow from rows and sizes, empty ones for what is not known, and shapes of results."""
+    rows, xs, us, made = program.rows, known["xs"], known["us"], program.tapes
     xp, (N, nu), nx = namespace(xs), us.shape, xs.shape[1]
-    memory, begins = memories(made.every, parts_of(problem, program.params))
     names, of_rows, given = _native.operand_names(), dict(rows.shapes), settings.scale or {}
-    m = rows.inequality.size
-    shapes = {name: np.shape(value) for name, value in known.items() if value is not None} | shapes
+    columns = known["history"].shape[1] if "history" in known else settings.max_iterations + 1
+    m, z, misses = rows.inequality.size, nx + nu, 0 if rows.soft is None else rows.inequality.size
     widths = {name: of_rows[name][-1] if name in of_rows else 0 for name in (*PATH, *TERMINAL)}
     sizes = {
         "N": N, "nx": nx, "nu": nu, "path_inequalities": widths["path_inequality"],
         "path_equalities": widths["path_equality"], "terminal_inequalities": widths["terminal_inequality"],
         "terminal_equalities": widths["terminal_equality"], "rows": m, "has_soft": int(rows.soft is not None),
-        "history": shapes["history"][1], "gains": int(settings.gains), "quadratic": int(made.quadratic),
+        "history": columns, "gains": int(settings.gains), "quadratic": int(made.quadratic),
         "x_given": int("x" in given), "u_given": int("u" in given),
         **dict.fromkeys(("begin", "measure", "warm"), 0), **flags, **_offsets(rows.shapes),
     }  # fmt: skip
     kinds = (rows.inequality, rows.equality, rows.elastic, rows.soft, rows.off)
-    barrier = np.nan if settings.barrier is None else settings.barrier
-    tolerance = reachable(settings.tolerance, xs.dtype)
-    how = vars(settings) | {"tolerance": tolerance, "stop": stop, "barrier": barrier, "least": settings.floor}
-    operands = known | {
+    operands = {
         "info": xp.asarray(made.packed(tuple([sizes[name] for name in names["sizes"]]), begins)),
         "kind": xp.asarray(sum(xp.where(on, 2**k, 0) for k, on in enumerate(kinds) if on is not None), xp.int32),
-        "memory": memory, "bounds": flatten(rows.bounds, xs.dtype, xs), "l1": rows.l1, "l2": rows.l2,
+        "bounds": flatten(rows.bounds, xs.dtype, xs), "l1": rows.l1, "l2": rows.l2,
         "x0_free": xp.asarray(program.x0_free, xs.dtype), "x_linear": xp.asarray(made.linear_states, xs.dtype),
-        "settings": xp.stack([xp.asarray(how[name], xs.dtype) for name in names["settings"]]),
     }  # fmt: skip
-    missing = [name for name in names["operands"] if operands.get(name) is None]
+    there = {name for name, operand in operands.items() if operand is not None} | {*known}
+    missing = [name for name in names["operands"] if name not in there]
     operands |= {name: xp.zeros(_NOTHING.get(name, (0,)), xs.dtype) for name in missing}
-    z = nx + nu
-    shapes |= {name: (N, width, z) if name in PATH else (width, nx) for name, width in widths.items()}
-    shapes |= {
+    shapes = {
+        "x_scale": (nx,), "u_scale": (nu,), "row_scale": (m,), "cost_scale": (), "filter": (2, SIZE),
+        "numbers": (len(names["numbers"]),), "history": (len(fields(History)), columns), "xs": (N + 1, nx),
+        "us": (N, nu), "costates": (N + 1, nx), "s": (m,), "y": (m,), "e": (misses,), "v": (misses,),
         "cost": (), "gaps": (N, nx), "c": (m,), "q0": (nx,), "qs": (N + 1, nx), "rs": (N, nu), "A": (N, nx, nx),
         "figures": (len(names["figures"]),), "B": (N, nx, nu), "W0": (nx, nx), "W": (N, z, z),
         "Wf": (nx, nx), "K": (N, nu, nx),
     }  # fmt: skip
-    shapes |= {name: (0,) for name in ("e", "v") if rows.soft is None}
-    out = _native.solve(operands, shapes)
-    soft = rows.soft is not None
-    unknowns = {name: None if name in "ev" and not soft else out[name] for name in _UNKNOWNS}
-    numbers = dict(zip(names["numbers"], out["numbers"], strict=True))
-    whole = {name: numbers[name].astype(int) for name, value in NUMBERS.items() if isinstance(value, int)}
-    return State(
-        z=Unknowns(**unknowns),
-        e=Expansion(
-            at=Values(out["cost"], out["gaps"], out["c"]), J={name: out[name] for name in widths if name in of_rows},
-            **{name: out[name] for name in ("q0", "qs", "rs", "A", "B", "W0", "W", "Wf")},
-        ),
-        scales=Scales(**{field: out[f"{name}_scale"] for name, field in _SCALES.items()}),
-        filter=Filter(*out["filter"]), history=History(*out["history"]), K=out["K"],
-        figures=dict(zip(names["figures"], out["figures"], strict=True)), **numbers | whole,
-    )  # fmt: skip
+    shapes |= {name: (N, width, z) if name in PATH else (width, nx) for name, width in widths.items()}
+    return operands, shapes
 
 
 _NOTHING: dict[str, tuple] = {"cost_scale": (), "costates": (0, 0), "filter": (0, 0), "history": (0, 0)}
 _UNKNOWNS = tuple([field.name for field in fields(Unknowns)])
+_WHOLE = tuple([name for name, value in NUMBERS.items() if isinstance(value, int)])
 
 
 def _offsets(shapes: Any) -> dict[str, int]:

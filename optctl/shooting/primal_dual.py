@@ -7,6 +7,7 @@ multiple of the identity is added to all of [[Q, M], [M', R]] until it is.
 """
 
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 
 from optctl._arrays import namespace
 from optctl._record import record
+from optctl.adjoint.graphs import parts_of
 from optctl.lq import sweeps
 from optctl.lq.kkt import Point, transposed_times
 from optctl.lq.model import LQ
@@ -21,6 +23,7 @@ from optctl.lq.riccati import Factors
 from optctl.problem import Problem
 from optctl.shooting.expansion import Expansion, Values
 from optctl.shooting.rows import DELTA, DELTA_SINGLE, Rows, along, squared, transposed
+from optctl.tape import memories
 
 FIRST_SHIFT, LARGEST_SHIFT = 1e-4, 1e12
 VIOLATION_PRICE = 1e6
@@ -40,6 +43,7 @@ class Program:
         rows: its `Rows`.
         tapes: its functions on tapes, which tell about their structure; None where no tape holds them.
         natively: whether the compiled kernel iterates, on these tapes.
+        read: on the host, what the tapes read, one after another.
     """
 
     problem: Problem
@@ -48,6 +52,14 @@ class Program:
     rows: Rows
     tapes: Any = None
     natively: bool = False
+    read: Any = None
+
+    @property
+    def memory(self) -> tuple[Any, tuple[int, ...]]:
+        """What the tapes read, one after another, and where each begins."""
+        if self.read is not None:
+            return self.read, (0, *accumulate([tape.numbers for tape in self.tapes.every[:-1]]))
+        return memories(self.tapes.every, parts_of(self.problem, self.params))
 
     @property
     def quadratic(self) -> bool:

@@ -17,6 +17,8 @@ Friedlander and Orban (2012), A primal-dual regularized interior-point method fo
 """
 
 from dataclasses import replace
+from functools import cached_property
+from math import prod
 from typing import Any
 
 import jax.numpy as jnp
@@ -62,14 +64,28 @@ class Rows:
     l2: Any
     off: Any = None
 
+    @cached_property
+    def places(self) -> list[tuple[str, tuple[int, ...], slice]]:
+        """Name, shape and place of each block in the stacked vector."""
+        made, start = [], 0
+        for name, shape in self.shapes:
+            made.append((name, shape, slice(start, start + prod(shape))))
+            start += prod(shape)
+        return made
+
+    @cached_property
+    def hard(self) -> Any:
+        """Flat booleans: inequalities that may not be missed."""
+        return self.inequality if self.soft is None else self.inequality & ~self.soft
+
+    @cached_property
+    def memo(self) -> dict[Any, Any]:
+        """What others make of these rows alone, and want to find again."""
+        return {}
+
     def split(self, flat: Any) -> dict[str, Any]:
         """Return the blocks of a flat vector by name."""
-        made, start = {}, 0
-        for name, shape in self.shapes:
-            size = int(np.prod(shape, dtype=int))
-            made[name] = flat[start : start + size].reshape(shape)
-            start += size
-        return made
+        return {name: flat[place].reshape(shape) for name, shape, place in self.places}
 
 
 def make_rows(problem: Problem, xs: Any, us: Any, functions: dict[str, tuple], x0_free: tuple[bool, ...]) -> Rows:
@@ -98,6 +114,16 @@ def make_rows(problem: Problem, xs: Any, us: Any, functions: dict[str, tuple], x
         soft, l1, l2 = _prices(problem, bounds, functions, inequality, xs)
     flat = [flatten(blocks, bool, xs) for blocks in (inequality, equality, elastic)]
     return Rows(bounds, shapes, flat[0], flat[1], flat[2], soft, l1, l2)
+
+
+def row_numbers(problem: Problem) -> list[Any]:
+    """Return what `make_rows` reads of a problem whose arrays are NumPy's, beside its functions, as a key."""
+    held = [getattr(problem, name) for name in BOUNDS]
+    for name in (*PATH, *TERMINAL):
+        constraint = getattr(problem, name)
+        held += [None] if constraint is None else [constraint.l1, constraint.l2, constraint.on]
+    arrays = [None if value is None else np.asarray(value) for value in held]
+    return [None if array is None else (array.shape, array.dtype, array.tobytes()) for array in arrays]
 
 
 def can_be_unbounded(rows: Rows, x0_free: tuple[bool, ...]) -> Any:
@@ -251,8 +277,7 @@ def residuals_by_name(problem: Problem, rows: Rows, c: Any, gaps: Any) -> dict[s
     Blocks of x have a row for each of the stages 0..N, whatever the first one is bounded by.
     """
     xp = namespace(c)
-    hard = rows.inequality if rows.soft is None else rows.inequality & ~rows.soft
-    blocks = rows.split(xp.where(rows.equality, xp.abs(c), xp.where(hard, xp.maximum(c, 0.0), 0.0)))
+    blocks = rows.split(xp.where(rows.equality, xp.abs(c), xp.where(rows.hard, xp.maximum(c, 0.0), 0.0)))
     for side in ("min", "max"):
         first, rest = blocks.pop(f"x0_{side}", None), blocks.pop(f"x_{side}", None)
         own = first is not None and getattr(problem, f"x0_{side}") is not None

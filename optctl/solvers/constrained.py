@@ -22,7 +22,7 @@ from optctl._validate import (
     runs_now,
     shown,
 )
-from optctl.problem import once
+from optctl.problem import once_for
 from optctl.shooting.expansion import function_values
 from optctl.shooting.interior_point import BACKENDS, Settings, interior_point
 from optctl.shooting.rows import PATH, TERMINAL
@@ -123,12 +123,12 @@ def constrained(objective: Objective, settings: Settings, options: InteriorPoint
     problem, params = objective.problem, objective.params
     N, nx, dtype = problem.steps, objective.x0.size, objective.x0.dtype
     warm, warm_start, callback = None, options.warm_start, options.callback
+    guess, us = us, objective.us
     if warm_start is not None:
         warm = _check_warm(warm_start, objective)
-        us = warm_start.us if us is None and "us" in objective.free else objective.us
+        us = cast(as_float(warm_start.us, "us"), dtype) if guess is None and "us" in objective.free else us
         xs = warm_start.xs if xs is None else xs
         params = warm_start.params if "params" in objective.free else params
-    us = objective.us if us is None else cast(as_float(us, "us"), dtype)
     x0 = objective.x0
     _check_constraints(objective)
     roll_out = xs is None
@@ -140,7 +140,7 @@ def constrained(objective: Objective, settings: Settings, options: InteriorPoint
             xs = _with_first(xs, x0)
     form = Form(objective, us, params)
     program, us, xs, x0_free = form.unknowns(us, xs)
-    settings = replace(settings, scale=form.scale(settings.scale))
+    settings = settings if settings.scale is None else replace(settings, scale=form.scale(settings.scale))
     # What is not free is no guess: derivatives go through it.
     solution = interior_point(
         program, us, xs, None if form.lifted else params, x0_free, settings, roll_out=roll_out,
@@ -184,7 +184,7 @@ def _check_constraints(objective: Objective) -> None:
             if (lower > upper).any():
                 raise ValueError(f"`{low}` exceeds `{high}` at stage 0; no point is feasible.")
     if any(getattr(problem, name) is not None for name in (*PATH, *TERMINAL)) and runs_now(objective):
-        once(("constraints", objective), lambda: _check_dependence(objective))
+        once_for(("dependence", objective.signature), lambda: _check_dependence(objective))
 
 
 def _check_dependence(objective: Objective) -> None:

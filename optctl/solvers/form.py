@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from optctl._record import changed
 from optctl.dynamics.view import KnownInputs, ViewedDynamics
 from optctl.problem import Problem
 from optctl.shooting.expansion import function_shapes
@@ -83,7 +84,7 @@ class Form:
 
     def back(self, solution: Solution) -> Solution:
         """Return a solution of this form in the variables of the problem."""
-        solution = replace(joined(self.problem, solution), free=self.free)
+        solution = changed(joined(self.problem, solution), free=self.free)
         if self.lifted:
             solution = _lowered(solution, self.params, self.nx, self.bounds)
         if self.us is not None:

@@ -1,10 +1,11 @@
 """A solution judged on the host by a computation of its own: neither tapes, kernels nor XLA have a part in it."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from optctl._arrays import on_host
+from optctl._record import changed
 from optctl._validate import is_concrete
 from optctl.adjoint.culprit import culprit
 from optctl.adjoint.independent import Verdict, can_judge, judge
@@ -28,11 +29,11 @@ def judged(problem: Problem, solution: Solution) -> Solution:
     function that made it is named. Under `jit` and `vmap`, and where the check cannot be made (`can_judge`), the
     solution stays as it is, and `checked` is empty.
     """
-    if not is_concrete((problem, solution)) or np.ndim(solution.status):
+    if not (on_host(solution.xs) or is_concrete((problem, solution))) or np.ndim(solution.status):
         return solution
     status = Status(int(solution.status))
     if status is Status.NON_FINITE:
-        return replace(solution, note=culprit(problem, solution.xs, solution.us, solution.params))
+        return changed(solution, note=culprit(problem, solution.xs, solution.us, solution.params))
     if not can_judge(problem, solution):
         return solution
     solved = status is Status.SOLVED
@@ -46,9 +47,9 @@ def judged(problem: Problem, solution: Solution) -> Solution:
     if found.disagreements:
         note = "; ".join(map(str, found.disagreements[:NAMED]))
         no, failed = np.asarray(False), np.asarray(int(Status.DISAGREEMENT))
-        return replace(solution, status=failed, converged=no, note=note, checked=by)
+        return changed(solution, status=failed, converged=no, note=note, checked=by)
     note = FLAT if solved and solution.K is not None and np.isnan(solution.K).any() else ""
-    return replace(solution, certificate=_with_figures(solution.certificate, found), checked=by, note=note)
+    return changed(solution, certificate=_with_figures(solution.certificate, found), checked=by, note=note)
 
 
 def _with_figures(certificate: Certificate, found: Verdict) -> Certificate:
@@ -59,4 +60,4 @@ def _with_figures(certificate: Certificate, found: Verdict) -> Certificate:
         made[name] = np.asarray(own)
         if own > claimed > 0:
             made[f"{name}_scaled"] = np.asarray(float(getattr(certificate, f"{name}_scaled")) * own / claimed)
-    return replace(certificate, **made)  # type: ignore[type-var]
+    return changed(certificate, **made)

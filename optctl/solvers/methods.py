@@ -4,11 +4,12 @@ The choice looks at structure alone (what is free, which constraints there are, 
 sizes), so that a plain call, `jit`, `grad` and `vmap` take the same one.
 """
 
+from functools import cache
 from typing import Any
 
 from optctl._validate import shown
 from optctl.lq.model import is_linear_quadratic
-from optctl.problem import CONSTRAINTS
+from optctl.problem import CONSTRAINTS, once_for
 from optctl.solvers.cg import CG
 from optctl.solvers.constrained import InteriorPoint
 from optctl.solvers.descent import GradientDescent
@@ -28,13 +29,15 @@ SMALL = 100
 
 def as_method(method: Any, objective: Objective) -> Method:
     """Return the record of a method: the one given, the one of a short name, or, of None, the one picked."""
-    return pick(objective) if method is None else check_method(method)
+    if method is None:
+        return once_for(("method", objective.signature), lambda: pick(objective))
+    return check_method(method)
 
 
 def check_method(method: Any) -> Method:
     """Return the record of a method, given as one or by its short name, or raise ValueError."""
     if isinstance(method, str) and method in METHODS:
-        return METHODS[method]()
+        return _with_defaults(method)
     if not isinstance(method, Method):
         names, records = ", ".join(METHODS), ", ".join(kind.__name__ for kind in METHODS.values())
         called = isinstance(method, type) and issubclass(method, Method)
@@ -42,6 +45,11 @@ def check_method(method: Any) -> Method:
         hint = f" Write method={got}(...), with parentheses." if called else ""
         raise ValueError(f"`method` is {got}; expected one of {names}, or a record with options: {records}.{hint}")
     return method
+
+
+@cache
+def _with_defaults(name: str) -> Method:
+    return METHODS[name]()
 
 
 def pick(objective: Objective) -> Method:
@@ -65,6 +73,10 @@ def pick(objective: Objective) -> Method:
 
 def refuse_constraints(method: Method, objective: Objective) -> None:
     """Raise for constraints that the method cannot take, or that bound what is not free."""
+    once_for(("taken", type(method), objective.signature), lambda: _refuse_constraints(method, objective))
+
+
+def _refuse_constraints(method: Method, objective: Objective) -> None:
     problem, free = objective.problem, objective.free
     bounded = [name for name, variable in VARIABLE_BOUNDS.items() if variable in free]
     others = [name for name in CONSTRAINTS if name not in VARIABLE_BOUNDS]

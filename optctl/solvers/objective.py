@@ -19,7 +19,7 @@ from optctl._arrays import namespace, on_host
 from optctl._record import record
 from optctl.adjoint.gradient import Gradient, as_gradient, costate_gradient, total_cost
 from optctl.adjoint.native import Engine, find_engine
-from optctl.problem import Problem
+from optctl.problem import Problem, signature
 from optctl.solution import FLOOR, Certificate, cost_size
 
 VARIABLE_BOUNDS = {
@@ -50,6 +50,11 @@ class Objective:
     x0: Any
     params: Any
     free: tuple[str, ...]
+
+    @cached_property
+    def signature(self) -> tuple:
+        """What structure and shapes decide about follows from this key; looked at once a solve."""
+        return signature(self)
 
     @cached_property
     def engine(self) -> Engine:

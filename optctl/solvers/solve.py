@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optctl._arrays import namespace, to_device, to_host
+from optctl._arrays import namespace, on_host, to_device, to_host
 from optctl._door import compiled
+from optctl._record import changed
 from optctl._validate import (
     as_float,
     cast,
@@ -21,7 +22,7 @@ from optctl._validate import (
     shown,
 )
 from optctl.adjoint.native import find_engine
-from optctl.problem import Problem, once
+from optctl.problem import Problem, once_for
 from optctl.result import Status, nan_in_batch
 from optctl.solution import FALLEN, GROWN, History, Solution, cost_size, reachable
 from optctl.solvers.cg import CG
@@ -140,7 +141,7 @@ def _run(method: Method, objective: Objective, tolerance: Any, us: Any, xs: Any)
 def _tolerance(tolerance: Any, method: Method, objective: Objective) -> Any:
     """Return the tolerance given, or that of the method; 1e-3 in single precision."""
     if tolerance is None:
-        single = np.result_type(*[leaf.dtype for leaf in objective.leaves()]) == jnp.float32
+        single = np.result_type(*{leaf.dtype for leaf in objective.leaves()}) == np.float32
         return 1e-3 if single else method.tolerance
     check_positive(tolerance, "tolerance", "a number >= 0, such as 1e-6", zero=True)
     return tolerance
@@ -148,11 +149,12 @@ def _tolerance(tolerance: Any, method: Method, objective: Objective) -> Any:
 
 def _told(problem: Problem, solution: Solution, verbose: bool) -> Solution:
     """Judge the solution, cut the history to the iterations made, and print if asked to."""
-    if is_concrete(solution):
+    if on_host(solution.xs) or is_concrete(solution):
         solution = judged(problem, solution)
         rows = slice(int(solution.iterations) + 1)
-        history = jax.tree.map(lambda column: np.asarray(column)[rows], solution.history)
-        solution = dataclasses.replace(solution, history=history)  # type: ignore[type-var]
+        columns = vars(solution.history).values()
+        history = History(*[None if column is None else np.array(column[rows]) for column in columns])
+        solution = changed(solution, history=history)
     else:
         cost = solution.cost + nan_in_batch(solution.converged).astype(solution.cost.dtype)
         solution = dataclasses.replace(solution, cost=cost)  # type: ignore[type-var]
@@ -167,11 +169,6 @@ def _objective(problem: Problem, us: Any, x0: Any, params: Any, free: Any) -> Ob
     if params is not None:
         problem = problem.replace(params=params)
     names = _free_names(problem, free)
-    dtype = jnp.result_type(float)
-    for given in (problem.x0, us, x0):
-        if given is not None and hasattr(given, "dtype"):
-            dtype = given.dtype
-            break
     if problem.x0 is not None and x0 is not None:
         raise ValueError(
             "`x0` is given twice: the problem holds it; write problem.replace(x0=...), or x0=None there to free it."
@@ -185,7 +182,10 @@ def _objective(problem: Problem, us: Any, x0: Any, params: Any, free: Any) -> Ob
             check_start(problem)
         if x0 is None and dynamics.nx is None:
             raise ValueError("`x0` is free and its size unknown; pass a first guess x0=..., or nx to the dynamics.")
-        x0 = jnp.zeros(dynamics.nx, dtype) if x0 is None else jnp.asarray(as_float(x0, "x0"))
+        if x0 is None:
+            x0 = jnp.zeros(dynamics.nx, us.dtype if hasattr(us, "dtype") else jnp.result_type(float))
+        else:
+            x0 = jnp.asarray(as_float(x0, "x0"))
     else:
         x0 = problem.x0
     if not dynamics.roll_without_inputs:
@@ -204,12 +204,13 @@ def _objective(problem: Problem, us: Any, x0: Any, params: Any, free: Any) -> Ob
         us, x0 = cast(us, both), cast(x0, both)
     else:
         x0 = jnp.asarray(x0)
-    objective = Objective(problem, us, x0, jax.tree.map(jnp.asarray, problem.params), names)
+    params = None if problem.params is None else jax.tree.map(jnp.asarray, problem.params)
+    objective = Objective(problem, us, x0, params, names)
     if not objective.size():
         empty = {"us": "the dynamics have no inputs", "x0": "x0 is given", "params": "the problem has no params"}
         what = empty if free is None else {name: empty[name] for name in names}
         raise ValueError(f"nothing is free: {', '.join(what.values())}; expected numbers to optimize over.")
-    once(objective, lambda: jax.eval_shape(_check_shapes, objective))
+    once_for(objective.signature, lambda: jax.eval_shape(_check_shapes, objective))
     dynamics.rehearse(x0, us, objective.params)
     return objective
 

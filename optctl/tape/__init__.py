@@ -10,7 +10,7 @@ polynomial      the degree of a function in some of its arguments, read from its
 
 from optctl.tape.derivatives import adjoints, jacobian, tangents
 from optctl.tape.polynomial import degree, depends
-from optctl.tape.program import Graph, Tape, compile_tape, memories, memory, run, trace
+from optctl.tape.program import Graph, Tape, compile_tape, memories, memories_now, memory, run, trace
 from optctl.tape.unroll import Unsupported
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "depends",
     "jacobian",
     "memories",
+    "memories_now",
     "memory",
     "run",
     "tangents",

@@ -11,6 +11,8 @@ on what changes between calls; the others, the body, can be run again and again 
 import dataclasses
 import heapq
 from collections.abc import Callable, Sequence
+from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import jax
@@ -79,6 +81,11 @@ class Tape:
     constants: np.ndarray
     captured: tuple
     numbers: int
+
+    @cached_property
+    def alone(self) -> np.ndarray:
+        """The tape as the kernels read it, at the beginning of its memory."""
+        return self.packed()
 
     def packed(self, offset: int = 0) -> np.ndarray:
         """Return the tape as the kernels read it; its memory begins at an offset."""
@@ -172,16 +179,34 @@ def memories(tapes: Sequence[Tape], uniform: Any) -> tuple[Any, tuple[int, ...]]
     """
     leaves = jax.tree.leaves(uniform)
     captured = [part for tape in tapes for part in tape.captured]
-    xp = jnp if any(isinstance(leaf, jax.Array) for leaf in (*leaves, *captured)) else np
+    if not any(isinstance(leaf, jax.Array) for leaf in (*leaves, *captured)):
+        return memories_now(tapes, leaves)
 
     def flat(parts: Sequence[Any]) -> Any:
-        return xp.concatenate([xp.ravel(xp.asarray(part, np.float64)) for part in parts] or [xp.zeros(0)])
+        return jnp.concatenate([jnp.ravel(jnp.asarray(part, np.float64)) for part in parts] or [jnp.zeros(0)])
 
     same, parts, begins = flat(leaves), [], [0]
     for tape in tapes:
         parts += [same, tape.constants, *([flat(tape.captured)] if tape.captured else [])]
         begins.append(begins[-1] + same.size + tape.constants.size + sum([part.size for part in tape.captured]))
-    return xp.concatenate(parts), tuple(begins[:-1])
+    return jnp.concatenate(parts), tuple(begins[:-1])
+
+
+def memories_now(tapes: Sequence[Tape], leaves: Sequence[Any]) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Return the same as NumPy's array, from the uniform values' leaves, none of which is being traced."""
+    leaves = [np.asarray(leaf) for leaf in leaves]
+    size, at = sum([leaf.size for leaf in leaves]), 0
+    ends = list(accumulate([size + tape.constants.size + sum([np.size(c) for c in tape.captured]) for tape in tapes]))
+    made, begins = np.empty(ends[-1]), (0, *ends[:-1])
+    for leaf in leaves:
+        made[at : at + leaf.size] = leaf.ravel()
+        at += leaf.size
+    for begin, tape in zip(begins, tapes, strict=True):
+        made[begin : begin + size], at = made[:size], begin + size
+        for part in (tape.constants, *tape.captured):
+            made[at : at + np.size(part)] = np.ravel(part)
+            at += np.size(part)
+    return made, begins
 
 
 def memory(tape: Tape, uniform: Any) -> Any:

@@ -50,7 +50,7 @@ def test_gradient_is_the_definitions(name):
     close(got, _gradient(problem, jnp.asarray(us), jnp.asarray(problem.x0), problem.params))
 
 
-@pytest.mark.parametrize("name", ("linear", "mesh"))
+@pytest.mark.parametrize("name", ["linear", "mesh"])
 def test_hessian_products_are_the_definitions(name, rng):
     problem, us = problem_of(name)
     dus, dx0 = rng.normal(size=us.shape), rng.normal(size=problem.x0.shape)
@@ -60,7 +60,7 @@ def test_hessian_products_are_the_definitions(name, rng):
     close(got, _hessian_vector_product(problem, at, (jnp.asarray(dus), jnp.asarray(dx0), None)), rtol=1e-10)
 
 
-@pytest.mark.parametrize("method", ("ilqr", "newton_cg", "gradient_descent", "lbfgs"))
+@pytest.mark.parametrize("method", ["ilqr", "newton_cg", "gradient_descent", "lbfgs"])
 def test_solvers_come_to_the_same_iterates_on_both_kinds_of_arrays(method, monkeypatch):
     problem = oc.Problem(
         oc.discretize(oc.models.Pendulum(), 0.05),
