@@ -90,10 +90,10 @@ def _batched(arrays: Sequence[Any], axes: Sequence[Any], *, of: LinearMap) -> tu
         made = jax.vmap(lambda *a: _in_turns(*a, of=of), in_axes=tuple(axes))(*arrays)
         return list(made), [0] * len(made)
     moved = [
-        np.asarray(array) if axis is batching.not_mapped else np.moveaxis(np.asarray(array), axis, 0)
+        np.asarray(array) if axis is None else np.moveaxis(np.asarray(array), axis, 0)
         for array, axis in zip(arrays, axes, strict=True)
     ]
-    mapped = [axis is not batching.not_mapped for axis in axes]
+    mapped = [axis is not None for axis in axes]
     size = next(len(array) for array, varies in zip(moved, mapped, strict=True) if varies)
     pairs = list(zip(moved, mapped, strict=True))
     made = [_on_host(of, [array[i] if varies else array for array, varies in pairs]) for i in range(size)]

@@ -488,7 +488,7 @@ def finish(
         status = _why(still, state, z, converged, settings)
     K, k = unknown((state.K, z.us - times(state.K, z.xs[:-1])), (program, x0))
     mu, factor_of = state.mu * state.scales.cost, xp.where(converged, 1.0, failed)
-    best = settle(program, x0, z, e, mu, factor_of)
+    best = settle(program, x0, z, e, mu, factor_of, settings.exact)
     solution = Solution(
         xs=best.xs, us=best.us, x0=best.xs[0], params=program.params, costates=best.costates,
         multipliers=_by_name(still, best.y), K=K, k=k, cost=best.cost,
@@ -500,7 +500,7 @@ def finish(
     if origin is None:
         return solution
     by_name = functools.partial(_by_name, still, at=best.y)
-    return linked(solution, Settled(still, z, e, mu, factor_of), origin, by_name)
+    return linked(solution, Settled(still, z, e, mu, factor_of, settings), origin, by_name)
 
 
 def _why(program: Program, state: State, z: Unknowns, converged: Any, settings: Settings) -> Any:

@@ -16,11 +16,12 @@ with -a for dz and dlambda; for forward mode it runs along each direction. Bound
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.dtypes import float0
@@ -29,16 +30,18 @@ from optctl import _native
 from optctl._arrays import to_device
 from optctl._linear import apply
 from optctl._record import changed
+from optctl._validate import is_concrete
 from optctl.adjoint.graphs import graphs_of, parts_of
 from optctl.lq import sweeps
 from optctl.lq.kkt import Point
 from optctl.problem import PATH, TERMINAL
+from optctl.shooting import native
 from optctl.shooting.expansion import Expansion
 from optctl.shooting.primal_dual import Program, Unknowns
-from optctl.shooting.rows import along, transposed
-from optctl.shooting.sensitivity import Conditions, Optimum, held, linear_system, respond
+from optctl.shooting.rows import along, make_rows, transposed
+from optctl.shooting.sensitivity import TWICE, Conditions, Optimum, held, linear_system, respond, settle, unknown
 from optctl.solution import Solution
-from optctl.tape import Tape, memories_now
+from optctl.tape import Tape, Unsupported, memories_now
 
 AT_ONCE = 2_000_000
 """Numbers that a tape may write in one call."""
@@ -54,6 +57,7 @@ class Settled:
         e: its expansion.
         mu: its barrier parameter, 0 where it is polished.
         factor: what its derivative is multiplied by.
+        settings: how it was found.
     """
 
     program: Program
@@ -61,6 +65,7 @@ class Settled:
     e: Expansion
     mu: Any
     factor: Any
+    settings: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,10 +103,17 @@ def linked(solution: Solution, at: Settled, origin: Origin, by_name: Callable) -
 
     def tangent(primals: tuple, tangents: tuple) -> tuple:
         (leaves,), (moves,) = primals, tangents
+        if not is_concrete(leaves):
+            raise ValueError(TWICE)
         moving = [k for k, move in enumerate(moves) if not isinstance(move, SymbolicZero) and move.dtype != float0]
         if not moving:
             return parts, [np.zeros_like(part) for part in parts]
-        answer = Answer(at, leaves[:-1], origin.structure, moving, by_name)
+        try:
+            answer = Answer(at, leaves[:-1], origin.structure, moving, by_name)
+        except Unsupported:
+            of = functools.partial(_defined, at, leaves, origin.structure, moving, by_name)
+            some = [[sequence[k] for k in moving] for sequence in (leaves, moves)]
+            return parts, jax.jvp(jax.jit(of), *some)[1]
         return parts, apply(answer, [moves[k] for k in moving])
 
     values.defjvp(tangent, symbolic_zeros=True)
@@ -111,6 +123,22 @@ def linked(solution: Solution, at: Settled, origin: Origin, by_name: Callable) -
         solution, cost=cost, xs=xs, us=us, x0=x0, costates=costates, K=K, k=k, params=params,
         multipliers=dict(zip(names, of_rows, strict=True)),
     )  # fmt: skip
+
+
+def _defined(
+    at: Settled, leaves: list[Any], structure: Any, moving: Sequence[int], by_name: Callable, *moved: Any
+) -> list[Any]:
+    """Return the parts of an optimum with the derivative in the leaves that move as JAX defines it."""
+    leaves = list(leaves)
+    for k, leaf in zip(moving, moved, strict=True):
+        leaves[k] = leaf
+    problem, params = jax.tree.unflatten(structure, leaves[:-1])
+    program, z, e = to_device((at.program, at.z, at.e))
+    rows = make_rows(problem, z.xs, z.us, program.tapes.shapes, program.x0_free)
+    rows = replace(program.rows, bounds=rows.bounds, l1=rows.l1, l2=rows.l2)
+    best = settle(replace(program, problem=problem, params=params, rows=rows), leaves[-1], z, e, at.mu, at.factor, at.settings.exact)
+    unseen = unknown((jnp.zeros((*z.us.shape, z.xs.shape[1])), z.us), leaves)
+    return [best.cost, best.xs, best.us, best.xs[0], best.costates, *unseen, *by_name(best.y).values()]
 
 
 class Answer:
@@ -138,6 +166,7 @@ class Answer:
         self.uniform = [np.asarray(leaves[k]) for k in read]
         self.wanted = [(place, k) for place, k in enumerate(read) if k in moving]
         self.begins = np.cumsum([0, *[leaf.size for leaf in self.uniform]])
+        self.e = at.e if at.settings.exact else native.curved(at.program, at.z, self.uniform, at.settings)
         self.direct = _direct(at, *numbered, problem, moving)
         self.tapes: tuple[Tape, ...] = ()
         N, nx, nu = (*at.e.at.gaps.shape, at.z.us.shape[1])
@@ -157,7 +186,7 @@ class Answer:
         """
         at = self.at
         moves = dict(zip(self.moving, tangents, strict=True))
-        d = respond(at.program, at.z, at.e, at.mu, self._conditions(moves), moves.get(len(self.shapes), 0.0))
+        d = respond(at.program, at.z, at.e, self.system, self._conditions(moves), moves.get(len(self.shapes), 0.0))
         d = jax.tree.map(lambda leaf: at.factor * leaf, d)
         unknown = [np.full(of.shape, np.nan) for of in self.outputs[5:7]]
         return [d.cost, d.xs, d.us, d.xs[0], d.costates, *unknown, *self.by_name(d.y).values()]
@@ -168,14 +197,7 @@ class Answer:
         given = [np.zeros(of.shape) if w is None else w for w, of in zip(cotangents, self.outputs, strict=True)]
         cost, xs, us, x0, costates, _, _, *of_names = given
         unknown = any(w is not None for w in cotangents[5:7])
-        y = np.zeros_like(at.z.y)
-        if any(np.any(w) for w in of_names):
-            for name, _, place in rows.places:  # each number by name is made of those at its place in the blocks
-                block = np.zeros_like(y)
-                block[place] = 1.0
-                for factor, w in zip(self.by_name(block).values(), of_names, strict=True):
-                    both = factor * w
-                    y[place] += np.ravel(both[-len(rows.split(y)[name]) :] if both.ndim > 1 else both)
+        y = self._of_rows(of_names) if any(np.any(w) for w in of_names) else np.zeros_like(at.z.y)
         first = np.concatenate([x0[None], np.zeros_like(xs[1:])])
         weights = [at.factor * w for w in (cost, xs + first, us, costates, y)]
         of, dx0 = self._respond_back(Optimum(*weights))
@@ -190,7 +212,22 @@ class Answer:
     @cached_property
     def system(self) -> tuple[Any, Any, Any]:
         """1/d of the rows, the model and its factors."""
-        return linear_system(self.at.program, self.at.z, self.at.e, self.at.mu)
+        return linear_system(self.at.program, self.at.z, self.e, self.at.mu)
+
+    def _of_rows(self, weights: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the transpose of how multipliers by name follow from those of the rows.
+
+        Each number by name is a sum over blocks, of the numbers at its place times factors, which ones make visible.
+        """
+        made = np.zeros_like(self.at.z.y)
+        for name, shape, place in self.at.program.rows.places:
+            ones = np.zeros_like(made)
+            ones[place] = 1.0
+            for factor, w in zip(self.by_name(ones).values(), weights, strict=True):
+                if factor.any():  # those of states have a row for x_0 before the others
+                    both = (factor * w)[0 if name[:2] == "x0" else slice(-shape[0], None)] if factor.ndim > 1 else factor * w
+                    made[place] += both.ravel()
+        return made
 
     def _respond_back(self, weights: Optimum) -> tuple[Conditions, np.ndarray]:
         """Return the transpose of `sensitivity.respond`: weights of the conditions, and of a given x_0."""

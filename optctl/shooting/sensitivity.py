@@ -25,9 +25,11 @@ from optctl.lq.kkt import Point
 from optctl.lq.model import LQ
 from optctl.lq.riccati import Factors
 from optctl.lq.solution import solve_system
-from optctl.shooting.expansion import Expansion, evaluate, function_values
+from optctl.shooting.expansion import Expansion, evaluate, expand, function_values
 from optctl.shooting.primal_dual import Program, Unknowns, newton_rows, price_of_misses, quadratic_model
 from optctl.shooting.rows import Rows, along, transposed
+
+TWICE = "a solution is differentiated twice, which is not available; take differences of its first derivative."
 
 
 @record()
@@ -41,30 +43,35 @@ class Optimum:
     y: Any
 
 
-def settle(program: Program, x0: Any, z: Unknowns, e: Expansion, mu: Any, factor_of: Any) -> Optimum:
+def settle(
+    program: Program, x0: Any, z: Unknowns, e: Expansion, mu: Any, factor_of: Any, exact: bool = True
+) -> Optimum:
     """Return the optimum z of a program, computed elsewhere, with its derivative in the program and in a given x_0.
 
     The derivative is multiplied by `factor_of`: 1, or NaN (or 0) for a point that is no optimum. The cost is that of
-    the states and inputs, also where z.e is not what they miss yet.
+    the states and inputs, also where z.e is not what they miss yet. An expansion that is not `exact` has not the
+    curvature of dynamics and rows, which the derivative needs.
     """
-    return (_optimum if on_host(z.xs) else _settled)(program, x0, z, e, mu, factor_of)
+    return (_optimum if on_host(z.xs) else _settled)(program, x0, z, e, mu, factor_of, exact)
 
 
-def _optimum(program: Program, x0: Any, z: Unknowns, e: Expansion, mu: Any, factor_of: Any) -> Optimum:
+def _optimum(program: Program, x0: Any, z: Unknowns, e: Expansion, mu: Any, factor_of: Any, exact: bool) -> Optimum:
     there = z if z.e is None else replace(z, e=namespace(z.e).maximum(e.at.c, 0.0))
     return Optimum(e.at.cost + price_of_misses(program.rows, there), z.xs, z.us, z.costates, z.y)
 
 
-_settled = jax.custom_jvp(_optimum)
+_settled = jax.custom_jvp(_optimum, nondiff_argnums=(6,))
 
 
 @_settled.defjvp
-def _tangent(primals: tuple, tangents: tuple) -> tuple[Optimum, Optimum]:
+def _tangent(exact: bool, primals: tuple, tangents: tuple) -> tuple[Optimum, Optimum]:
     program, _, z, e, mu, factor_of = primals
     program = _once(program)
+    if not exact:
+        e = expand(program.problem, program.rows, z.xs, z.us, program.params, z.costates, z.y)
     _, moved = jax.jvp(lambda p: _conditions(p, z, mu), (program,), (tangents[0],))
-    tangent = respond(program, z, e, mu, moved, tangents[1])
-    return _settled(*primals), jax.tree.map(lambda leaf: factor_of * leaf, tangent)
+    tangent = respond(program, z, e, linear_system(program, z, e, mu), moved, tangents[1])
+    return _settled(*primals, exact), jax.tree.map(lambda leaf: factor_of * leaf, tangent)
 
 
 @record()
@@ -90,12 +97,12 @@ class Conditions:
     push: Any
 
 
-def respond(program: Program, z: Unknowns, e: Expansion, mu: Any, moved: Conditions, dx0: Any) -> Optimum:
-    """Return how the optimum moves where the conditions move, and a given x_0."""
+def respond(program: Program, z: Unknowns, e: Expansion, system: tuple, moved: Conditions, dx0: Any) -> Optimum:
+    """Return how the optimum moves where the conditions move, and a given x_0; `system` is the `linear_system`."""
     rows, (N, nx), nu = program.rows, e.at.gaps.shape, e.rs.shape[1]
     xp = namespace(z.xs)
     free = xp.asarray(program.x0_free)
-    weight, model, factors = linear_system(program, z, e, mu)
+    weight, model, factors = system
     d_start, nothing = xp.where(free, 0.0, dx0), xp.zeros_like
 
     def step(push: Any, moved: Conditions, d_start: Any) -> tuple[Point, Any]:
@@ -154,9 +161,7 @@ def _once(program: Program) -> Program:
 
 @_once.defjvp
 def _twice(primals: tuple, tangents: tuple) -> tuple:
-    raise ValueError(
-        "a solution is differentiated twice, which is not available; take differences of its first derivative."
-    )
+    raise ValueError(TWICE)
 
 
 def unknown(values: tuple, of: Any) -> tuple:
