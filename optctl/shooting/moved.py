@@ -109,7 +109,7 @@ def linked(solution: Solution, at: Settled, origin: Origin, by_name: Callable) -
         if not moving:
             return parts, [np.zeros_like(part) for part in parts]
         try:
-            answer = Answer(at, leaves[:-1], origin.structure, moving, by_name)
+            answer = Answer(at, leaves, origin.structure, moving, by_name)
         except Unsupported:
             of = functools.partial(_defined, at, leaves, origin.structure, moving, by_name)
             some = [[sequence[k] for k in moving] for sequence in (leaves, moves)]
@@ -136,7 +136,8 @@ def _defined(
     program, z, e = to_device((at.program, at.z, at.e))
     rows = make_rows(problem, z.xs, z.us, program.tapes.shapes, program.x0_free)
     rows = replace(program.rows, bounds=rows.bounds, l1=rows.l1, l2=rows.l2)
-    best = settle(replace(program, problem=problem, params=params, rows=rows), leaves[-1], z, e, at.mu, at.factor, at.settings.exact)
+    x0 = jnp.concatenate([leaves[-1], z.xs[0, leaves[-1].size :]])
+    best = settle(replace(program, problem=problem, params=params, rows=rows), x0, z, e, at.mu, at.factor, at.settings.exact)
     unseen = unknown((jnp.zeros((*z.us.shape, z.xs.shape[1])), z.us), leaves)
     return [best.cost, best.xs, best.us, best.xs[0], best.costates, *unseen, *by_name(best.y).values()]
 
@@ -146,9 +147,9 @@ class Answer:
 
     Args:
         at: the optimum.
-        leaves: the leaves, NumPy's.
+        leaves: the leaves; behind them x_0.
         structure: of (problem, params).
-        moving: which of them move, by place; the place behind them is that of x_0.
+        moving: which of them move, by place.
         by_name: how multipliers by name move with those of the rows.
 
     Raises:
@@ -159,8 +160,9 @@ class Answer:
         self, at: Settled, leaves: Sequence[Any], structure: Any, moving: Sequence[int], by_name: Callable
     ) -> None:
         self.at, self.moving, self.by_name = at, moving, by_name
-        problem, params = jax.tree.unflatten(structure, leaves)
-        numbered = jax.tree.unflatten(structure, range(len(leaves)))
+        last = len(leaves) - 1
+        problem, params = jax.tree.unflatten(structure, leaves[:last])
+        numbered = jax.tree.unflatten(structure, range(last))
         self.shapes = [np.shape(leaf) for leaf in leaves]
         read = jax.tree.leaves(parts_of(*numbered))
         self.uniform = [np.asarray(leaves[k]) for k in read]
@@ -173,8 +175,7 @@ class Answer:
         if self.wanted:
             self.tapes = graphs_of(problem, params, nx, nu).moved(tuple([place for place, _ in self.wanted]))
         spec = functools.partial(jax.ShapeDtypeStruct, dtype=np.float64)
-        every = [*leaves, at.z.xs[0]]
-        self.inputs = [jax.ShapeDtypeStruct(np.shape(every[k]), every[k].dtype) for k in moving]
+        self.inputs = [jax.ShapeDtypeStruct(np.shape(leaves[k]), leaves[k].dtype) for k in moving]
         of_rows = [part.shape for part in by_name(np.zeros_like(at.z.y)).values()]
         shapes = (), (N + 1, nx), (N, nu), (nx,), (N + 1, nx), (N, nu, nx), (N, nu), *of_rows
         self.outputs = [spec(shape) for shape in shapes]
@@ -186,7 +187,9 @@ class Answer:
         """
         at = self.at
         moves = dict(zip(self.moving, tangents, strict=True))
-        d = respond(at.program, at.z, at.e, self.system, self._conditions(moves), moves.get(len(self.shapes), 0.0))
+        dx0 = np.zeros_like(at.z.xs[0])
+        dx0[: self.shapes[-1][0]] = moves.get(len(self.shapes) - 1, 0.0)  # states behind those of x_0 are free
+        d = respond(at.program, at.z, at.e, self.system, self._conditions(moves), dx0)
         d = jax.tree.map(lambda leaf: at.factor * leaf, d)
         unknown = [np.full(of.shape, np.nan) for of in self.outputs[5:7]]
         return [d.cost, d.xs, d.us, d.xs[0], d.costates, *unknown, *self.by_name(d.y).values()]
@@ -201,7 +204,8 @@ class Answer:
         first = np.concatenate([x0[None], np.zeros_like(xs[1:])])
         weights = [at.factor * w for w in (cost, xs + first, us, costates, y)]
         of, dx0 = self._respond_back(Optimum(*weights))
-        made = {k: np.zeros(self.shapes[k]) for k in self.moving if k < len(self.shapes)} | {len(self.shapes): dx0}
+        made = {k: np.zeros(self.shapes[k]) for k in self.moving}
+        made[len(self.shapes) - 1] = dx0[: self.shapes[-1][0]]
         for k, name, spread, (of_cost, of_c, of_push) in self.direct:
             c, push = rows.split(of.c)[name], rows.split(of.push)[name]
             made[k] += spread.back(of_cost * of.cost + of_c * c + of_push * push)
