@@ -105,6 +105,7 @@ def linked(solution: Solution, at: Settled, origin: Origin, by_name: Callable) -
         (leaves,), (moves,) = primals, tangents
         if not is_concrete(leaves):
             raise ValueError(TWICE)
+        leaves = [leaf if hasattr(leaf, "shape") else np.asarray(leaf) for leaf in leaves]
         moving = [k for k, move in enumerate(moves) if not isinstance(move, SymbolicZero) and move.dtype != float0]
         if not moving:
             return parts, [np.zeros_like(part) for part in parts]

@@ -154,7 +154,7 @@ def _told(problem: Problem, solution: Solution, verbose: bool) -> Solution:
     if now or runs_now(known := numbers((problem, solution))):
         solution = judged(problem, solution) if now else _told_of(solution, judged(*to_host(known)))
         rows = slice(int(solution.iterations) + 1)
-        columns = vars(solution.history).values()
+        columns = vars(numbers(solution.history)).values()
         history = History(*[None if column is None else np.array(column[rows]) for column in columns])
         solution = changed(solution, history=history)
     else:
