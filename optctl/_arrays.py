@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
 HOST = (np.ndarray, np.generic)
 
 
@@ -40,6 +39,13 @@ def kept(value: Any, dtype: Any) -> np.ndarray:
     value = np.array(value, dtype, copy=True if isinstance(value, np.ndarray) and value.flags.writeable else None)
     value.setflags(write=False)
     return value
+
+
+def as_device(value: Any, dtype: Any) -> Any:
+    """Return an array of JAX's; of NumPy's arrays it is made without a program of XLA's."""
+    if on_host(value):
+        return jax.device_put(np.asarray(value, dtype))
+    return value if value.dtype == dtype else value.astype(dtype)
 
 
 def constant(tree: Any, like: Any) -> Any:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optctl._arrays import on_host
+from optctl._arrays import HOST, on_host
 
 KERNELS = (
     "unset",
@@ -122,22 +122,34 @@ def _address(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0]
 
 
-_TYPES = {np.dtype(np.float64): 0, np.dtype(np.float32): 1, np.dtype(np.int32): 2}
+ROOM = 1024
+"""Most numbers that describe the arrays of a call."""
+_Room, _Options = ctypes.c_int64 * ROOM, ctypes.c_int64 * 8
+
+
+@functools.cache
+def _describer() -> Any:
+    spec = importlib.util.find_spec("optctl._kernels")
+    assert spec is not None
+    assert spec.origin is not None
+    describe = ctypes.PyDLL(spec.origin).optctl_describe  # under Python's lock, whose arrays it looks at
+    describe.argtypes = [ctypes.py_object, ctypes.c_int64, ctypes.c_int64, _Room]
+    return describe
+
+
+@functools.cache
+def _door(name: str) -> Any:
+    door = getattr(_library(), f"optctl_{name}_now")
+    door.argtypes, door.restype = [_Room, _Options], ctypes.c_char_p
+    return door
 
 
 def _call_now(name: str, operands: Sequence[np.ndarray], results: Sequence[np.ndarray], options: Sequence[int]) -> None:
     """Run a kernel on NumPy arrays; it writes into `results`."""
-    library = _library()
-    assert library is not None
-    operands = [np.ascontiguousarray(operand) for operand in operands]
-    said = [len(operands), len(results)]
-    for array in (*operands, *results):
-        said += (_address(array), _TYPES[array.dtype], array.ndim, *array.shape)
-    door = getattr(library, f"optctl_{name}_now")
-    door.restype = ctypes.c_char_p
-    given = [(ctypes.c_int64 * len(numbers))(*numbers) for numbers in (said, options)]
-    wrong = door(*given)
-    if wrong is not None:
+    arrays, said = (*[np.ascontiguousarray(operand) for operand in operands], *results), _Room()
+    wrong = _describer()(arrays, len(operands), ROOM, said)
+    wrong = b"optctl: too many arrays" if wrong else _door(name)(said, _Options(*options))
+    if wrong:
         raise RuntimeError(wrong.decode())
 
 
@@ -152,10 +164,11 @@ def call(
     """
     require()
     dtype = operands[0].dtype
-    if all(on_host(operand) for operand in operands):
+    if all([isinstance(operand, HOST) for operand in operands]):
         made = [np.empty(shape, dtype) for shape in shapes]
         made.append(np.empty((), np.int32))
-        _call_now(name, [o.astype(dtype, copy=False) for o in operands], made, (N, nx, nu, ny, *options.values()))
+        given = [o if o.dtype == dtype else o.astype(dtype) for o in operands]
+        _call_now(name, given, made, (N, nx, nu, ny, *options.values()))
         return [result if result.ndim else result[()] for result in made]
     results = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
     results.append(jax.ShapeDtypeStruct((), np.int32))

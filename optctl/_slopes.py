@@ -34,7 +34,7 @@ _scaled.multiple_results = True
 
 def _inner_defined(*arrays: Any, dtype: Any) -> Any:
     half = len(arrays) // 2
-    return sum(jnp.sum(a * b) for a, b in zip(arrays[:half], arrays[half:], strict=True)).astype(dtype)
+    return jnp.asarray(sum(jnp.sum(a * b) for a, b in zip(arrays[:half], arrays[half:], strict=True)), dtype)
 
 
 def _inner_now(*arrays: Any, dtype: Any) -> Any:
