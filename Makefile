@@ -36,6 +36,7 @@ benchmark: $(VENV)/.dev
 	$(BIN)/python benchmarks/kalman.py --json out/benchmark_kalman.json
 	$(BIN)/python benchmarks/ode.py --json out/benchmark_ode.json
 	$(BIN)/python benchmarks/trajectory.py --json out/benchmark_trajectory.json
+	$(BIN)/python benchmarks/first_answer.py --json out/benchmark_first_answer.json
 
 # The kernels with fuzzed sizes, strides and data, under the sanitizers of addresses, undefined behavior and races.
 CMAKE ?= $(shell command -v cmake || echo $(BIN)/cmake)

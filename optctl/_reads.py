@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.extend.core import Literal
+
+from optctl._jaxpr import Literal
 
 LARGEST = 10_000
 """Most entries of an array whose numbers are followed."""

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import get_opaque_trace_state
 
+from optctl._jaxpr import get_opaque_trace_state
 from optctl._reads import fault_in, user_line
 
 MOST = 2**31 - 1

@@ -1,5 +1,6 @@
 """The public surface: what is listed is there, documented and exercised; float32; silence on import."""
 
+import ast
 import importlib
 import inspect
 import os
@@ -21,8 +22,15 @@ def test_public_names_are_listed_sorted_and_documented():
     for name in oc.__all__:
         item = getattr(oc, name)
         assert inspect.getdoc(item), name
-    imported = {name for name, item in vars(oc).items() if not name.startswith("_") and not inspect.ismodule(item)}
-    assert imported - set(oc.__all__) == set()
+    typed = [node for node in ast.walk(ast.parse(Path(oc.__file__).read_text())) if isinstance(node, ast.ImportFrom)]
+    rooms = {node.module: {alias.name for alias in node.names} for node in typed if node.module.startswith("optctl")}
+    found = {name: getattr(oc, name) for name in oc.__all__}
+    assert set.union(*rooms.values()) == set(found), "what type checkers see is not what can be used"
+    for room, names in rooms.items():
+        for name in names - {"costs", "data", "lq", "plot", "problems"}:
+            assert found[name] is getattr(importlib.import_module(room), name), name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        oc.nothing  # noqa: B018
 
 
 @pytest.mark.parametrize("name", [n for n in oc.__all__ if inspect.isfunction(getattr(oc, n))])
@@ -98,6 +106,27 @@ def test_float32_throughout(monkeypatch):
     problem = oc.Problem(pendulum, lambda x, u: 0.1 * (x @ x + u @ u), lambda x: x @ x, horizon=10, x0=[1.0, 0.0])
     want = float(oc.solve(problem).cost)
     assert got[:4] == pytest.approx([want] * 4, rel=1e-4)
+
+
+SLOW = ("scipy", "matplotlib", "cvxpy", "optax", "tqdm", "jax.experimental", "jax.extend", "jax.scipy.linalg")
+LOADED = """
+import sys, jax
+before = set(sys.modules)
+import optctl
+assert {m for m in set(sys.modules) - before if m.startswith("optctl.")} == set()
+for name in optctl.__all__:
+    getattr(optctl, name)
+assert "optctl.solvers.solve" in sys.modules
+print(*sorted(set(sys.modules) - before))
+"""
+
+
+def test_import_loads_nothing_slow_and_starts_no_backend():
+    """Without a backend called "none" any computation at import would raise."""
+    environment = os.environ | {"JAX_PLATFORMS": "none", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [name for name in done.stdout.split() if name.startswith(SLOW)] == []
 
 
 def test_import_is_silent_and_turns_64_bit_on():

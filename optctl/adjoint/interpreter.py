@@ -15,8 +15,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import Literal
 
+from optctl._jaxpr import Literal
 from optctl.adjoint.primitives import RULES, rule
 
 INLINED = {

@@ -50,7 +50,7 @@ def _logistic(x: Any) -> Any:
 
 def _erf(name: str) -> Callable:
     def evaluate(x: Any) -> Any:
-        import scipy.special  # its import takes longer than what it is seldom needed for
+        import scipy.special
 
         return getattr(scipy.special, name)(x)
 

@@ -27,7 +27,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import cho_solve
 
 from optctl._record import record
 from optctl.lq.riccati import cholesky_or_nan
@@ -131,7 +130,9 @@ def update(m: Any, P: Any, C: Any, V: Any, z: Any, seen: Any) -> tuple[tuple[Any
     S = symmetric(C @ P @ C.T) + V
     factor = cholesky_or_nan(S)
     information = jnp.where(
-        seen[:, None] & seen[None, :], cho_solve((factor, True), jnp.eye(S.shape[0], dtype=S.dtype)), 0.0
+        seen[:, None] & seen[None, :],
+        jax.scipy.linalg.cho_solve((factor, True), jnp.eye(S.shape[0], dtype=S.dtype)),
+        0.0,
     )
     L = P @ C.T @ information
     F = jnp.eye(P.shape[0], dtype=P.dtype) - L @ C

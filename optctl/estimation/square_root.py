@@ -31,7 +31,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import solve_triangular
 
 from optctl._record import record
 from optctl.estimation.kalman import Series, failure, outer, rows, summed, symmetric, times, transpose
@@ -96,7 +95,7 @@ def update(m: Any, U: Any, C: Any, V_R: Any, z: Any, seen: Any) -> tuple[tuple[A
     top, rest = triangular(jnp.block([[V_R, jnp.zeros((ny, nx), U.dtype)], [U @ C.T, U]]), ny)
     singular = jnp.any(jnp.diagonal(top) == 0)
     S, K, R = (jnp.where(singular, jnp.nan, part) for part in (top[:, :ny], top[:, ny:], rest[:, ny:]))
-    e = solve_triangular(S, jnp.where(seen, z - C @ m, 0.0), trans=1)
+    e = jax.scipy.linalg.solve_triangular(S, jnp.where(seen, z - C @ m, 0.0), trans=1)
     log_density = -0.5 * (e @ e + jnp.sum(seen) * jnp.log(2 * jnp.pi)) - jnp.sum(jnp.log(jnp.abs(jnp.diagonal(S))))
     return (m + K.T @ e, R), (S, K, e, log_density)
 
@@ -108,7 +107,7 @@ def smoothed(series: Series, filtered: Filtered) -> tuple[Any, Any, Any, Any]:
     f, nx = filtered, A.shape[-1]
 
     def measure(correction: Any, rho: Any, C: Any, S: Any, K: Any, e: Any) -> tuple[Any, Any]:
-        return correction + K.T @ e, rho + C.T @ solve_triangular(S, e - K @ rho)
+        return correction + K.T @ e, rho + C.T @ jax.scipy.linalg.solve_triangular(S, e - K @ rho)
 
     def stage(later: tuple, data: tuple) -> tuple:
         R_s, d, r = later
@@ -183,8 +182,11 @@ def score(series: Series, filtered: Filtered) -> Series:
         """Go through a measurement; N, Y and the costates rho, R rho are those after it."""
         C, S, K, e, Q, Q2, R, m = data
         mean = m + R.T @ white
-        u = solve_triangular(S, e - K @ rho)
-        Lt, S_inv = solve_triangular(S, K), solve_triangular(S, jnp.eye(ny, dtype=S.dtype))
+        u = jax.scipy.linalg.solve_triangular(S, e - K @ rho)
+        Lt, S_inv = (
+            jax.scipy.linalg.solve_triangular(S, K),
+            jax.scipy.linalg.solve_triangular(S, jnp.eye(ny, dtype=S.dtype)),
+        )
         NL = N @ Lt.T
         gV = (jnp.outer(u, u) - S_inv @ S_inv.T - NL.T @ NL) / 2
         gC = jnp.outer(u, mean) - Lt + NL.T @ (Y @ R)
@@ -230,7 +232,9 @@ def regress(R: Any, A: Any, W_R: Any) -> tuple[Any, Any]:
     nx = A.shape[-1]
     top, rest = triangular(jnp.block([[W_R, jnp.zeros_like(W_R)], [R @ A.T, R]]), nx)
     U, Y, E = top[:, :nx], top[:, nx:], rest[:, nx:]
-    return solve_triangular(U + jnp.diag(jnp.where(jnp.diagonal(U) == 0, 1.0, 0.0).astype(U.dtype)), Y), E
+    return jax.scipy.linalg.solve_triangular(
+        U + jnp.diag(jnp.where(jnp.diagonal(U) == 0, 1.0, 0.0).astype(U.dtype)), Y
+    ), E
 
 
 def triangular(M: Any, columns: int) -> tuple[Any, Any]:

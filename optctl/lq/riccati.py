@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import cho_solve
 
 from optctl._record import record
 from optctl.lq.kkt import Point
@@ -55,7 +54,7 @@ def factor(lq: LQ) -> Factors:
         A, B, Q, R, M = data
         S = cholesky_or_nan(R + B.T @ P @ B)
         H = M.T + B.T @ P @ A
-        K = -cho_solve((S, True), H)
+        K = -jax.scipy.linalg.cho_solve((S, True), H)
         P_t = Q + A.T @ P @ A + H.T @ K
         P_t = (P_t + P_t.T) / 2
         return P_t, (K, S, P_t)

@@ -34,7 +34,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 
 from optctl import _door
 from optctl._arrays import constant, eigenvalues, namespace, on_host, solve, while_loop
@@ -238,6 +237,8 @@ def _solve(A: Any, B: Any, Q: Any, R: Any, M: Any, *, words: _Words, minimum: bo
 
 def _ordered_schur(A: Any, B: Any, Q: Any, R: Any, M: Any) -> tuple[Any, Any, Any]:
     """Find the stabilizing solution where doubling found none: that of a game, which no Riccati step leads to."""
+    import scipy.linalg
+
     try:
         with np.errstate(all="ignore"):
             P = scipy.linalg.solve_discrete_are(*(np.asarray(m, float) for m in (A, B, Q, R)), s=np.asarray(M, float))
@@ -249,6 +250,8 @@ def _ordered_schur(A: Any, B: Any, Q: Any, R: Any, M: Any) -> tuple[Any, Any, An
 
 def _reason(words: _Words, A: Any, B: Any, Q: Any, R: Any, M: Any) -> str:
     """Say why there is no stabilizing solution."""
+    import scipy.linalg
+
     nx, nu = B.shape
     near = 1e-3 if A.dtype == np.float32 else 1e-7
     size = max(np.linalg.norm(A, 2), np.linalg.norm(B, 2) if nu else 0.0)

@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse.linalg
 
 from optctl._validate import keep_whole, runs_now
 from optctl.adjoint.hessian import require_second_derivatives
@@ -138,6 +137,8 @@ def lowest_curvature(objective: Objective, z: Any) -> tuple[float, float]:
     if n <= DENSE:
         values = np.linalg.eigvalsh(np.asarray(_hessian(objective, z)))
         return float(values[0]), float(np.abs(values).max())
+    import scipy.sparse.linalg
+
     operator = scipy.sparse.linalg.LinearOperator((n, n), lambda v: np.asarray(_product(objective, z, v)), dtype=float)
     options = {"k": 1, "return_eigenvectors": False, "maxiter": 300, "tol": 1e-6}
     size = abs(float(scipy.sparse.linalg.eigsh(operator, which="LM", **options)[0]))

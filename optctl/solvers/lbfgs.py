@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
 
 from optctl._validate import keep_whole, runs_now
 from optctl.result import Status
@@ -106,6 +105,8 @@ def lbfgs(objective: Objective, z: Any, *, tolerance: float, max_iterations: int
         step = np.linalg.norm(best["z"] - best.get("noted", best["z"]))
         best["noted"] = best["z"]
         rows.append((float(best["cost"]), float(best["stationarity"]), float(step)))
+
+    import scipy.optimize
 
     options = {"maxiter": max_iterations, "maxfun": 20 * max_iterations, "maxcor": MEMORY, "ftol": 0.0, "gtol": 0.0}
     bounded = np.isfinite(lower).any() or np.isfinite(upper).any()

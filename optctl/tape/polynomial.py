@@ -12,8 +12,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import Literal
 
+from optctl._jaxpr import Literal
 from optctl.tape.walk import INLINED, LOOPS, MOVES, Walker, call, factors, registrar
 
 MORE = 3

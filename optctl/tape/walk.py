@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from jax.extend.core import Literal
+
+from optctl._jaxpr import Literal
 
 MOVES: dict[str, Callable] = {}
 """Rules of primitives that move elements: rule(walker, eqn, *arrays), its results an array or a list of them."""
