@@ -10,7 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from optctl._arrays import on_host
 from optctl._record import record
 from optctl.adjoint.gradient import Gradient, costate_gradient, total_cost
 from optctl.problem import Problem
@@ -56,7 +58,8 @@ class Objective:
     def pack(self, values: Any) -> Any:
         """Return one vector from a record with fields us, x0 and params."""
         leaves = jax.tree.leaves([getattr(values, name) for name in self.free])
-        return jnp.concatenate([jnp.ravel(leaf) for leaf in leaves])
+        xp = np if all(on_host(leaf) for leaf in leaves) else jnp
+        return xp.concatenate([xp.ravel(leaf) for leaf in leaves])
 
     def unpack(self, z: Any) -> dict[str, Any]:
         """Return us, x0 and params, the free ones read from z."""

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optctl._arrays import to_device
 from optctl._validate import (
     as_float,
     cast,
@@ -172,7 +173,7 @@ def _objective(problem: Problem, us: Any, x0: Any, params: Any, free: Any) -> Ob
             check_start(problem)
         if x0 is None and dynamics.nx is None:
             raise ValueError("`x0` is free and its size unknown; pass a first guess x0=..., or nx to the dynamics.")
-        x0 = jnp.zeros(dynamics.nx, dtype) if x0 is None else jnp.asarray(as_float(x0, "x0"))
+        x0 = to_device(np.zeros(dynamics.nx, dtype) if x0 is None else as_float(x0, "x0"))
     else:
         x0 = problem.x0
     if not dynamics.roll_without_inputs:
