@@ -85,7 +85,7 @@ class Objective:
     def pack(self, values: Any) -> Any:
         """Return one vector from a record with fields us, x0 and params."""
         leaves = jax.tree.leaves([getattr(values, name) for name in self.free])
-        xp = namespace(leaves[0])
+        xp = np if all(on_host(leaf) for leaf in leaves) else jnp
         return xp.concatenate([xp.ravel(leaf) for leaf in leaves])
 
     def unpack(self, z: Any) -> dict[str, Any]:
