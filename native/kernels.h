@@ -62,7 +62,8 @@ using TapeRoller = void (*)(const int32_t* program, const double* memory, int64_
                             const double* us);
 TapeRoller find_tape_roller();
 
-// The gradient engine: sizes are N, nx, nu, the number of parameters, and whether it rolls; results as in gradient.h.
+// The gradient engine: sizes are N, nx, nu, the number of parameters, whether it rolls, and how it bends; results as in
+// gradient.h.
 using GradientKernel = void (*)(const int32_t* program, const double* memory, const int64_t* sizes, const double* us,
                                 const double* signs, double* const* results);
 GradientKernel find_gradient();

@@ -95,8 +95,8 @@ def hessian_vector_product(
 def _along(engine: Engine, at: tuple, direction: tuple) -> Gradient:
     """Return the derivative of every field by the engine's tapes."""
     (us, x0, params), (dus, dx0) = at, direction
-    found = engine.slopes(us, x0, params)
-    dxs, dcostates, gus, gx0 = engine.hessian(found, us, params)(dus, dx0)
+    found, product = engine.hessian(us, x0, params)
+    dxs, dcostates, gus, gx0 = product(dus, dx0)
     return Gradient(np.vdot(found.us, dus) + np.vdot(found.x0, dx0), dxs, dcostates, gus, gx0, params)
 
 
