@@ -84,12 +84,9 @@ class Engine:
 
         With `signs`, one for each number of xs, then of us, also the `sizes` of slope and curvature of the cost, and
         the curvature W, Wf, W0 of the cost; with `exact` that of cost + costate'f, V, too.
-
-        Raises:
-            Unsupported: where no tape that NumPy agrees with holds the curvature.
         """
         kind = "exact" if exact else "slopes" if signs is None else "curved"
-        of_stage, slope, _, of_end, _, of_start = self._judged(kind, params, xs, us, x0)
+        of_stage, slope, _, of_end, _, of_start = self.graphs.tapes(kind)
         priced = self.graphs.priced() if self.leaves else ()
         program, memory, _ = self._held(f"{kind} of a horizon", (of_stage, slope, of_end, of_start, *priced), params)
         us = np.ascontiguousarray(us, np.float64)
@@ -111,21 +108,6 @@ class Engine:
         made["params"] = jax.tree.unflatten(self.structure, gradients)
         return Slopes(**made)
 
-    def _judged(self, kind: str, params: Any, xs: Any, us: Any, x0: Any) -> tuple[Tape, ...]:
-        """Return tapes that NumPy agrees with.
-
-        Raises:
-            Unsupported: where it does not.
-        """
-        tapes = self.graphs.tapes(kind)
-        if kind not in self.graphs.judged:
-            xs, uniform = np.tile(x0, (len(us) + 1, 1)) if xs is None else xs, parts_of(self.problem, params)
-            wrong = check_tapes(tapes, self.problem, params, uniform, xs, us, exact=kind == "exact")
-            self.graphs.judged[kind] = wrong is None
-        if not self.graphs.judged[kind]:
-            raise Unsupported("its derivatives rightly, by NumPy")
-        return tapes
-
     def follow(
         self, x_aim: Any, u_aim: Any, K: Any, low: Any, high: Any, x0: Any, params: Any
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -143,9 +125,6 @@ class Engine:
         """Return the slopes at a point, and the Hessian of the cost there, as a function of a direction (dus, dx0).
 
         It returns the derivatives along the direction of xs, costates, us and x0, those of the cost's slopes.
-
-        Raises:
-            Unsupported: where no tape that NumPy agrees with holds the curvature.
         """
         found = self.slopes(us, x0, params, exact=True)
         (N, nu), nx = us.shape, x0.size
@@ -160,21 +139,25 @@ class Engine:
         return found, product
 
 
-def find_engine(problem: Problem, us: Any, x0: Any, params: Any) -> Engine | None:
+def find_engine(problem: Problem, us: Any, x0: Any, params: Any, *, curved: bool = False) -> Engine | None:
     """Return the engine of a problem whose numbers are asked for now; None where the definition is to do it.
 
-    That is where something is being traced, or where no tape that NumPy agrees with holds a function.
+    That is where something is being traced, or where no tape that NumPy agrees with holds a function; or, of an engine
+    that is `curved`, its second derivatives.
     """
     arrays = (problem, us, x0, params)
     if us is None or not runs_now(arrays) or not _native.available() or not _fits(problem, us, x0, params):
         return None
     try:
         graphs = graphs_of(problem, params, x0.size, us.shape[1])
-        if "slopes" not in graphs.judged:
-            graphs.judged["slopes"] = _judge(graphs, problem, us, x0, params)
+        for kind in ("slopes", "curved", "exact") if curved else ("slopes",):
+            if kind not in graphs.judged:
+                graphs.judged[kind] = _judge(graphs, kind, problem, us, x0, params)
+            if not graphs.judged[kind]:
+                return None
     except Unsupported:
         return None
-    return Engine(graphs, problem, params) if graphs.judged["slopes"] else None
+    return Engine(graphs, problem, params)
 
 
 def _fits(problem: Problem, us: Any, x0: Any, params: Any) -> bool:
@@ -184,15 +167,22 @@ def _fits(problem: Problem, us: Any, x0: Any, params: Any) -> bool:
     return plain and all(leaf.dtype == np.float64 for leaf in jax.tree.leaves((us, x0, params)))
 
 
-def _judge(graphs: Graphs, problem: Problem, us: Any, x0: Any, params: Any) -> bool:
-    """Return whether NumPy agrees with the tapes; it may not be able to tell."""
+def _judge(graphs: Graphs, kind: str, problem: Problem, us: Any, x0: Any, params: Any) -> bool:
+    """Return whether NumPy agrees with the tapes of a kind; it may not be able to tell.
+
+    It is asked around the guess, and where that is no place to tell, around zero.
+    """
     if graphs.captured:
         return False
-    xs, uniform = np.tile(np.asarray(x0), (len(us) + 1, 1)), parts_of(problem, params)
+    xs, us, uniform = np.tile(np.asarray(x0), (len(us) + 1, 1)), np.asarray(us), parts_of(problem, params)
     try:
-        wrong = check_tapes(graphs.tapes("slopes"), problem, params, uniform, xs, us, exact=False)
-        if wrong is None and jax.tree.leaves(params):
-            wrong = check_priced(graphs.priced(), problem, params, uniform, xs, us)
+        for scale in (1.0, 0.0):
+            at = scale * np.nan_to_num(xs), scale * np.nan_to_num(us)
+            wrong = check_tapes(graphs.tapes(kind), problem, params, uniform, *at, exact=kind == "exact")
+            if wrong is None and kind == "slopes" and jax.tree.leaves(params):
+                wrong = check_priced(graphs.priced(), problem, params, uniform, *at)
+            if wrong is None:
+                return True
     except Uninterpreted:
         return False
-    return wrong is None
+    return False

@@ -59,7 +59,7 @@ class Objective:
     @cached_property
     def engine(self) -> Engine:
         """What evaluates on the host, for an objective of NumPy's arrays."""
-        found = find_engine(self.problem, self.us, self.x0, self.params)
+        found = find_engine(self.problem, self.us, self.x0, self.params, curved=True)
         assert found is not None
         return found
 

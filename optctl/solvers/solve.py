@@ -127,7 +127,11 @@ def _placed(method: Method, objective: Objective) -> Objective:
         return objective
     given = objective.us, objective.x0, objective.params
     plain = method.on_host and not ("params" in objective.free and method.curved)
-    return to_host(objective) if plain and find_engine(objective.problem, *given) is not None else to_device(objective)
+    return (
+        to_host(objective)
+        if plain and find_engine(objective.problem, *given, curved=True) is not None
+        else to_device(objective)
+    )
 
 
 def _run(method: Method, objective: Objective, tolerance: Any, us: Any, xs: Any) -> Iterate | Solution:
