@@ -1,7 +1,7 @@
-"""A linear map that NumPy applies, as one operation of JAX: `jax.grad` of a call that the kernels answer compiles nothing.
+"""A linear map that NumPy applies, as one operation of JAX: the derivative of a call that the kernels answer.
 
-JAX differentiates, transposes and maps it like its own. Numbers on a CPU pass from NumPy's arrays to NumPy's; inside
-compiled code the map is a call back to the host.
+JAX differentiates, transposes and maps it like its own, and XLA compiles nothing for it: numbers pass from NumPy's
+arrays to NumPy's. Inside compiled code the map is a call back to the host.
 """
 
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ from optctl._validate import is_concrete
 
 
 class LinearMap(Protocol):
-    """A map from arrays to arrays, and its transpose, both on NumPy's.
+    """A map from arrays to arrays, and its transpose, both on NumPy's."""
 
-    Attributes:
-        inputs: shapes and types of what it takes.
-        outputs: shapes and types of what it makes.
-    """
+    @property
+    def inputs(self) -> Sequence[jax.ShapeDtypeStruct]:
+        """Shapes and types of what it takes."""
 
-    inputs: Sequence[jax.ShapeDtypeStruct]
-    outputs: Sequence[jax.ShapeDtypeStruct]
+    @property
+    def outputs(self) -> Sequence[jax.ShapeDtypeStruct]:
+        """Shapes and types of what it makes."""
 
     def forward(self, tangents: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
         """Return the outputs for these inputs."""

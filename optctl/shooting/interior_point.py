@@ -56,7 +56,7 @@ from optctl.shooting.certificate import certify_point
 from optctl.shooting.expansion import Expansion, Values, expand, function_shapes, function_values
 from optctl.shooting.feasibility import restore, still
 from optctl.shooting.lift import level
-from optctl.shooting.moved import Origin, Settled, linked
+from optctl.shooting.linked import Origin, Settled, linked
 from optctl.shooting.polish import polish, settle_warm
 from optctl.shooting.primal_dual import (
     Program,

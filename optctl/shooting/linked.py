@@ -113,8 +113,7 @@ def linked(solution: Solution, at: Settled, origin: Origin, by_name: Callable) -
             answer = Answer(at, leaves, origin.structure, moving, by_name)
         except Unsupported:
             of = functools.partial(_defined, at, leaves, origin.structure, moving, by_name)
-            some = [[sequence[k] for k in moving] for sequence in (leaves, moves)]
-            return parts, jax.jvp(jax.jit(of), *some)[1]
+            return parts, jax.jvp(jax.jit(of), [leaves[k] for k in moving], [moves[k] for k in moving])[1]
         return parts, apply(answer, [moves[k] for k in moving])
 
     values.defjvp(tangent, symbolic_zeros=True)
@@ -138,7 +137,8 @@ def _defined(
     rows = make_rows(problem, z.xs, z.us, program.tapes.shapes, program.x0_free)
     rows = replace(program.rows, bounds=rows.bounds, l1=rows.l1, l2=rows.l2)
     x0 = jnp.concatenate([leaves[-1], z.xs[0, leaves[-1].size :]])
-    best = settle(replace(program, problem=problem, params=params, rows=rows), x0, z, e, at.mu, at.factor, at.settings.exact)
+    program = replace(program, problem=problem, params=params, rows=rows)
+    best = settle(program, x0, z, e, at.mu, at.factor, at.settings.exact)
     unseen = unknown((jnp.zeros((*z.us.shape, z.xs.shape[1])), z.us), leaves)
     return [best.cost, best.xs, best.us, best.xs[0], best.costates, *unseen, *by_name(best.y).values()]
 
@@ -163,18 +163,19 @@ class Answer:
         self.at, self.moving, self.by_name = at, moving, by_name
         last = len(leaves) - 1
         problem, params = jax.tree.unflatten(structure, leaves[:last])
-        numbered = jax.tree.unflatten(structure, range(last))
+        numbered, numbered_params = jax.tree.unflatten(structure, range(last))
         self.shapes = [np.shape(leaf) for leaf in leaves]
-        read = jax.tree.leaves(parts_of(*numbered))
+        read = jax.tree.leaves(parts_of(numbered, numbered_params))
         self.uniform = [np.asarray(leaves[k]) for k in read]
         self.wanted = [(place, k) for place, k in enumerate(read) if k in moving]
         self.begins = np.cumsum([0, *[leaf.size for leaf in self.uniform]])
         self.e = at.e if at.settings.exact else native.curved(at.program, at.z, self.uniform, at.settings)
-        self.direct = _direct(at, *numbered, problem, moving)
+        self.direct = _direct(at, numbered, problem, moving)
         self.tapes: tuple[Tape, ...] = ()
-        N, nx, nu = (*at.e.at.gaps.shape, at.z.us.shape[1])
+        (N, nx), nu = at.e.at.gaps.shape, at.z.us.shape[1]
         if self.wanted:
             self.tapes = graphs_of(problem, params, nx, nu).moved(tuple([place for place, _ in self.wanted]))
+            self.memory, self.begins_memory = memories_now(self.tapes, self.uniform)
         spec = functools.partial(jax.ShapeDtypeStruct, dtype=np.float64)
         self.inputs = [jax.ShapeDtypeStruct(np.shape(leaves[k]), leaves[k].dtype) for k in moving]
         of_rows = [part.shape for part in by_name(np.zeros_like(at.z.y)).values()]
@@ -229,8 +230,10 @@ class Answer:
             ones = np.zeros_like(made)
             ones[place] = 1.0
             for factor, w in zip(self.by_name(ones).values(), weights, strict=True):
-                if factor.any():  # those of states have a row for x_0 before the others
-                    both = (factor * w)[0 if name[:2] == "x0" else slice(-shape[0], None)] if factor.ndim > 1 else factor * w
+                if factor.any():
+                    both = factor * w
+                    if both.shape != shape:  # those of states have a row for x_0 before the others
+                        both = both[0] if name.startswith("x0") else both[1:]
                     made[place] += both.ravel()
         return made
 
@@ -288,13 +291,10 @@ class Answer:
             dcost += stage[:, nx + nu].sum() + end[0, nx] + start[0, nx]
             gaps, behind = stage[:, nx + nu + 1 : 2 * nx + nu + 1], stage[:, 2 * nx + nu + 1 :]
             for names, block in ((PATH, behind), (TERMINAL, end[:, nx + 1 :])):
-                at_column = 0
-                for name in names:
-                    if name in of_c:
-                        m = of_c[name].shape[-1]
-                        part = block[:, at_column : at_column + m]
-                        of_c[name][...] += part.reshape(of_c[name].shape)
-                        at_column += m
+                present = [of_c[name] for name in names if name in of_c]
+                ends = np.cumsum([c.shape[-1] for c in present])
+                for c, part in zip(present, np.split(block, ends, axis=1), strict=False):
+                    c[...] += part.reshape(c.shape)
         dpush += self.system[0] * dc
         return Conditions(np.asarray(dcost), q0, xs, us, gaps, dc, dpush)
 
@@ -313,9 +313,7 @@ class Answer:
     def _run(self, which: int, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the derivatives in the wanted numbers; then addresses, and the derivatives in what lies there."""
         tape = self.tapes[which]
-        if "memory" not in vars(self):
-            self.memory, self.at_memory = memories_now(self.tapes, self.uniform)
-        packed, wide = tape.packed(self.at_memory[which]), sum([leaf.size for leaf in map(self._leaf, self.wanted)])
+        packed, wide = tape.packed(self.begins_memory[which]), sum([self._leaf(wanted).size for wanted in self.wanted])
         found = _native.run_tape(packed, self.memory, directions, tape.outputs.size)
         own, picked = found[:, :wide], found[:, wide:]
         half = picked.shape[1] // 2
@@ -390,7 +388,7 @@ class Spread:
         return full.sum(axis=once, keepdims=True)
 
 
-def _direct(at: Settled, numbered: Any, _: Any, problem: Any, moving: Sequence[int]) -> list[tuple]:
+def _direct(at: Settled, numbered: Any, problem: Any, moving: Sequence[int]) -> list[tuple]:
     """Return the leaves that rows read themselves, each with name and spread, and its part of cost, c and r/d."""
     rows, (N1, nx), nu = at.program.rows, at.z.xs.shape, at.z.us.shape[1]
     made = []
