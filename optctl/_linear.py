@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -68,6 +70,43 @@ _apply.multiple_results = True
 def apply(of: LinearMap, tangents: Sequence[Any]) -> list[Any]:
     """Return what a linear map makes of tangents, whatever JAX does with them."""
     return _apply.bind(*tangents, of=of)
+
+
+def inner(slopes: Sequence[Any], tangents: Sequence[Any], dtype: Any) -> Any:
+    """Return the sum of slope . tangent over all arrays, a scalar; tangents that are symbolic zeros count nothing.
+
+    Each slope has the shape and type of its tangent.
+    """
+    pairs = [pair for pair in zip(slopes, tangents, strict=True) if not isinstance(pair[1], SymbolicZero)]
+    if not pairs:
+        return jnp.zeros((), dtype)
+    known, moves = zip(*pairs, strict=True)
+    if is_concrete(known) and jax.default_backend() == "cpu":
+        return apply(_Inner([np.asarray(slope) for slope in known], np.dtype(dtype)), moves)[0]
+    return sum(jnp.sum(a * b) for a, b in pairs).astype(dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class _Inner:
+    """Slopes times tangents; its transpose is a factor times slopes."""
+
+    slopes: list[np.ndarray]
+    dtype: Any
+
+    @property
+    def inputs(self) -> Sequence[jax.ShapeDtypeStruct]:
+        return [jax.ShapeDtypeStruct(slope.shape, slope.dtype) for slope in self.slopes]
+
+    @property
+    def outputs(self) -> Sequence[jax.ShapeDtypeStruct]:
+        return [jax.ShapeDtypeStruct((), self.dtype)]
+
+    def forward(self, tangents: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        return [np.asarray(sum(np.sum(a * b) for a, b in zip(self.slopes, tangents, strict=True)))]
+
+    def backward(self, cotangents: Sequence[np.ndarray | None]) -> Sequence[np.ndarray]:
+        factor = 0.0 if cotangents[0] is None else cotangents[0]
+        return [np.asarray(factor * slope) for slope in self.slopes]
 
 
 def _on_host(of: LinearMap, arrays: Sequence[Any]) -> list[np.ndarray]:

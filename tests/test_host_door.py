@@ -11,7 +11,7 @@ import pytest
 
 import optctl as oc
 from optctl import _native
-from optctl._slopes import inner
+from optctl._linear import inner
 from optctl.estimation.measurements import check_series, series_of, slopes_of_data
 from optctl.lq import native, riccati
 

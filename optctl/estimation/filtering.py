@@ -19,8 +19,8 @@ import numpy as np
 
 from optctl import _door, _native
 from optctl._arrays import namespace, on_host, to_device
+from optctl._linear import inner
 from optctl._record import record
-from optctl._slopes import inner
 from optctl._validate import check_choice, check_flag, is_concrete
 from optctl.estimation import kalman, native, parallel, square_root
 from optctl.estimation.kalman import LOST_DIGITS, NOT_FINITE, SINGULAR, Series
