@@ -83,7 +83,7 @@ def inner(slopes: Sequence[Any], tangents: Sequence[Any], dtype: Any) -> Any:
     known, moves = zip(*pairs, strict=True)
     if is_concrete(known) and jax.default_backend() == "cpu":
         return apply(_Inner([np.asarray(slope) for slope in known], np.dtype(dtype)), moves)[0]
-    return sum(jnp.sum(a * b) for a, b in pairs).astype(dtype)
+    return jnp.asarray(sum(jnp.sum(a * b) for a, b in pairs), dtype)
 
 
 @dataclass(frozen=True, eq=False)

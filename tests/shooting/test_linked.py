@@ -1,5 +1,6 @@
 """`jax.grad` of a plain call: the solve runs on the host, and its derivative is one linear map of NumPy's."""
 
+import importlib
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import optctl as oc
+from optctl._record import changed
 from optctl.adjoint.graphs import Graphs
 from optctl.shooting.linked import Settled, _of_prices
 from optctl.shooting.primal_dual import Unknowns, newton_rows
@@ -245,3 +247,15 @@ def test_prices_of_rows_that_are_not_polished():
         moves = [np.ones(5) if place == k else np.zeros(5) for k in range(2)]
         for own, expected in zip(found, jax.jvp(defined, (l1, l2), tuple(moves))[1], strict=True):
             np.testing.assert_allclose(own, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_a_solution_that_is_refuted_has_no_derivative(monkeypatch):
+    def refuted(problem, solution):
+        failed = np.asarray(int(oc.Status.DISAGREEMENT))
+        return changed(solution, status=failed, converged=np.asarray(False), note="no", checked="NumPy")
+
+    module = importlib.import_module("optctl.solvers.solve")
+    x0 = jnp.array([1.0, 0.0])
+    assert np.isfinite(jax.grad(cost_of)(x0)).all()
+    monkeypatch.setattr(module, "judged", refuted)
+    assert np.isnan(jax.grad(cost_of)(x0)).all()
