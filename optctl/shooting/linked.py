@@ -31,7 +31,7 @@ from optctl._arrays import to_device
 from optctl._linear import apply
 from optctl._record import changed
 from optctl._validate import is_concrete
-from optctl.adjoint.graphs import graphs_of, parts_of
+from optctl.adjoint.graphs import Graphs, graphs_of, parts_of
 from optctl.lq import sweeps
 from optctl.lq.kkt import Point
 from optctl.problem import PATH, TERMINAL
@@ -43,6 +43,8 @@ from optctl.shooting.sensitivity import TWICE, Conditions, Optimum, held, linear
 from optctl.solution import Solution
 from optctl.tape import Tape, Unsupported, memories_now
 
+AGREES = 1e-4
+"""Relative difference to differences of values that counts as none."""
 AT_ONCE = 2_000_000
 """Numbers that a tape may write in one call."""
 
@@ -174,8 +176,10 @@ class Answer:
         self.tapes: tuple[Tape, ...] = ()
         (N, nx), nu = at.e.at.gaps.shape, at.z.us.shape[1]
         if self.wanted:
-            self.tapes = graphs_of(problem, params, nx, nu).moved(tuple([place for place, _ in self.wanted]))
+            graphs = graphs_of(problem, params, nx, nu)
+            self.tapes = graphs.moved(tuple([place for place, _ in self.wanted]))
             self.memory, self.begins_memory = memories_now(self.tapes, self.uniform)
+            self._judge(graphs)
         spec = functools.partial(jax.ShapeDtypeStruct, dtype=np.float64)
         self.inputs = [jax.ShapeDtypeStruct(np.shape(leaves[k]), leaves[k].dtype) for k in moving]
         of_rows = [part.shape for part in by_name(np.zeros_like(at.z.y)).values()]
@@ -302,7 +306,7 @@ class Answer:
         """Return what the tape of a stage, the end or the start reads at the optimum, but for directions."""
         z, ys = self.at.z, self.at.program.rows.split(self.at.z.y)
         if which == 2:
-            return z.xs[:1]
+            return z.xs[:1].copy()
         names = (TERMINAL, PATH)[which == 0]
         prices = [np.atleast_2d(ys[name]) for name in names if name in ys]
         if which == 1:
@@ -318,6 +322,55 @@ class Answer:
         own, picked = found[:, :wide], found[:, wide:]
         half = picked.shape[1] // 2
         return own, np.rint(picked[:, :half]).astype(int), picked[:, half:]
+
+    def _judge(self, graphs: Graphs) -> None:
+        """See once that the tapes agree with differences of the functions' values, which NumPy has judged.
+
+        Raises:
+            Unsupported: where they do not.
+        """
+        key = f"moved {[place for place, _ in self.wanted]}"
+        if key not in graphs.judged:
+            graphs.judged[key] = all(self._agrees(which) for which in range(3))
+        if not graphs.judged[key]:
+            raise Unsupported("the derivative of its optimality conditions rightly, by differences")
+
+    def _agrees(self, which: int) -> bool:
+        """Compare along a random direction, at a point nearby."""
+        rng, (nx, nu) = np.random.default_rng(5), (self.at.z.xs.shape[1], self.at.z.us.shape[1])
+        nz, behind = ((nx + nu, nx + nu + 1), (nx, nx), (nx, nx))[which]
+        point = self._inputs(which)
+        point[:, :nz] += 0.1 * rng.uniform(-1, 1, (len(point), nz)) * (1 + np.abs(point[:, :nz]))
+        point[:, behind:] = rng.normal(size=(len(point), point.shape[1] - behind))
+        towards = rng.normal(size=(len(point), self.tapes[which].inputs.size - point.shape[1]))
+        moving = {place for place, _ in self.wanted}
+        dps = [
+            rng.choice([-1.0, 1.0], leaf.shape) * np.maximum(np.abs(leaf), 1e-3) * (place in moving)
+            for place, leaf in enumerate(self.uniform)
+        ]
+        with np.errstate(all="ignore"):
+            claimed = self._move(which, np.hstack([point, towards]), np.concatenate([[], *[dp.ravel() for dp in dps]]))
+        tape = self.at.program.tapes.every[2 * which]
+
+        def lagrangian(h: float, k: float) -> tuple[np.ndarray, np.ndarray]:
+            """Return it with its prices, and with those of the direction, at p + h dp and z + k dz."""
+            memory, _ = memories_now((tape,), [leaf + h * dp for leaf, dp in zip(self.uniform, dps, strict=True)])
+            at = point[:, :behind].copy()
+            at[:, :nz] += k * towards[:, :nz]
+            cost, *rest = _native.run_tape(tape.alone, memory, at, tape.outputs.size).T
+            rows = np.array([*rest[len(rest) - nx :], *rest[: len(rest) - nx]] if which == 0 else rest).T
+            rows = rows.reshape(len(point), -1)
+            own, priced = (point[:, behind:] * rows).sum(1), (towards[:, nz + 1 :] * rows).sum(1)
+            return cost + own, towards[:, nz] * cost + priced
+
+        wrong = np.ones(len(point), bool)
+        for h in (1e-3, 1e-4):
+            corners = [lagrangian(i * h, j * h)[0] for i, j in ((1, 1), (1, -1), (-1, 1), (-1, -1))]
+            found = (corners[0] - corners[1] - corners[2] + corners[3]) / (4 * h**2)
+            found += (lagrangian(h, 0.0)[1] - lagrangian(-h, 0.0)[1]) / (2 * h)
+            size = np.abs(claimed) + np.abs(found) + 1e-10 / h**2 * np.abs(corners).max(axis=0)
+            wrong &= np.isfinite(found) & ~(np.abs(claimed - found) <= AGREES * (1 + size))
+        return not wrong.any()
 
     def _leaf(self, wanted: tuple[int, int]) -> np.ndarray:
         return self.uniform[wanted[0]]
@@ -353,18 +406,21 @@ class Answer:
     def _along_each(self, which: int, dp: np.ndarray) -> np.ndarray:
         """Return, for each stage, how all conditions of it move where the numbers that functions read move by dp."""
         inputs = self._inputs(which)
-        own_dp = np.concatenate([dp[self.begins[place] : self.begins[place + 1]] for place, _ in self.wanted])
-        columns = []
-        size = self.tapes[which].inputs.size - inputs.shape[1]
+        size, columns = self.tapes[which].inputs.size - inputs.shape[1], []
         for k in range(size):
             direction = np.zeros((len(inputs), size))
             direction[:, k] = 1.0
-            parts = []
-            for some in _shares(np.hstack([inputs, direction]), self.tapes[which].outputs.size):
-                own, addresses, slopes = self._run(which, some)
-                parts.append(own @ own_dp + np.sum(slopes * dp[addresses], axis=1))
-            columns.append(np.concatenate(parts))
+            columns.append(self._move(which, np.hstack([inputs, direction]), dp))
         return np.stack(columns, axis=1)
+
+    def _move(self, which: int, inputs: np.ndarray, dp: np.ndarray) -> np.ndarray:
+        """Return what the results of a tape along these directions are, where what functions read moves by dp."""
+        own_dp = np.concatenate([dp[self.begins[place] : self.begins[place + 1]] for place, _ in self.wanted])
+        parts = []
+        for some in _shares(inputs, self.tapes[which].outputs.size):
+            own, addresses, slopes = self._run(which, some)
+            parts.append(own @ own_dp + np.sum(slopes * dp[addresses], axis=1))
+        return np.concatenate(parts)
 
 
 @dataclass(frozen=True)

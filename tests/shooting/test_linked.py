@@ -11,7 +11,7 @@ import pytest
 
 import optctl as oc
 from optctl._record import changed
-from optctl.adjoint.graphs import Graphs
+from optctl.adjoint.graphs import _GRAPHS, Graphs
 from optctl.shooting.linked import Settled, _of_prices
 from optctl.shooting.primal_dual import Unknowns, newton_rows
 from optctl.shooting.rows import Rows
@@ -173,6 +173,25 @@ def test_without_a_tape_of_how_functions_move_the_definition_does_it(monkeypatch
     monkeypatch.setattr(Graphs, "moved", refuse)
     for own, other in zip(jax.grad(score)(values), expected, strict=True):
         np.testing.assert_allclose(own, other, atol=1e-9)
+
+
+def test_a_tape_that_differences_refute_is_not_used(monkeypatch):
+    problem = pendulum(stage_cost=lambda x, u, t, params: follow(x, u, t, params) + 0.7 * x[0] ** 2, params=PLAN)
+    score = lambda params: oc.solve(problem.replace(params=params, u_max=0.7)).us.sum()
+    original = Graphs.moved
+
+    def bent(self, leaves):
+        stage, *others = original(self, leaves)
+        return (replace(stage, constants=1.01 * stage.constants), *others)
+
+    monkeypatch.setattr(Graphs, "moved", bent)
+    refuted = jax.grad(score)(PLAN)
+    monkeypatch.undo()
+    for graphs in list(_GRAPHS.values()):
+        getattr(graphs, "judged", {}).clear()
+    own = jax.grad(score)(PLAN)
+    for a, b in zip(jax.tree.leaves(refuted), jax.tree.leaves(own), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-8 * (1 + np.abs(b).max()))
 
 
 def test_nothing_is_compiled_for_the_derivative(monkeypatch):
