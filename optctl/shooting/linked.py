@@ -112,7 +112,8 @@ def linked(solution: Solution, at: Settled, origin: Origin, by_name: Callable) -
         if not moving:
             return parts, [np.zeros_like(part) for part in parts]
         try:
-            answer = Answer(at, leaves, origin.structure, moving, by_name)
+            with np.errstate(all="ignore"):
+                answer = Answer(at, leaves, origin.structure, moving, by_name)
         except Unsupported:
             of = functools.partial(_defined, at, leaves, origin.structure, moving, by_name)
             return parts, jax.jvp(jax.jit(of), [leaves[k] for k in moving], [moves[k] for k in moving])[1]
@@ -331,6 +332,8 @@ class Answer:
         """
         key = f"moved {[place for place, _ in self.wanted]}"
         if key not in graphs.judged:
+            if not all(np.isfinite(self._inputs(which)).all() for which in range(3)):
+                return  # no solution, and no derivative
             graphs.judged[key] = all(self._agrees(which) for which in range(3))
         if not graphs.judged[key]:
             raise Unsupported("the derivative of its optimality conditions rightly, by differences")
@@ -348,8 +351,7 @@ class Answer:
             rng.choice([-1.0, 1.0], leaf.shape) * np.maximum(np.abs(leaf), 1e-3) * (place in moving)
             for place, leaf in enumerate(self.uniform)
         ]
-        with np.errstate(all="ignore"):
-            claimed = self._move(which, np.hstack([point, towards]), np.concatenate([[], *[dp.ravel() for dp in dps]]))
+        claimed = self._move(which, np.hstack([point, towards]), np.concatenate([dp.ravel() for dp in dps]))
         tape = self.at.program.tapes.every[2 * which]
 
         def lagrangian(h: float, k: float) -> tuple[np.ndarray, np.ndarray]:
