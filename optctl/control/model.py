@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optctl._record import record
 from optctl.constraint import Constraint, constraint, stacked
