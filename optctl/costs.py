@@ -127,9 +127,9 @@ class TerminalQuadratic:
         if Q.ndim == 3:
             raise ValueError(f"`Q` has shape {Q.shape}; expected (nx, nx).")
         shape = (None,) if Q.ndim == 0 else Q.shape[:1]
-        reference = jnp.zeros(Q.shape[:1], Q.dtype) if self.x_ref is None else as_float(self.x_ref, "x_ref", shape)
+        reference = np.zeros(Q.shape[:1], Q.dtype) if self.x_ref is None else as_float(self.x_ref, "x_ref", shape)
         object.__setattr__(self, "Q", Q)
-        object.__setattr__(self, "x_ref", jnp.asarray(reference))
+        object.__setattr__(self, "x_ref", to_device(reference))
 
     def __call__(self, x: Any) -> Any:
         """Return the cost of x."""
