@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._arrays import to_device
+from optctl._door import numbers
 from optctl._validate import (
     as_float,
     cast,
@@ -135,18 +136,19 @@ def constrained(objective: Objective, settings: Settings, options: InteriorPoint
     x0 = objective.x0
     _check_constraints(objective)
     roll_out = xs is None
+    start = numbers(x0)
     if xs is None:
-        xs = np.tile(np.asarray(x0), (N + 1, 1)) if is_concrete(x0) else jnp.broadcast_to(x0, (N + 1, nx))
+        xs = np.tile(np.asarray(start), (N + 1, 1)) if is_concrete(start) else jnp.broadcast_to(start, (N + 1, nx))
     else:
         xs = cast(as_float(xs, "xs", (N + 1, nx)), dtype)
         if "x0" not in objective.free:
-            xs = _with_first(xs, x0)
+            xs = _with_first(xs, start)
     form = Form(objective, us, params)
     program, us, xs, x0_free = form.unknowns(us, xs)
     settings = settings if settings.scale is None else replace(settings, scale=form.scale(settings.scale))
     # What is not free is no guess: derivatives go through it.
     solution = interior_point(
-        program, us, xs, None if form.lifted else params, x0_free, settings, roll_out=roll_out,
+        program, us, xs, None if form.lifted else params, x0_free, settings, x0=x0, roll_out=roll_out,
         warm=None if warm is None else form.warm(warm), failed_derivative=options.failed_derivative,
         time_limit=options.time_limit, between=options.callback_every,
         callback=None if callback is None else lambda solution: callback(form.back(solution)),
