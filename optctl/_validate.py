@@ -8,6 +8,7 @@ import inspect
 import re
 import traceback
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -271,6 +272,12 @@ def explained(error: Exception, name: str) -> TracedError:
     frames = traceback.extract_tb(error.__traceback__)[::-1]
     line = user_line([(frame.filename, frame.lineno or 0) for frame in frames])
     return TracedError(f"`{name}` {words}. It is traced once, for all stages and points{line}.")
+
+
+def through_jax(error: BaseException) -> bool:
+    """True if an error passed through JAX's own code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any({"jax", "jaxlib"} & set(Path(frame.filename).parts) for frame in frames)
 
 
 def result_shape(function: Any, name: str, *arguments: Any) -> Any:

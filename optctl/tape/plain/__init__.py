@@ -1,0 +1,12 @@
+"""Functions in plain NumPy: a front door of the graph, by NumPy's own protocols, without JAX.
+
+arrays      arrays of expressions that look like NumPy's
+functions   what NumPy's functions do with them
+names       what protocols do not reach: functions that make arrays, `math`, tables indexed by t
+model       such a function as a primitive of JAX: traced, batched, differentiated and compiled like its own
+"""
+
+from optctl.tape.plain import functions as functions  # fills the tables
+from optctl.tape.plain.model import Model, bind
+
+__all__ = ["Model", "bind", "functions"]

@@ -1,0 +1,152 @@
+"""What NumPy's protocols do not reach: `np.zeros`, `np.array`, `math.sin`, and tables that are indexed by t.
+
+A function is traced by calling a copy of it, in which a few names mean something else: the modules `numpy` and `math`,
+their functions, and the user's own functions, copied likewise. The user's function is never changed, and neither is any
+module: other code, and other threads, see nothing of it.
+"""
+
+import functools
+import math
+import os
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optctl._reads import is_library
+from optctl.tape.plain.arrays import FLOAT, WHOLE, Array, as_array, known, within
+from optctl.tape.unroll import Unroller
+
+MADE: dict[Callable, Callable] = {}
+"""Functions that make arrays, and those of `math` -> rule(unroller, *arguments)."""
+_STANDARD = Path(os.__file__).parent
+
+
+class Namespace:
+    """A module in which some functions are others."""
+
+    def __init__(self, un: Unroller, module: types.ModuleType) -> None:
+        self._un, self._module = un, module
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._module, name)
+        if isinstance(value, types.ModuleType):
+            made = Namespace(self._un, value) if _of_numpy(value) else value
+        else:
+            made = _replaced(self._un, value)
+        setattr(self, name, made)
+        return made
+
+
+class Table(np.ndarray):
+    """An array of numbers that may be indexed by what is not known yet."""
+
+    un: Unroller
+
+    def __array_finalize__(self, of: Any) -> None:
+        self.un = getattr(of, "un", None)  # type: ignore[assignment]
+
+    def __getitem__(self, key: Any) -> Any:
+        parts = key if isinstance(key, tuple) else (key,)
+        if not any(isinstance(part, Array) and known(part) is None for part in parts):
+            return super().__getitem__(key)
+        first, *rest = parts
+        plain = np.asarray(self)
+        if isinstance(first, Array) and first.ndim == 0 and first.dtype == WHOLE and plain.dtype.kind in "fiu":
+            if not any(isinstance(part, Array) for part in rest):
+                return look_up(self.un, plain[(slice(None), *rest)], first)
+        return as_array(self.un, plain)[key]
+
+
+def look_up(un: Unroller, table: np.ndarray, index: Array) -> Array:
+    """Return row `index` of a table of numbers, which lies in memory as it is."""
+    addresses, at = un.g.table(table), within(un, index, len(table))
+    step = int(addresses.flat[addresses[0].size] - addresses.flat[0]) if len(table) > 1 else 1
+    nodes = [un.g.lookup(at, base, step) for base in addresses[0].ravel().tolist()]
+    return Array(un, np.array(nodes, np.intp).reshape(table.shape[1:]), FLOAT if table.dtype.kind == "f" else WHOLE)
+
+
+def _is_standard(filename: str) -> bool:
+    path = Path(filename)
+    return path.is_relative_to(_STANDARD) and not {"site-packages", "dist-packages"} & set(path.parts)
+
+
+def _of_numpy(module: types.ModuleType) -> bool:
+    return module is math or module.__name__.split(".")[0] == "numpy"
+
+
+def _replaced(un: Unroller, value: Any) -> Any:
+    try:
+        rule = MADE.get(value)
+    except TypeError:  # it has no hash
+        return value
+    return value if rule is None else functools.partial(rule, un)
+
+
+def copied(un: Unroller, function: Any, memo: dict[int, Any] | None = None) -> Any:
+    """Return a function, a method or a partial function with other names; itself if it is anything else."""
+    return _other(un, function, {} if memo is None else memo, library=False)
+
+
+def opened(un: Unroller, function: Callable) -> Callable | None:
+    """Return a function of NumPy's that is written in Python, to be called with Arrays; None if it is not."""
+    inner = getattr(function, "_implementation", function)
+    return _function(un, inner, {}, library=True) if isinstance(inner, types.FunctionType) else None
+
+
+def _other(un: Unroller, value: Any, memo: dict[int, Any], *, library: bool) -> Any:
+    if id(value) in memo:
+        return memo[id(value)]
+    if isinstance(value, types.ModuleType):
+        return Namespace(un, value) if _of_numpy(value) else value
+    if isinstance(value, types.FunctionType):
+        if value in MADE:
+            return _replaced(un, value)
+        filename = value.__code__.co_filename
+        own = is_library(filename) if library else not (is_library(filename) or _is_standard(filename))
+        return _function(un, value, memo, library=library) if own else value
+    if isinstance(value, types.MethodType):
+        return types.MethodType(_other(un, value.__func__, memo, library=library), value.__self__)
+    if isinstance(value, functools.partial):
+        return functools.partial(_other(un, value.func, memo, library=library), *value.args, **value.keywords)
+    if type(value) is np.ndarray and value.dtype.kind in "fiu" and value.ndim:
+        table = value.view(Table)
+        table.un = un
+        return table
+    return _replaced(un, value)
+
+
+def _function(un: Unroller, function: types.FunctionType, memo: dict[int, Any], *, library: bool) -> Callable:
+    names = _names(function.__code__)
+    others = dict(function.__globals__)
+    made = types.FunctionType(function.__code__, others, function.__name__, function.__defaults__, function.__closure__)
+    memo[id(function)] = made
+    for name in names:
+        if name in others:
+            others[name] = _other(un, others[name], memo, library=library)
+    cells = []
+    for cell in function.__closure__ or ():
+        try:
+            cells.append(types.CellType(_other(un, cell.cell_contents, memo, library=library)))
+        except ValueError:  # empty as yet
+            cells.append(cell)
+    defaults = tuple(_other(un, value, memo, library=library) for value in function.__defaults__ or ())
+    if cells or defaults:
+        final = types.FunctionType(
+            function.__code__, others, function.__name__, defaults or None, tuple(cells) if cells else None
+        )
+        memo[id(function)] = made = final
+    keywords = function.__kwdefaults__ or {}
+    made.__kwdefaults__ = {name: _other(un, value, memo, library=library) for name, value in keywords.items()}
+    return made
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """Return the names that a function and those within it may look up among the globals."""
+    found = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            found |= _names(constant)
+    return found
