@@ -688,6 +688,73 @@ def _take(un: Unroller, a: Any, indices: Any, axis: Any = None, out: Any = None,
     return a[key]
 
 
+@function(np.kron)
+def _kron(un: Unroller, a: Any, b: Any) -> Array:
+    a, b = as_array(un, a), as_array(un, b)
+    deep = max(a.ndim, b.ndim)
+    a, b = (z.reshape((1,) * (deep - z.ndim) + z.shape) for z in (a, b))
+    pairs = a.reshape([n for size in a.shape for n in (size, 1)]) * b.reshape([n for size in b.shape for n in (1, size)])
+    return pairs.reshape([m * n for m, n in zip(a.shape, b.shape, strict=True)])
+
+
+@function(np.cross)
+def _cross(un: Unroller, a: Any, b: Any, axisa: int = -1, axisb: int = -1, axisc: int = -1, axis: Any = None) -> Array:
+    first, second, last = (axisa, axisb, axisc) if axis is None else (axis, axis, axis)
+    a, b = np.moveaxis(as_array(un, a), first, 0), np.moveaxis(as_array(un, b), second, 0)  # type: ignore[arg-type]
+    if len(a) != 3 or len(b) != 3:
+        raise ValueError("np.cross: both or either (arrays of) input vectors are not (arrays of) 3-dimensional vectors")
+    parts = [a[i] * b[j] - a[j] * b[i] for i, j in ((1, 2), (2, 0), (0, 1))]
+    return np.moveaxis(stack(un, parts), 0, last)  # type: ignore[return-value]
+
+
+@function(np.convolve)
+def _convolve(un: Unroller, a: Any, v: Any, mode: str = "full") -> Array:
+    a, v = as_array(un, a), as_array(un, v)
+    a, v = (a, v) if len(a) >= len(v) else (v, a)
+    full = [
+        sum(a[i] * v[k - i] for i in range(max(0, k - len(v) + 1), min(k + 1, len(a))))
+        for k in range(len(a) + len(v) - 1)
+    ]
+    sizes = {"full": len(full), "same": len(a), "valid": len(a) - len(v) + 1}
+    start = (len(full) - sizes[mode]) // 2
+    return as_array(un, full[start : start + sizes[mode]])
+
+
+@function(np.insert)
+def _insert(un: Unroller, arr: Any, obj: Any, values: Any, axis: Any = None) -> Array:
+    a, more = as_array(un, arr), as_array(un, values)
+    return Array(un, np.insert(a.nodes, known(obj), more.nodes, axis), a.dtype)
+
+
+@function(np.median)
+def _median(un: Unroller, a: Any, axis: Any = None, out: Any = None, overwrite_input: Any = False, keepdims: Any = False) -> Any:
+    a = as_array(un, a)
+    rows = np.moveaxis(a, axis, 0) if axis is not None else a.ravel()
+    rows, n = _sort(un, rows, 0), a.size if axis is None else a.shape[axis]
+    middle = (rows[(n - 1) // 2] + rows[n // 2]) / 2
+    return np.expand_dims(middle, axis) if keepdims and axis is not None else middle
+
+
+@function(np.piecewise)
+def _piecewise(un: Unroller, x: Any, condlist: Any, funclist: Any, *args: Any, **kwargs: Any) -> Any:
+    x = as_array(un, x)
+    conditions = list(condlist) if isinstance(condlist, list | tuple) else [condlist]
+    if len(funclist) not in (len(conditions), len(conditions) + 1):
+        raise ValueError("np.piecewise: as many functions as conditions are expected, or one more")
+    values = [f(x, *args, **kwargs) if callable(f) else f for f in funclist]
+    result = as_array(un, values[len(conditions)] if len(values) > len(conditions) else 0.0)
+    for condition, value in zip(conditions, values, strict=False):
+        result = _where(un, condition, value, result)
+    return result
+
+
+@function(np.meshgrid)
+def _meshgrid(un: Unroller, *xi: Any, indexing: str = "xy", copy: bool = True, sparse: bool = False) -> Any:
+    arrays = [as_array(un, x).ravel() for x in xi]
+    grids = np.meshgrid(*[a.nodes for a in arrays], indexing=indexing, sparse=sparse)  # type: ignore[call-overload]
+    return [Array(un, grid, a.dtype) for grid, a in zip(grids, arrays, strict=True)]
+
+
 @function(np.trace)
 def _trace(un: Unroller, a: Any, offset: int = 0, axis1: int = 0, axis2: int = 1, dtype: Any = None, out: Any = None) -> Array:
     return _SUM(un, np.diagonal(as_array(un, a), offset, axis1, axis2), -1)  # type: ignore[arg-type]
@@ -766,7 +833,7 @@ def _without_rule(un: Unroller, function: Callable, *args: Any, **kwargs: Any) -
     un.inside += 1
     try:
         return own(*args, **kwargs)
-    except Refused as why:
+    except (Refused, TypeError, AttributeError, NotImplementedError) as why:
         raise Refused(f"uses {name}, which cannot be traced; write the formula, or the function with jnp") from why
     finally:
         un.inside -= 1
@@ -821,8 +888,70 @@ def _constants(function: Callable) -> Callable:
     return rule
 
 
-for _f in (np.zeros, np.ones, np.empty, np.eye, np.identity, np.arange, np.linspace, np.tri, np.logspace, np.geomspace):
+for _f in (np.zeros, np.ones, np.empty, np.eye, np.identity, np.arange, np.tri, np.logspace, np.geomspace):
     MADE[_f] = _constants(_f)
+
+
+@function(np.linspace)
+def _linspace(un: Unroller, start: Any, stop: Any, num: int = 50, endpoint: bool = True, **kwargs: Any) -> Any:
+    steps = as_array(un, np.linspace(0.0, 1.0, num, endpoint, **kwargs))
+    start, stop = as_array(un, start), as_array(un, stop)
+    return start + steps.reshape((-1,) + (1,) * max(start.ndim, stop.ndim)) * (stop - start)
+
+
+MADE[np.linspace] = _linspace
+
+
+def _take_known(un: Unroller, a: Any, indices: Any, *args: Any, **kwargs: Any) -> Any:  # NumPy asks `a` alone
+    if isinstance(a, Array) or isinstance(indices, Array):
+        return _take(un, a, indices, *args, **kwargs)
+    return np.take(a, indices, *args, **kwargs)
+
+
+MADE[np.take] = _take_known
+
+
+class _Vectorized:
+    """`np.vectorize`: a function of numbers, called for each element."""
+
+    def __init__(self, un: Unroller) -> None:
+        self.un = un
+
+    def __call__(self, pyfunc: Callable, *_: Any, **options: Any) -> Callable:
+        if {"signature", "excluded"} & set(options):
+            raise Refused("uses np.vectorize with `signature` or `excluded`, which cannot be traced; write a loop")
+        un = self.un
+
+        def mapped(*args: Any) -> Any:
+            arrays = np.broadcast_arrays(*[as_array(un, value) for value in args])
+            rows = [as_array(un, pyfunc(*row)) for row in zip(*[a.ravel() for a in arrays], strict=True)]
+            return stack(un, rows).reshape(arrays[0].shape)
+
+        return mapped
+
+
+class _Rows:
+    """`np.r_`, of arrays and numbers."""
+
+    def __init__(self, un: Unroller) -> None:
+        self.un = un
+
+    def __getitem__(self, key: Any) -> Any:
+        parts = [np.r_[part] if isinstance(part, slice) else part for part in (key if isinstance(key, tuple) else (key,))]
+        if any(isinstance(part, str) for part in parts):
+            raise Refused("uses np.r_ with a string, which cannot be traced; write np.concatenate")
+        return np.concatenate([np.atleast_1d(as_array(self.un, part)) for part in parts])
+
+
+class _Columns(_Rows):
+    """`np.c_`, likewise."""
+
+    def __getitem__(self, key: Any) -> Any:
+        parts = [as_array(self.un, part) for part in (key if isinstance(key, tuple) else (key,))]
+        return np.concatenate([part if part.ndim > 1 else part.reshape(-1, 1) for part in parts], axis=-1)
+
+
+MADE.update({np.vectorize: _Vectorized, np.r_: _Rows, np.c_: _Columns})
 
 
 def _full(un: Unroller, shape: Any, fill_value: Any, dtype: Any = None, **_: Any) -> Array:

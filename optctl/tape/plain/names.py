@@ -8,6 +8,7 @@ module: other code, and other threads, see nothing of it.
 import functools
 import math
 import os
+import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +20,10 @@ from optctl._reads import is_library
 from optctl.tape.plain.arrays import FLOAT, WHOLE, Array, as_array, known, within
 from optctl.tape.unroll import Unroller
 
-MADE: dict[Callable, Callable] = {}
-"""Functions that make arrays, and those of `math` -> rule(unroller, *arguments)."""
+MADE: dict[Any, Callable] = {}
+"""Functions that make arrays, and those of `math` -> rule(unroller, *arguments); objects -> what makes others."""
+HELD = 1000
+"""Most entries of a list or the like in which tables and functions are looked for."""
 _STANDARD = Path(os.__file__).parent
 
 
@@ -82,12 +85,12 @@ def _replaced(un: Unroller, value: Any) -> Any:
         rule = MADE.get(value)
     except TypeError:  # it has no hash
         return value
-    return value if rule is None else functools.partial(rule, un)
+    return value if rule is None else rule(un) if isinstance(rule, type) else functools.partial(rule, un)
 
 
-def copied(un: Unroller, function: Any, memo: dict[int, Any] | None = None) -> Any:
-    """Return a function, a method or a partial function with other names; itself if it is anything else."""
-    return _other(un, function, {} if memo is None else memo, library=False)
+def copied(un: Unroller, function: Any) -> Any:
+    """Return a function, a method or another object that can be called, with other names."""
+    return _other(un, function, {}, library=False)
 
 
 def opened(un: Unroller, function: Callable) -> Callable | None:
@@ -108,14 +111,72 @@ def _other(un: Unroller, value: Any, memo: dict[int, Any], *, library: bool) -> 
         own = is_library(filename) if library else not (is_library(filename) or _is_standard(filename))
         return _function(un, value, memo, library=library) if own else value
     if isinstance(value, types.MethodType):
-        return types.MethodType(_other(un, value.__func__, memo, library=library), value.__self__)
+        function, of = (_other(un, part, memo, library=library) for part in (value.__func__, value.__self__))
+        return types.MethodType(function, of)
     if isinstance(value, functools.partial):
         return functools.partial(_other(un, value.func, memo, library=library), *value.args, **value.keywords)
     if type(value) is np.ndarray and value.dtype.kind in "fiu" and value.ndim:
         table = value.view(Table)
         table.un = un
         return table
+    if type(value) in (list, tuple, dict) and len(value) <= HELD and not library:
+        if isinstance(value, dict):
+            return {key: _other(un, part, memo, library=False) for key, part in value.items()}
+        return type(value)([_other(un, part, memo, library=False) for part in value])
+    if not library and isinstance(value, type) and _is_own(value):
+        return _class(un, value, memo)
+    if not library and _is_own(type(value)):
+        return _object(un, value, memo)
     return _replaced(un, value)
+
+
+def _is_own(kind: type) -> bool:
+    """True for classes of the user's, whose objects keep their attributes in a dictionary."""
+    if kind is types.SimpleNamespace:
+        return True
+    if kind.__module__ in ("builtins", "") or issubclass(kind, type | np.ndarray | tuple | list | dict):
+        return False
+    code = next((f.__code__ for f in vars(kind).values() if isinstance(f, types.FunctionType)), None)
+    filename = getattr(code, "co_filename", getattr(sys.modules.get(kind.__module__), "__file__", None))
+    own = filename is not None and not is_library(filename) and not _is_standard(filename)
+    return own and isinstance(kind.__dictoffset__, int) and kind.__dictoffset__ != 0
+
+
+def _object(un: Unroller, value: Any, memo: dict[int, Any]) -> Any:
+    """Return a copy of an object, with the same class but for the names in its methods."""
+    kind = type(value)
+    if kind is types.SimpleNamespace:
+        memo[id(value)] = made = types.SimpleNamespace()
+    else:
+        memo[id(value)] = made = object.__new__(_class(un, kind, memo))
+    vars(made).update({name: _other(un, part, memo, library=False) for name, part in vars(value).items()})
+    return made
+
+
+def _class(un: Unroller, kind: type, memo: dict[int, Any]) -> type:
+    """Return a class that differs from one of the user's in the names in its methods, and in those of its parents."""
+    if id(kind) in memo:
+        return memo[id(kind)]
+    methods: dict[str, Any] = {}
+    parents = [_class(un, parent, memo) for parent in kind.__bases__ if _is_own(parent)]
+    try:
+        made = type(kind)(kind.__name__, (kind, *parents), {"__module__": kind.__module__})
+    except TypeError:  # a class that is not to be inherited from
+        memo[id(kind)] = kind
+        return kind
+    memo[id(kind)] = made
+    for name, of in vars(kind).items():
+        if isinstance(of, types.FunctionType) and name not in ("__new__", "__getattr__"):
+            methods[name] = _other(un, of, memo, library=False)
+        elif isinstance(of, property) and isinstance(of.fget, types.FunctionType):
+            methods[name] = property(_other(un, of.fget, memo, library=False))
+        elif isinstance(of, staticmethod | classmethod):
+            methods[name] = type(of)(_other(un, of.__func__, memo, library=False))
+        elif type(of) is np.ndarray:
+            methods[name] = _other(un, of, memo, library=False)
+    for name, method in methods.items():
+        type.__setattr__(made, name, method)
+    return made
 
 
 def _function(un: Unroller, function: types.FunctionType, memo: dict[int, Any], *, library: bool) -> Callable:
@@ -127,9 +188,9 @@ def _function(un: Unroller, function: types.FunctionType, memo: dict[int, Any], 
         if name in others:
             others[name] = _other(un, others[name], memo, library=library)
     cells = []
-    for cell in function.__closure__ or ():
-        try:
-            cells.append(types.CellType(_other(un, cell.cell_contents, memo, library=library)))
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:  # `super()` goes on behind the class where a method stands
+            cells.append(cell if name == "__class__" else types.CellType(_other(un, cell.cell_contents, memo, library=library)))
         except ValueError:  # empty as yet
             cells.append(cell)
     defaults = tuple(_other(un, value, memo, library=library) for value in function.__defaults__ or ())
