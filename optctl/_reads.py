@@ -14,9 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jaxlib
 import numpy as np
 
 from optctl._jaxpr import Literal
+
+_OF_JAX = {Path(module.__file__).parent for module in (jax, jaxlib)}
+_LIBRARIES = {*_OF_JAX, Path(np.__file__).parent, Path(__file__).parent}
 
 LARGEST = 10_000
 """Most entries of an array whose numbers are followed."""
@@ -74,8 +78,12 @@ def user_line(frames: Sequence[tuple[str, int]]) -> str:
 
 def is_library(filename: str) -> bool:
     """True for files of this package, of JAX and of NumPy."""
-    inside = Path(__file__).parent
-    return inside in Path(filename).parents or bool({"jax", "jaxlib", "numpy"} & set(Path(filename).parts))
+    return not _LIBRARIES.isdisjoint(Path(filename).parents)
+
+
+def is_jax(filename: str) -> bool:
+    """True for files of JAX."""
+    return not _OF_JAX.isdisjoint(Path(filename).parents)
 
 
 def _walk(jaxpr: Any, arguments: Sequence[_Known]) -> list[_Known]:

@@ -8,7 +8,6 @@ import inspect
 import re
 import traceback
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._jaxpr import get_opaque_trace_state
-from optctl._reads import fault_in, user_line
+from optctl._reads import fault_in, is_jax, user_line
 
 MOST = 2**31 - 1
 """Greatest whole number that anything may count."""
@@ -255,8 +254,9 @@ class TracedError(ValueError):
 
 NEEDS_NUMBERS = {
     jax.errors.TracerBoolConversionError: "decides by the value of an array (`if`, `while`, `and`, `not`, `max(a, b)`);"
-    " write jnp.where(condition, a, b), jnp.maximum or jnp.logical_and",
-    jax.errors.TracerArrayConversionError: "hands an array to NumPy; write jnp.sin for np.sin, jnp.array for np.array",
+    " write jnp.where(condition, a, b), jnp.maximum or jnp.logical_and (of np in a function without jnp)",
+    jax.errors.TracerArrayConversionError: "hands an array to NumPy, beside functions of"
+    " JAX; write jnp.sin for np.sin, jnp.array for np.array",
     jax.errors.TracerIntegerConversionError: "counts or indexes a Python object by an array, such as range(t) or"
     " table[t]; write jax.lax.fori_loop, or jnp.asarray(table)[t]",
     jax.errors.NonConcreteBooleanIndexError: "picks entries by a mask, x[mask]; write jnp.where(mask, x, 0)",
@@ -276,8 +276,7 @@ def explained(error: Exception, name: str) -> TracedError:
 
 def through_jax(error: BaseException) -> bool:
     """True if an error passed through JAX's own code."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return any({"jax", "jaxlib"} & set(Path(frame.filename).parts) for frame in frames)
+    return any(is_jax(frame.filename) for frame in traceback.extract_tb(error.__traceback__))
 
 
 def result_shape(function: Any, name: str, *arguments: Any) -> Any:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from optctl._record import Identity, Static, record
-from optctl._validate import NEEDS_NUMBERS, TracedError, explained, through_jax
+from optctl._validate import NEEDS_NUMBERS, explained, through_jax
 
 STAGE = ("x", "u", "t", "params")
 POLICY = ("x", "t", "params")
@@ -89,14 +89,14 @@ class StageFunction:
             Exception: the error of JAX, where it is no such function either; else what is to be changed in it.
         """
         cannot = isinstance(error, tuple(NEEDS_NUMBERS))
+        assigns = isinstance(error, TypeError) and ("item assignment" in str(error) or "immutable" in str(error))
+        from optctl.tape.plain import Mixed
+
         try:
             result = self._in_numpy(given)
-        except TracedError:
-            if cannot or not isinstance(error, ValueError):
-                raise
-            raise error from None
         except Exception as other:
-            if cannot and not through_jax(other):
+            of_numpy = not through_jax(other) and not isinstance(other, Mixed)
+            if (cannot or assigns) and of_numpy:
                 raise other from error
             if cannot:
                 raise explained(error, self.name) from error

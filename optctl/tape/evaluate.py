@@ -39,22 +39,47 @@ BY_JAX: dict[str, Callable] = {
 }  # fmt: skip
 
 
-def by_numpy(graph: Graph, *leaves: Any) -> list[np.ndarray]:
-    """Return the results in double precision, from the inputs' leaves, then the uniform ones."""
+BY_NUMPY = EVALUATE | {
+    name: (lambda *args, test=EVALUATE[name]: test(*args) * 1.0) for name in ("eq", "ne", "lt", "le", "isfinite")
+}
+
+
+def by_numpy(graph: Graph, *leaves: Any, many: int | None = None) -> list[np.ndarray]:
+    """Return the results in double precision, from the inputs' leaves, then the uniform ones.
+
+    With `many`, leaves may have so many values, along a last axis; the results have them.
+    """
+    shapes = [np.shape(of) for of in (*graph.inputs, *graph.uniform)]
     arrays = [np.asarray(leaf, float) for leaf in leaves]
-    flat = np.concatenate([np.zeros(0), *[array.ravel() for array in arrays[len(graph.inputs) :]], graph.g.tables])
+    arrays = [a.reshape(-1, *a.shape[len(shape) :]) for a, shape in zip(arrays, shapes, strict=True)]
+    held = arrays[len(graph.inputs) :]
+    flat = np.concatenate([np.zeros(0), *held, graph.g.tables]) if all(a.ndim == 1 for a in held) else None
+    if flat is None:
+        rows = [np.broadcast_to(a.reshape(len(a), -1), (len(a), many)) for a in (*held, np.array(graph.g.tables))]  # type: ignore[arg-type]
+        flat = np.concatenate(rows)
+
+    def look_up(flat: np.ndarray, first: int, step: int, index: Any) -> Any:
+        place = first + step * np.asarray(np.nan_to_num(index), int)
+        place = np.clip(place, 0, len(flat) - 1)
+        return flat[place] if flat.ndim == 1 else flat[place, np.arange(many)]  # type: ignore[arg-type]
+
     with np.errstate(all="ignore"):
-        values = _values(graph, arrays, flat, float, EVALUATE, _clipped)
-    return [np.array([values[i] for i in of.flat], float).reshape(of.shape) for of in graph.results]
+        values = _values(graph, arrays, flat, float, BY_NUMPY, look_up)
+    shape = () if many is None else (many,)
+    made = [np.empty((of.size, *shape)) for of in graph.results]
+    for of, to in zip(graph.results, made, strict=True):
+        for k, i in enumerate(of.flat):
+            to[k] = values[int(i)]
+    return [to.reshape((*of.shape, *shape)) for of, to in zip(graph.results, made, strict=True)]
 
 
 def by_jax(graph: Graph, *leaves: Any) -> list[Any]:
     """Return the results in JAX, in the widest floating type of the leaves."""
     kinds = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
     dtype = jnp.result_type(*kinds) if kinds else jax.dtypes.canonicalize_dtype(np.float64)
-    arrays = [lax.convert_element_type(leaf, dtype) for leaf in leaves]
+    arrays = [lax.convert_element_type(leaf, dtype).reshape(-1) for leaf in leaves]
     number: Callable = lambda value: np.asarray(value, dtype)  # noqa: E731
-    uniform = [array.reshape(-1) for array in arrays[len(graph.inputs) :]]
+    uniform = arrays[len(graph.inputs) :]
     flat = jnp.concatenate([*uniform, number(graph.g.tables)]) if _looks_up(graph) or uniform else number([])
 
     def look_up(flat: Any, first: int, step: int, index: Any) -> Any:
@@ -93,22 +118,15 @@ def _looks_up(graph: Graph) -> bool:
     return any(graph.g.nodes[i][0] == LOOKUP for i in needed(graph))
 
 
-def _clipped(flat: np.ndarray, first: int, step: int, index: float) -> float:
-    place = first + step * int(index) if np.isfinite(index) else first
-    return float(flat[min(max(place, 0), len(flat) - 1)])
-
-
 def _values(
     graph: Graph, arrays: Sequence[Any], flat: Any, number: Callable, functions: dict[str, Callable], look_up: Callable
 ) -> dict[int, Any]:
     g = graph.g
     uniforms = sum(leaf.size for leaf in graph.uniform)
-    inputs = [(of, array) for of, array in zip(graph.inputs, arrays, strict=False)]
     values: dict[int, Any] = {}
     wanted = needed(graph)
     used = set(wanted)
-    for of, array in inputs:
-        numbers = array.reshape(-1)
+    for of, numbers in zip(graph.inputs, arrays, strict=False):
         values.update({i: numbers[k] for k, i in enumerate(of.ravel().tolist()) if i in used})
     for i in wanted:
         operation, a, b, c = g.nodes[i]

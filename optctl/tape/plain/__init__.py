@@ -7,6 +7,7 @@ model       such a function as a primitive of JAX: traced, batched, differentiat
 """
 
 from optctl.tape.plain import functions as functions  # fills the tables
+from optctl.tape.plain.arrays import Mixed
 from optctl.tape.plain.model import Model, bind
 
-__all__ = ["Model", "bind", "functions"]
+__all__ = ["Mixed", "Model", "bind", "functions"]

@@ -30,21 +30,25 @@ METHODS: dict[str, Callable] = {}
 FLOAT, WHOLE, BOOL = np.dtype(float), np.dtype(int), np.dtype(bool)
 
 REFUSED = {
-    "bool": "decides by the value of an array (`if`, `while`, `and`, `not`, `max(a, b)`); write"
-    " np.where(condition, a, b), np.maximum or np.logical_and (jnp. in a function written with JAX)",
-    "float": "asks an array for its number, as float(x), int(x) or list arithmetic do; keep the array, write np.floor"
-    " or np.rint for int(x), np.where for `if` (jnp. in a function written with JAX)",
-    "index": "counts or indexes a Python object by an array, such as range(t) or table[t]; hold the table in a variable"
-    " of its own or in `params`, write np.take(table, t), and np.where for a loop of unknown length (in JAX"
-    " jnp.asarray(table)[t], jax.lax.fori_loop)",
-    "array": "hands an array to compiled code, which needs numbers; write the formula with functions of NumPy",
-    "mask": "picks entries by a mask, x[mask]; write np.where(mask, x, 0) (jnp.where in JAX)",
+    "bool": "decides by the value of an array (`if`, `while`, `and`, `not`, `max(a, b)`); write np.where(condition, a, b)"
+    " or jnp.where, np.maximum or jnp.maximum, np.logical_and or jnp.logical_and",
+    "float": "asks an array for its number, as float(x) or int(x) do; keep the array, write np.trunc or jnp.trunc for"
+    " int(x), np.where or jnp.where for `if`",
+    "index": "counts or indexes a Python object by an array, such as range(t) or table[t]; write np.asarray(table)[t] or"
+    " jnp.asarray(table)[t], and jax.lax.fori_loop for a loop whose length is not known",
+    "array": "hands an array to compiled code, which needs numbers; write the formula with functions of NumPy, or with"
+    " jnp. and jax.",
+    "mask": "picks entries by a mask, x[mask]; write np.where(mask, x, 0) or jnp.where(mask, x, 0)",
 }
 """What cannot be done before numbers are known, and what to write instead."""
 
 
 class Refused(TracedError):
     """What a function in plain NumPy did that cannot be traced; the message is without the function's name."""
+
+
+class Mixed(TypeError):
+    """A function of both worlds: it holds an array that JAX is tracing."""
 
 
 class Array(NDArrayOperatorsMixin):
@@ -284,7 +288,7 @@ def as_array(un: Unroller, value: Any, dtype: Any = None) -> Array:
     if isinstance(value, Array):
         made = value
     elif isinstance(value, jax.core.Tracer):
-        raise Refused("holds an array that JAX is tracing, beside NumPy's; hand it over in `params`")
+        raise Mixed("an array that JAX is tracing, among those of NumPy")
     elif isinstance(value, list | tuple):
         made = stack(un, [as_array(un, part) for part in value])
     else:

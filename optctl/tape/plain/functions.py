@@ -25,6 +25,7 @@ from optctl.tape.plain.arrays import (
     UFUNCS,
     WHOLE,
     Array,
+    Mixed,
     Refused,
     as_array,
     call,
@@ -833,6 +834,8 @@ def _without_rule(un: Unroller, function: Callable, *args: Any, **kwargs: Any) -
     un.inside += 1
     try:
         return own(*args, **kwargs)
+    except Mixed:
+        raise
     except (Refused, TypeError, AttributeError, NotImplementedError) as why:
         raise Refused(f"uses {name}, which cannot be traced; write the formula, or the function with jnp") from why
     finally:

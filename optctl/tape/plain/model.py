@@ -32,6 +32,8 @@ from optctl.tape.unroll import Unroller
 
 LONGEST = 100_000
 """Most expressions, an eighth of them, of a function in plain NumPy."""
+FEW = 8
+"""Rows for which a function is called in any case, beside the call for all of them."""
 CLOSE = 1e-9
 """Greatest difference, to the size of the values, between a function and its graph."""
 
@@ -65,6 +67,7 @@ class Model:
         self.order = [k for k, same in enumerate(uniform) if not same] + [k for k, same in enumerate(uniform) if same]
         self.graph = Graph(un.g, varying, [self.into(un, nodes)], held, [], LONGEST)
         self.shape = self.graph.results[0].shape
+        self.broadcasts, self.turns = True, 0
         self._check()
 
     def into(self, un: Unroller, nodes: Sequence[np.ndarray]) -> np.ndarray:
@@ -89,33 +92,42 @@ class Model:
         return np.asarray(self.run(self._tree(numbers), lambda f: f), float)
 
     def rows(self, batches: Sequence[Sequence[bool]], *leaves: Any) -> np.ndarray:
-        """Return what the user's function returns for many arguments; in one call, if it broadcasts over a last axis."""
+        """Return what the user's function returns for many arguments.
+
+        It is called once, if it broadcasts over a last axis; else for some of them (others each time), and if its graph,
+        evaluated by NumPy, agrees there, the graph is evaluated for the rest; else for all.
+        """
         sizes = level_sizes([np.shape(leaf) for leaf in leaves], batches)
-        made = np.empty((*sizes, *self.shape))
-
-        def at(place: tuple[int, ...]) -> list[Any]:
-            wheres = zip(*batches, strict=True)
-            return [
-                leaf[tuple([i for i, flag in zip(place, flags, strict=True) if flag])]
-                for leaf, flags in zip(leaves, wheres, strict=True)
+        if len(sizes) == 1 and sizes[0] > FEW:
+            columns = [
+                np.moveaxis(leaf, 0, -1) if flag else leaf for leaf, flag in zip(leaves, batches[0], strict=True)
             ]
-
-        if len(sizes) == 1 and sizes[0] > 4:
-            found = self._at_once(batches[0], leaves, sizes[0])
-            samples = [0, sizes[0] // 2, sizes[0] - 1]
-            if found is not None and all(_alike(self.now(*at((k,))), found[k]) for k in samples):
-                return found
+            self.turns += 1
+            samples = [(k * sizes[0] // FEW + self.turns) % sizes[0] for k in range(FEW)]
+            own = [self.now(*_parts(leaves, batches, (k,))) for k in samples]
+            for found in (self._at_once(columns, sizes[0]), self._by_graph(columns, sizes[0])):
+                if found is not None and all(_alike(a, found[k]) for a, k in zip(own, samples, strict=True)):
+                    return found
+        made = np.empty((*sizes, *self.shape))
         for place in np.ndindex(sizes):
-            made[place] = self.now(*at(place))
+            made[place] = self.now(*_parts(leaves, batches, place))
         return made
 
-    def _at_once(self, flags: Sequence[bool], leaves: Sequence[Any], size: int) -> np.ndarray | None:
-        columns = [np.moveaxis(leaf, 0, -1) if flag else leaf for leaf, flag in zip(leaves, flags, strict=True)]
+    def _by_graph(self, columns: Sequence[Any], size: int) -> np.ndarray:
+        (found,) = by_numpy(self.graph, *[columns[k] for k in self.order], many=size)
+        return np.moveaxis(found, -1, 0)
+
+    def _at_once(self, columns: Sequence[Any], size: int) -> np.ndarray | None:
+        if not self.broadcasts:
+            return None
         try:
             found = self.now(*columns)
         except Exception:  # noqa: BLE001  it does not broadcast
+            found = None
+        if found is None or found.shape != (*self.shape, size):
+            self.broadcasts = False
             return None
-        return np.moveaxis(found, -1, 0) if found.shape == (*self.shape, size) else None
+        return np.moveaxis(found, -1, 0)
 
     def _tree(self, leaves: Sequence[Any]) -> Any:
         return jax.tree.unflatten(self.structure, leaves)
