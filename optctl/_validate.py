@@ -320,10 +320,12 @@ def _check_reads(closed: Any, name: str, arguments: Any) -> None:
         if fault is not None:
             at = f" at stage {t}" if t else ""
             instead = "takes the nearest one" if fault.verb == "takes" else "writes nothing"
-            meant = "; if the nearest one is meant, write jnp.clip" if t and fault.verb == "takes" else ""
+            clip = "jnp.clip" if fault.silent else "np.clip"
+            meant = f"; if the nearest one is meant, write {clip}" if t and fault.verb == "takes" else ""
+            silently = f", where JAX {instead} without a word" if fault.silent else ""
             raise TracedError(
-                f"`{name}` {fault.verb} entry {fault.at}{at} of an axis of {fault.size}, where JAX {instead} without"
-                f" a word; expected one from {-fault.size} to {fault.size - 1}{meant}{fault.line}."
+                f"`{name}` {fault.verb} entry {fault.at}{at} of an axis of {fault.size}{silently}; expected one from"
+                f" {-fault.size} to {fault.size - 1}{meant}{fault.line}."
             )
 
 

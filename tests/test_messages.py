@@ -81,13 +81,20 @@ DOORS = {
     "policy": lambda: oc.train_policy(LIN, lambda x, t, K: K @ np.sin(x) * float(x[0]), K0, jnp.ones((1, 2)), steps=1),
     "loss": lambda: oc.train(lambda p, batch: float(p[0]), jnp.zeros(1), jnp.ones((3, 1))),
     "layers[0]": lambda: oc.gradient(
-        oc.Problem(oc.Layers([lambda x, W: np.tanh(x @ W) if x[0] > 0 else x]), None, lambda x: x @ x, params=[jnp.eye(2)]),
+        oc.Problem(
+            oc.Layers([lambda x, W: np.tanh(x @ W) if x[0] > 0 else x]), None, lambda x: x @ x, params=[jnp.eye(2)]
+        ),
         None,
         x0=jnp.ones(2),
     ),
-    "when": lambda: oc.integrate(oc.ODE(lambda z: -z), [1.0], [0.0, 1.0], event=oc.Event(lambda z: jnp.cos(math.sin(z[0])))),
+    "when": lambda: oc.integrate(
+        oc.ODE(lambda z: -z), [1.0], [0.0, 1.0], event=oc.Event(lambda z: jnp.cos(math.sin(z[0])))
+    ),
     "reset": lambda: oc.integrate(
-        oc.ODE(lambda z: -z), [1.0], [0.0, 1.0], event=oc.Event(lambda z: z[0] - 0.5, reset=lambda z: jnp.sin(np.abs(z)))
+        oc.ODE(lambda z: -z),
+        [1.0],
+        [0.0, 1.0],
+        event=oc.Event(lambda z: z[0] - 0.5, reset=lambda z: jnp.sin(np.abs(z))),
     ),
     "running_cost": lambda: oc.ode_gradient(
         oc.ODE(lambda z: -z), lambda zs: zs[-1, 0], [1.0], [0.0, 1.0], running_cost=lambda z: float(z[0])

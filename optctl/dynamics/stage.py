@@ -1,7 +1,7 @@
 """Functions that users write with as many arguments as they need: `f(x, u)` up to `f(x, u, t, params)`.
 
-They are written with JAX or in plain NumPy. JAX is asked first; a function that it cannot trace is one in NumPy, which is
-traced by NumPy's protocols (`optctl.tape.plain`) and is a primitive of JAX from then on.
+They are written with JAX or in plain NumPy. JAX is asked first; a function that it cannot trace is one in NumPy, which
+is traced by NumPy's protocols (`optctl.tape.plain`) and is a primitive of JAX from then on.
 
 A plain function is structure (static): the same function object never recompiles. A callable that is itself
 a pytree (a cost helper, a model with masses and lengths) is data: its arrays may change without recompilation.

@@ -94,7 +94,7 @@ def by_jax(graph: Graph, *leaves: Any) -> list[Any]:
 
 def needed(graph: Graph) -> list[int]:
     """Return the expressions that the results need, in an order in which they can be worked out."""
-    nodes, stack = graph.g.nodes, [int(i) for of in graph.results for i in of.flat]
+    _nodes, stack = graph.g.nodes, [int(i) for of in graph.results for i in of.flat]
     found = set(stack)
     while stack:
         for i in operands(graph.g, stack.pop()):

@@ -1,10 +1,10 @@
 """Arrays of expressions that look like NumPy's: what a function in plain NumPy is called with, once, to be traced.
 
 An `Array` takes part in NumPy's protocols: operators and ufuncs (`__array_ufunc__`), functions (`__array_function__`).
-What they do with expressions stands in two tables, `UFUNCS` and `FUNCTIONS` (filled by `functions`). Views are views, as
-in NumPy: an Array's nodes are an array of whole numbers, and whatever only moves elements is done to it by NumPy itself.
+What they do with expressions stands in the tables `UFUNCS` and `FUNCTIONS`, which other modules fill. Views are views,
+as in NumPy: an Array's nodes are an array of whole numbers, and NumPy itself does to it what only moves elements.
 
-Where Python or compiled code wants a number that is not known yet (`if`, `float`, `range`), the error says what to write.
+Where Python or compiled code wants a number that is not known yet (`if`, `range`), the error says what to write.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,15 +27,26 @@ FUNCTIONS: dict[Callable, Callable] = {}
 METHODS: dict[str, Callable] = {}
 """Method of ndarray -> NumPy's function that does the same."""
 
+
+def function(*functions: Callable) -> Callable:
+    """Return a decorator that makes a function the rule of NumPy's functions."""
+
+    def register(rule: Callable) -> Callable:
+        FUNCTIONS.update(dict.fromkeys(functions, rule))
+        return rule
+
+    return register
+
+
 FLOAT, WHOLE, BOOL = np.dtype(float), np.dtype(int), np.dtype(bool)
 
 REFUSED = {
-    "bool": "decides by the value of an array (`if`, `while`, `and`, `not`, `max(a, b)`); write np.where(condition, a, b)"
-    " or jnp.where, np.maximum or jnp.maximum, np.logical_and or jnp.logical_and",
-    "float": "asks an array for its number, as float(x) or int(x) do; keep the array, write np.trunc or jnp.trunc for"
-    " int(x), np.where or jnp.where for `if`",
-    "index": "counts or indexes a Python object by an array, such as range(t) or table[t]; write np.asarray(table)[t] or"
-    " jnp.asarray(table)[t], and jax.lax.fori_loop for a loop whose length is not known",
+    "bool": "decides by the value of an array (`if`, `while`, `and`, `not`, `max(a, b)`); write"
+    " np.where(condition, a, b) or jnp.where, np.maximum or jnp.maximum, np.logical_and or jnp.logical_and",
+    "float": "asks an array for its number, as math.gcd(x) or complex(x) do; keep the array, write functions of NumPy"
+    " or jnp., np.where or jnp.where for `if`",
+    "index": "counts or indexes a Python object by an array, such as range(t) or table[t]; write np.asarray(table)[t]"
+    " or jnp.asarray(table)[t], and jax.lax.fori_loop for a loop whose length is not known",
     "array": "hands an array to compiled code, which needs numbers; write the formula with functions of NumPy, or with"
     " jnp. and jax.",
     "mask": "picks entries by a mask, x[mask]; write np.where(mask, x, 0) or jnp.where(mask, x, 0)",
@@ -43,11 +54,11 @@ REFUSED = {
 """What cannot be done before numbers are known, and what to write instead."""
 
 
-class Refused(TracedError):
+class Refused(TracedError):  # noqa: N818
     """What a function in plain NumPy did that cannot be traced; the message is without the function's name."""
 
 
-class Mixed(TypeError):
+class Mixed(TypeError):  # noqa: N818
     """A function of both worlds: it holds an array that JAX is tracing."""
 
 
@@ -153,7 +164,7 @@ class Array(NDArrayOperatorsMixin):
             raise TypeError("only integer scalar arrays can be converted to a scalar index")
         return int(self._number("index"))
 
-    def __round__(self, digits: int | None = None) -> "Array":
+    def __round__(self, digits: int | None = None) -> Any:
         return np.round(self, digits or 0)  # type: ignore[call-overload]
 
     def __contains__(self, value: Any) -> bool:
@@ -259,7 +270,9 @@ def _key(array: Array, key: Any) -> tuple:
     if len([part for part in parts if part is not None and part is not Ellipsis]) > array.ndim and not any(
         isinstance(part, np.ndarray) and part.dtype == bool for part in parts
     ):
-        raise IndexError(f"too many indices for array: array is {array.ndim}-dimensional, but {len(parts)} were indexed")
+        raise IndexError(
+            f"too many indices for array: array is {array.ndim}-dimensional, but {len(parts)} were indexed"
+        )
     return tuple(parts)
 
 

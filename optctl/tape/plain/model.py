@@ -52,9 +52,7 @@ class Model:
         TracedError: where it cannot be traced, or where its graph has other values than itself.
     """
 
-    def __init__(
-        self, run: Callable, structure: Any, avals: Sequence[Any], uniform: Sequence[bool], name: str
-    ) -> None:
+    def __init__(self, run: Callable, structure: Any, avals: Sequence[Any], uniform: Sequence[bool], name: str) -> None:
         self.run, self.structure, self.avals, self.name = run, structure, tuple(avals), name
         un = Unroller(LONGEST)
         varying, held, place, nodes = [], [], 0, []
@@ -91,11 +89,11 @@ class Model:
         numbers = [np.array(leaf) if np.ndim(leaf) else leaf for leaf in map(_plain, leaves)]
         return np.asarray(self.run(self._tree(numbers), lambda f: f), float)
 
-    def rows(self, batches: Sequence[Sequence[bool]], *leaves: Any) -> np.ndarray:
+    def rows(self, batches: tuple, *leaves: Any) -> np.ndarray:
         """Return what the user's function returns for many arguments.
 
-        It is called once, if it broadcasts over a last axis; else for some of them (others each time), and if its graph,
-        evaluated by NumPy, agrees there, the graph is evaluated for the rest; else for all.
+        It is called once, if it broadcasts over a last axis; else for some of them (others each time), and if its
+        graph, evaluated by NumPy, agrees there, the graph is evaluated for the rest; else for all.
         """
         sizes = level_sizes([np.shape(leaf) for leaf in leaves], batches)
         if len(sizes) == 1 and sizes[0] > FEW:
@@ -122,7 +120,7 @@ class Model:
             return None
         try:
             found = self.now(*columns)
-        except Exception:  # noqa: BLE001  it does not broadcast
+        except Exception:
             found = None
         if found is None or found.shape != (*self.shape, size):
             self.broadcasts = False
@@ -152,10 +150,11 @@ class Model:
             (ours,) = by_numpy(self.graph, *[leaves[k] for k in self.order])
             if own.shape != ours.shape or not _alike(own, ours):
                 wrong = "" if own.shape != ours.shape else f": {own.ravel()[:4]} and {ours.ravel()[:4]}"
+                at = ", ".join(str(np.round(leaf, 3)) for leaf in leaves)
                 raise TracedError(
                     f"`{self.name}` called with numbers and traced with NumPy's functions gives different values{wrong},"
-                    f" at {', '.join(str(np.round(leaf, 3)) for leaf in leaves)}. Does it decide by the type of its"
-                    " arguments, or by something outside that changes? Write it with jnp."
+                    f" at {at}. Does it decide by the type of its arguments, or by something outside that changes? Write"
+                    " it with jnp."
                 )
 
 
@@ -164,8 +163,10 @@ def _plain(leaf: Any) -> Any:
 
 
 def _alike(own: np.ndarray, ours: np.ndarray) -> bool:
-    size = np.abs(np.where(np.isfinite(own), own, 0.0)).max(initial=1e-3)
-    return bool(np.allclose(own, ours, rtol=CLOSE, atol=CLOSE * size, equal_nan=True))
+    """Return whether values agree where the function's own are numbers: a graph has x * 0 = 0 for all x."""
+    finite = np.isfinite(own)
+    size = np.abs(own[finite]).max(initial=1e-3)
+    return bool(np.all(np.abs(own - ours)[finite] <= CLOSE * size))
 
 
 def _refusal(error: BaseException | None) -> Refused | None:
@@ -300,21 +301,21 @@ def _degree_of(walk: Any, model: Model, arrays: Sequence[np.ndarray]) -> np.ndar
         operation, a, b, _ = g.nodes[i]
         if operation == INPUT:
             continue
-        of = [degree[k] for k in operands(g, i)]
+        degrees = [degree[k] for k in operands(g, i)]
         if operation in (CONSTANT, LOAD):
             degree[i] = int(held[a]) if operation == LOAD else 0
-        elif operation == GIVEN or not any(of) and operation != LOOKUP:
-            degree[i] = of[0] if operation == GIVEN else 0
+        elif operation == GIVEN or (not any(degrees) and operation != LOOKUP):
+            degree[i] = degrees[0] if operation == GIVEN else 0
         elif operation == LOOKUP:
-            degree[i] = polynomial.MORE if of[0] else 0 if b >= TABLES else int(held.max(initial=0))
+            degree[i] = polynomial.MORE if degrees[0] else 0 if b >= TABLES else int(held.max(initial=0))
         elif operation in _SUMS:
-            degree[i] = max(of)
+            degree[i] = max(degrees)
         elif operation == CODE["neg"]:
-            degree[i] = of[0]
+            degree[i] = degrees[0]
         elif operation == _PRODUCT:
-            degree[i] = min(sum(of), polynomial.MORE)
-        elif (operation == _QUOTIENT and of[1] == 0) or (operation == _CHOICE and of[0] == 0):
-            degree[i] = max(of)
+            degree[i] = min(sum(degrees), polynomial.MORE)
+        elif (operation == _QUOTIENT and degrees[1] == 0) or (operation == _CHOICE and degrees[0] == 0):
+            degree[i] = max(degrees)
         else:
             degree[i] = polynomial.MORE
             walk.culprit = walk.culprit or OPERATIONS[operation]

@@ -5,6 +5,7 @@ their functions, and the user's own functions, copied likewise. The user's funct
 module: other code, and other threads, see nothing of it.
 """
 
+import builtins
 import functools
 import math
 import os
@@ -17,11 +18,13 @@ from typing import Any
 import numpy as np
 
 from optctl._reads import is_library
-from optctl.tape.plain.arrays import FLOAT, WHOLE, Array, as_array, known, within
+from optctl.tape.plain.arrays import FLOAT, WHOLE, Array, as_array, cast, known, within
 from optctl.tape.unroll import Unroller
 
 MADE: dict[Any, Callable] = {}
-"""Functions that make arrays, and those of `math` -> rule(unroller, *arguments); objects -> what makes others."""
+"""Functions that make arrays, those of `math`, `max` and `min` -> rule(unroller, *arguments)."""
+OBJECTS: dict[Any, Callable] = {}
+"""Other objects and classes -> what makes one in their place, of an unroller."""
 HELD = 1000
 """Most entries of a list or the like in which tables and functions are looked for."""
 _STANDARD = Path(os.__file__).parent
@@ -57,9 +60,9 @@ class Table(np.ndarray):
             return super().__getitem__(key)
         first, *rest = parts
         plain = np.asarray(self)
-        if isinstance(first, Array) and first.ndim == 0 and first.dtype == WHOLE and plain.dtype.kind in "fiu":
-            if not any(isinstance(part, Array) for part in rest):
-                return look_up(self.un, plain[(slice(None), *rest)], first)
+        by_row = isinstance(first, Array) and first.ndim == 0 and first.dtype == WHOLE and plain.dtype.kind in "fiu"
+        if by_row and not any(isinstance(part, Array) for part in rest):
+            return look_up(self.un, plain[(slice(None), *rest)], first)
         return as_array(self.un, plain)[key]
 
 
@@ -82,10 +85,28 @@ def _of_numpy(module: types.ModuleType) -> bool:
 
 def _replaced(un: Unroller, value: Any) -> Any:
     try:
-        rule = MADE.get(value)
+        rule, made = MADE.get(value), OBJECTS.get(value)
     except TypeError:  # it has no hash
         return value
-    return value if rule is None else rule(un) if isinstance(rule, type) else functools.partial(rule, un)
+    return made(un) if made else functools.partial(rule, un) if rule else value
+
+
+def _number(of: type) -> Callable:
+    """Return what makes `float` or `int` of expressions, which they stay."""
+
+    class Kind(type):
+        def __instancecheck__(cls, value: Any) -> bool:
+            return isinstance(value, of)
+
+        def __call__(cls, *args: Any) -> Any:
+            if args and isinstance(args[0], Array):
+                return cast(args[0].un, args[0].reshape(()), of)
+            return of(*args)
+
+    return lambda un: Kind(of.__name__, (), {"dtype": np.dtype(of)})
+
+
+OBJECTS.update({float: _number(float), int: _number(int)})
 
 
 def copied(un: Unroller, function: Any) -> Any:
@@ -187,10 +208,14 @@ def _function(un: Unroller, function: types.FunctionType, memo: dict[int, Any], 
     for name in names:
         if name in others:
             others[name] = _other(un, others[name], memo, library=library)
+        elif not library and hasattr(builtins, name):
+            others[name] = _replaced(un, getattr(builtins, name))
     cells = []
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:  # `super()` goes on behind the class where a method stands
-            cells.append(cell if name == "__class__" else types.CellType(_other(un, cell.cell_contents, memo, library=library)))
+            cells.append(
+                cell if name == "__class__" else types.CellType(_other(un, cell.cell_contents, memo, library=library))
+            )
         except ValueError:  # empty as yet
             cells.append(cell)
     defaults = tuple(_other(un, value, memo, library=library) for value in function.__defaults__ or ())
@@ -199,6 +224,7 @@ def _function(un: Unroller, function: types.FunctionType, memo: dict[int, Any], 
             function.__code__, others, function.__name__, defaults or None, tuple(cells) if cells else None
         )
         memo[id(function)] = made = final
+    made.__dict__.update(function.__dict__)
     keywords = function.__kwdefaults__ or {}
     made.__kwdefaults__ = {name: _other(un, value, memo, library=library) for name, value in keywords.items()}
     return made
