@@ -30,7 +30,7 @@ examples: $(VENV)/.dev
 	$(BIN)/python examples/run_all.py
 
 benchmark: $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(INSTALL) '.[bench]'
 	$(BIN)/python benchmarks/adjoint.py
 	$(BIN)/python benchmarks/lq.py --json out/benchmark_lq.json
 	$(BIN)/python benchmarks/kalman.py --json out/benchmark_kalman.json
@@ -41,8 +41,7 @@ benchmark: $(VENV)/.dev
 # The kernels with fuzzed sizes, strides and data, under the sanitizers of addresses, undefined behavior and races.
 CMAKE ?= $(shell command -v cmake || echo $(BIN)/cmake)
 
-sanitize:
-	@command -v $(CMAKE) >/dev/null || $(BIN)/python -m pip install --quiet cmake
+sanitize: $(VENV)/.build
 	$(CMAKE) -S native -B build/sanitize -DOPTCTL_SANITIZE=ON
 	$(CMAKE) --build build/sanitize --parallel 2
 	build/sanitize/fuzz 1000
@@ -55,12 +54,20 @@ $(VENV)/bin/python:
 		{ echo "optctl needs Python 3.11 or newer; name one with: make PYTHON=python3.12 demo"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "could not make $(VENV): on Debian and Ubuntu install python3-venv"; exit 1; }
 
-$(VENV)/.demo: pyproject.toml $(wildcard native/*) | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo]'
+# Not in an environment of its own, which would be a new one each time, and all kernels would be compiled again.
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+INSTALL := $(PIP) install --no-build-isolation --editable
+
+$(VENV)/.build: | $(VENV)/bin/python
+	$(PIP) install 'scikit-build-core>=0.11' cmake ninja
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml $(wildcard native/*) | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+$(VENV)/.demo: pyproject.toml $(wildcard native/*) | $(VENV)/.build
+	$(INSTALL) '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml $(wildcard native/*) | $(VENV)/.build
+	$(INSTALL) '.[dev]'
 	@touch $@ $(VENV)/.demo
 
 clean:

@@ -16,6 +16,22 @@
 
 namespace ffi = xla::ffi;
 
+// Python's buffer protocol, as its stable ABI has it (3.11): to build the kernels, no headers of Python are needed.
+extern "C" {
+struct Py_buffer {
+  void *buf, *obj;
+  intptr_t len, itemsize;
+  int readonly, ndim;
+  char* format;
+  intptr_t *shape, *strides, *suboffsets;
+  void* internal;
+};
+int PyObject_GetBuffer(void* object, Py_buffer* view, int flags);
+void PyBuffer_Release(Py_buffer* view);
+void* PyTuple_GetItem(void* tuple, intptr_t index);
+intptr_t PyTuple_Size(void* tuple);
+}
+
 namespace optctl {
 namespace {
 
@@ -264,6 +280,35 @@ static ffi::Error interior_point_door(ffi::ThreadPool pool, ffi::RemainingArgs a
 }
 
 #pragma GCC visibility push(default)
+// Write down a tuple of arrays, the first `operands` of them operands, as `call_of` reads them. Called under Python's
+// lock; where an array has gaps, or has no place left among the `room` numbers of `said`, Python's error is set, or 1
+// returned.
+extern "C" int optctl_describe(void* arrays, int64_t operands, int64_t room, int64_t* said) {
+  constexpr int contiguous_with_format = 0x0008 | 0x0004;
+  const int64_t count = PyTuple_Size(arrays);
+  int64_t at = 2;
+  said[0] = operands, said[1] = count - operands;
+  for (int64_t i = 0; i < count; ++i) {
+    Py_buffer view;
+    if (PyObject_GetBuffer(PyTuple_GetItem(arrays, i), &view, contiguous_with_format)) return 1;
+    const char kind = view.format ? view.format[0] : 'B';
+    const bool fits = at + 3 + view.ndim <= room;
+    if (fits) {
+      said[at] = reinterpret_cast<int64_t>(view.buf);
+      said[at + 1] = static_cast<int64_t>(kind == 'd'                          ? optctl::Type::f64
+                                          : kind == 'f'                        ? optctl::Type::f32
+                                          : kind == 'i' && view.itemsize == 4 ? optctl::Type::s32
+                                                                               : optctl::Type::other);
+      said[at + 2] = view.ndim;
+      for (int axis = 0; axis < view.ndim; ++axis) said[at + 3 + axis] = view.shape[axis];
+      at += 3 + view.ndim;
+    }
+    PyBuffer_Release(&view);
+    if (!fits) return 1;
+  }
+  return 0;
+}
+
 // A tape run without XLA, for those who judge it: its body once, inputs and results (N, .).
 extern "C" void optctl_run_tape(const int32_t* program, const double* memory, int64_t N, double* values,
                                 double* results) {

@@ -45,7 +45,8 @@ struct Score {
 
 template <class T, template <class, int, int> class Make>
 Kernel<T> pick_kalman(const Sizes& sizes) {
-  return pick<T, Make>(sizes.nx, sizes.ny, KalmanSizes{}, MeasurementSizes{});
+  if constexpr (sizeof(T) == 4) return Make<T, 0, 0>::kernel;
+  else return pick<T, Make>(sizes.nx, sizes.ny, KalmanSizes{}, MeasurementSizes{});
 }
 
 template <class T>

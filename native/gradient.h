@@ -25,17 +25,19 @@ inline void roll(StageTape& tape, int64_t N, int nx, int nu, double* xs, const d
 // The program holds tapes
 //   of a stage:              values (x, u, t): ..., f, then slopes (x, u, t): l, rows, f; slope, A, B, Jacobians of rows
 //   of the end, the start:   slopes (x): l, rows; slope, Jacobians of rows
-//   (with the curvature of the cost behind these where `signs` ask for sizes)
+//   with `bends` >= 1 the upper triangle of the curvature in z of a stage, and all of it at the ends, behind these;
+//   with 2 it is that of cost + costate'f, and the slopes have the costates and the prices of rows as inputs, too
 //   and where np > 0, of a stage (x, u, t, costate), the end (x) and the start (x): derivatives in np parameters
 // Results: cost, xs (N+1, nx) from its first row on where `rolls`, else as given; the next states (N, nx); A, B, the
 // slopes of the costs qs (N+1, nx), rs (N, nu), q0 (nx); costates (N+1, nx); the derivatives gus (N, nu), gx0 (nx),
 // gp (np). With `signs` (N+1, nx), then (N, nu): sizes[0] = sum |d_i slope_i| and sizes[1] = d'W d of the cost along
-// d = sign max(1, |z|), each component of z = (xs, us) by itself.
+// d = sign max(1, |z|), each component of z = (xs, us) by itself. With `bends` W (N, nz, nz) of the cost, and Wf, W0; with
+// 2 also V, that of cost + costate'f.
 struct GradientResults {
-  double *cost, *xs, *reached, *A, *B, *qs, *rs, *q0, *costates, *gus, *gx0, *gp, *sizes;
+  double *cost, *xs, *reached, *A, *B, *qs, *rs, *q0, *costates, *gus, *gx0, *gp, *sizes, *W, *Wf, *W0, *V;
 };
 
-inline void gradient(const int32_t* program, const double* memory, int64_t N, int nx, int nu, int np, bool rolls,
+inline void gradient(const int32_t* program, const double* memory, int64_t N, int nx, int nu, int np, bool rolls, int bends,
                      const double* us, const double* signs, const GradientResults& r) {
   const auto as_it_is = [](int) { return 1.0; };
   const int nz = nx + nu;
@@ -57,9 +59,8 @@ inline void gradient(const int32_t* program, const double* memory, int64_t N, in
   std::vector<Field> in = state(r.xs), out;
   append(in, const_cast<double*>(us), nu, as_it_is);
   in.push_back({times.data(), 1});
-  const int bends = signs ? nz * (nz + 1) / 2 : 0;
-  std::vector<double> W(bends * N), ends(signs ? 2 * nx * nx : 0);
-  const int rows = (stage.outputs() - 1 - nx - nz - nx * nz - bends) / (1 + nz);
+  const int upper = bends ? nz * (nz + 1) / 2 : 0;
+  const int rows = (stage.outputs() - 1 - nx - nz - nx * nz - upper) / (1 + nz);
   out.push_back({costs.data(), 1});
   skip(out, rows);
   append(out, r.reached, nx, as_it_is);
@@ -68,19 +69,33 @@ inline void gradient(const int32_t* program, const double* memory, int64_t N, in
   append(out, r.A, nx * nx, as_it_is);
   append(out, r.B, nx * nu, as_it_is);
   skip(out, rows * nz);
-  append(out, W.data(), bends, as_it_is);
-  stage.run(in, out);
+  const auto curvature = [&](std::vector<Field>& out, double* W) {
+    std::vector<Field> mirrored(out.size(), Field{nullptr, 0});
+    for (int i = 0; bends && i < nz; ++i)
+      for (int j = i; j < nz; ++j) {
+        out.push_back({W + i * nz + j, nz * nz});
+        mirrored.push_back({W + j * nz + i, nz * nz});
+      }
+    return mirrored;
+  };
+  double nothing = 0;
+  std::vector<Field> priced = in;
+  priced.insert(priced.end(), nx + rows, Field{&nothing, 0});  // no costates yet, and rows play no part
+  std::vector<Field> mirrored = curvature(out, r.W);
+  stage.run(priced, out, &mirrored);
   const auto at = [&](StageTape& tape, double* x, double* cost, double* slope, double* bend) {
-    const int rows = (tape.outputs() - 1 - nx - (signs ? nx * nx : 0)) / (1 + nx);
+    const int rows = (tape.outputs() - 1 - nx - (bends ? nx * nx : 0)) / (1 + nx);
     std::vector<Field> out{{cost, 1}};
     skip(out, rows);
     append(out, slope, nx, as_it_is);
     skip(out, rows * nx);
-    if (signs) append(out, bend, nx * nx, as_it_is);
-    tape.run(state(x), out);
+    if (bends) append(out, bend, nx * nx, as_it_is);
+    std::vector<Field> in = state(x);
+    in.insert(in.end(), rows, Field{&nothing, 0});
+    tape.run(in, out);
   };
-  at(end, r.xs + N * nx, &of_end, r.qs + N * nx, ends.data());
-  at(start, r.xs, &of_start, r.q0, ends.data() + ends.size() / 2);
+  at(end, r.xs + N * nx, &of_end, r.qs + N * nx, r.Wf);
+  at(start, r.xs, &of_start, r.q0, r.W0);
   *r.cost = of_end + of_start;
   for (const double l : costs) *r.cost += l;
   double* later = r.costates + N * nx;
@@ -92,6 +107,16 @@ inline void gradient(const int32_t* program, const double* memory, int64_t N, in
     add_transposed_product(nx, nx, r.A + t * nx * nx, later, later - nx);
   }
   for (int i = 0; i < nx; ++i) r.gx0[i] = r.costates[i] + r.q0[i];
+  if (bends == 2) {
+    std::copy_n(r.W, N * nz * nz, r.V);  // what does not vary was stored for good
+    priced.resize(in.size());
+    append(priced, r.costates + nx, nx, as_it_is);
+    priced.insert(priced.end(), rows, Field{&nothing, 0});
+    std::vector<Field> bent;
+    skip(bent, 1 + rows + nx + nz + nx * nz + rows * nz);
+    mirrored = curvature(bent, r.V);
+    stage.run(priced, bent, &mirrored);
+  }
   if (signs) {
     double steep = 0, bent = 0;
     std::vector<double> d(nz);
@@ -105,12 +130,13 @@ inline void gradient(const int32_t* program, const double* memory, int64_t N, in
         d[nx + i] = along(signs[(N + 1) * nx + t * nu + i], us[t * nu + i]);
         steep += std::fabs(d[nx + i] * r.rs[t * nu + i]);
       }
-      const double* w = W.data() + t * bends;
-      for (int i = 0; t < N && i < nz; ++i)
-        for (int j = i; j < nz; ++j) bent += (i == j ? 1 : 2) * *w++ * d[i] * d[j];
-      for (int k = 0; k < 2; ++k)
-        for (int i = 0; (k ? t == 0 : t == N) && i < nx; ++i)
-          for (int j = 0; j < nx; ++j) bent += ends[(k * nx + i) * nx + j] * d[i] * d[j];
+      const auto add = [&](const double* W, int n) {
+        for (int i = 0; i < n; ++i)
+          for (int j = 0; j < n; ++j) bent += W[i * n + j] * d[i] * d[j];
+      };
+      if (t < N) add(r.W + t * nz * nz, nz);
+      if (t == N) add(r.Wf, nx);
+      if (t == 0) add(r.W0, nx);
     }
     r.sizes[0] = steep, r.sizes[1] = bent;
   }

@@ -5,8 +5,8 @@
 
 namespace optctl {
 
-// Small sizes are compiled in double precision, where they take half the time of run-time sizes or less; by measurement
-// no others earn the time it takes to compile them. Sizes between two of them are rounded up.
+// Small sizes are compiled where they take half the time of run-time sizes or less, those of Kalman's recursions in double
+// precision alone; by measurement no others earn the time it takes to compile them. Sizes between two are rounded up.
 template <int...>
 struct Sequence {};
 #ifdef OPTCTL_RUN_TIME_SIZES
@@ -62,7 +62,8 @@ using TapeRoller = void (*)(const int32_t* program, const double* memory, int64_
                             const double* us);
 TapeRoller find_tape_roller();
 
-// The gradient engine: sizes are N, nx, nu, the number of parameters, and whether it rolls; results as in gradient.h.
+// The gradient engine: sizes are N, nx, nu, the number of parameters, whether it rolls, and how it bends; results as in
+// gradient.h.
 using GradientKernel = void (*)(const int32_t* program, const double* memory, const int64_t* sizes, const double* us,
                                 const double* signs, double* const* results);
 GradientKernel find_gradient();

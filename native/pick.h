@@ -25,8 +25,7 @@ template <class T, template <class, int, int> class Make, int... NX, class Secon
 Kernel<T> pick(int first, int second, Sequence<NX...> firsts, Seconds seconds) {
   const int n = compiled_size(first, firsts), m = compiled_size(second, seconds);
   Kernel<T> found = Make<T, 0, 0>::kernel;
-  if constexpr (sizeof(T) == 8)
-    if (n && m) ((n == NX ? found = pick_second<T, Make, NX>(m, seconds) : nullptr), ...);
+  if (n && m) ((n == NX ? found = pick_second<T, Make, NX>(m, seconds) : nullptr), ...);
   return found;
 }
 

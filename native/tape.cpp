@@ -27,9 +27,9 @@ extern const TapeRoller tape_roller = [](const int32_t* program, const double* m
 extern const GradientKernel gradient_kernel = [](const int32_t* program, const double* memory, const int64_t* sizes,
                                                  const double* us, const double* signs, double* const* r) {
   gradient(program, memory, sizes[0], static_cast<int>(sizes[1]), static_cast<int>(sizes[2]),
-           static_cast<int>(sizes[3]), sizes[4] != 0, us, signs,
+           static_cast<int>(sizes[3]), sizes[4] != 0, static_cast<int>(sizes[5]), us, signs,
            {r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10], r[11],
-            r[12]});
+            r[12], r[13], r[14], r[15], r[16]});
 };
 
 extern const HessianProduct hessian_product_kernel = [](const int64_t* sizes, const double* const* in, double* const* out) {

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 HOST = (np.ndarray, np.generic)
+ARRAYS = (np.ndarray, jax.Array)
 
 
 def on_host(value: Any) -> bool:
@@ -26,7 +27,7 @@ def namespace(value: Any) -> Any:
 
 def to_host(tree: Any) -> Any:
     """Return a pytree with NumPy arrays in the place of JAX's; on a CPU they share their memory."""
-    return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array | np.ndarray) else leaf, tree)
+    return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, ARRAYS) else leaf, tree)
 
 
 def to_device(tree: Any) -> Any:
@@ -39,6 +40,13 @@ def kept(value: Any, dtype: Any) -> np.ndarray:
     value = np.array(value, dtype, copy=True if isinstance(value, np.ndarray) and value.flags.writeable else None)
     value.setflags(write=False)
     return value
+
+
+def as_device(value: Any, dtype: Any) -> Any:
+    """Return an array of JAX's; of NumPy's arrays it is made without a program of XLA's."""
+    if on_host(value):
+        return jax.device_put(np.asarray(value, dtype))
+    return value if value.dtype == dtype else value.astype(dtype)
 
 
 def constant(tree: Any, like: Any) -> Any:

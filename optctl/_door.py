@@ -13,8 +13,11 @@ import jax
 import numpy as np
 
 from optctl import _native
-from optctl._arrays import to_device, to_host
+from optctl._arrays import as_device, kept, to_device, to_host
 from optctl._validate import runs_now
+
+PLAIN = frozenset((np.ndarray, np.float64, np.float32, np.int32))
+"""Types of what NumPy computes with; JAX has arrays that derive from these."""
 
 
 def opens(given: Any) -> bool:
@@ -23,10 +26,21 @@ def opens(given: Any) -> bool:
 
 
 def enter(given: Any, *, natively: bool = True) -> Any:
-    """Return a pytree with all arrays of one kind: NumPy's if the door opens and is asked to (`natively`), else JAX's."""
-    if natively and opens(given):
-        return given if all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(given)) else to_host(given)
-    return to_device(given)
+    """Return a pytree with all arrays of one kind: NumPy's if the door opens and is to (`natively`), else JAX's."""
+    leaves = jax.tree.leaves(given)
+    if all([type(leaf) in PLAIN for leaf in leaves]):
+        return given if natively and opens(()) else to_device(given)
+    return to_host(given) if natively and opens(leaves) else to_device(given)
+
+
+def hold(fields: dict[str, Any], dtype: Any = None) -> dict[str, Any]:
+    """Return arrays as a record holds them, perhaps of one type: NumPy's if all are and the door opens, else JAX's.
+
+    Nobody can write to NumPy's: they are copies where somebody could. A field that is None stays so.
+    """
+    given = [value for value in fields.values() if value is not None]
+    keep = kept if all(isinstance(value, np.ndarray) for value in given) and opens(given) else as_device
+    return {n: None if v is None else keep(v, v.dtype if dtype is None else dtype) for n, v in fields.items()}
 
 
 def compiled(*static: str) -> Callable[[Callable], Callable]:
@@ -46,6 +60,8 @@ def compiled(*static: str) -> Callable[[Callable], Callable]:
             with np.errstate(all="ignore"):
                 return function(*arguments, **named)
 
+        run.by_xla = by_xla  # type: ignore[attr-defined]
+        run.by_xla = by_xla  # type: ignore[attr-defined]
         return run
 
     return wrap

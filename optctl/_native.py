@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optctl._arrays import on_host
+from optctl._arrays import HOST, on_host
 
 KERNELS = (
     "unset",
@@ -167,6 +167,21 @@ def _address(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0]
 
 
+ROOM = 1024
+"""Most numbers that describe the arrays of a call."""
+_Room, _Options = ctypes.c_int64 * ROOM, ctypes.c_int64 * 8
+
+
+@functools.cache
+def _describer() -> Any:
+    spec = importlib.util.find_spec("optctl._kernels")
+    assert spec is not None
+    assert spec.origin is not None
+    describe = ctypes.PyDLL(spec.origin).optctl_describe  # under Python's lock, whose arrays it looks at
+    describe.argtypes = [ctypes.py_object, ctypes.c_int64, ctypes.c_int64, _Room]
+    return describe
+
+
 _TYPES = {np.dtype(np.float64): 0, np.dtype(np.float32): 1, np.dtype(np.int32): 2}
 
 
@@ -177,15 +192,15 @@ def _described(array: np.ndarray) -> tuple[int, ...]:
 
 def _call_now(name: str, operands: Sequence[np.ndarray], results: Sequence[np.ndarray], options: Sequence[int]) -> None:
     """Run a kernel on NumPy arrays; it writes into `results`."""
-    operands = [np.ascontiguousarray(operand) for operand in operands]
-    said = [len(operands), len(results)]
-    for array in (*operands, *results):
-        said += _described(array)
-    _run(name, np.array(said), np.array(options))
+    arrays, said = (*[np.ascontiguousarray(operand) for operand in operands], *results), _Room()
+    wrong = _describer()(arrays, len(operands), ROOM, said)
+    if wrong:
+        raise RuntimeError("optctl: too many arrays")
+    _run(name, said, _Options(*options))
 
 
-def _run(name: str, said: np.ndarray, options: np.ndarray) -> None:
-    wrong = _door(name)(_address(said), _address(options))
+def _run(name: str, said: Any, options: Any) -> None:
+    wrong = _door(name)(said, options)
     if wrong is not None:
         raise RuntimeError(wrong.decode())
 
@@ -210,10 +225,11 @@ def call(
     """
     require()
     dtype = operands[0].dtype
-    if all(on_host(operand) for operand in operands):
+    if all([isinstance(operand, HOST) for operand in operands]):
         made = [np.empty(shape, dtype) for shape in shapes]
         made.append(np.empty((), np.int32))
-        _call_now(name, [o.astype(dtype, copy=False) for o in operands], made, (N, nx, nu, ny, *options.values()))
+        given = [o if o.dtype == dtype else o.astype(dtype) for o in operands]
+        _call_now(name, given, made, (N, nx, nu, ny, *options.values()))
         return [result if result.ndim else result[()] for result in made]
     results = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
     results.append(jax.ShapeDtypeStruct((), np.int32))
@@ -294,5 +310,5 @@ class SolveNow:
         blocks = [np.empty(size) for size in self.sizes]
         for block, places in zip(blocks, self.places, strict=True):
             said[places] += _address(block)
-        _run("interior_point", said, self.options)
+        _run("interior_point", _address(said), _address(self.options))
         return {name: blocks[block][place].reshape(shape) for name, block, place, shape in self.results}

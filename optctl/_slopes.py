@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
-from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+
+from optctl._jaxpr import Primitive
 
 
 def inner(slopes: Sequence[Any], tangents: Sequence[Any], dtype: Any) -> Any:
@@ -34,7 +35,7 @@ _scaled.multiple_results = True
 
 def _inner_defined(*arrays: Any, dtype: Any) -> Any:
     half = len(arrays) // 2
-    return sum(jnp.sum(a * b) for a, b in zip(arrays[:half], arrays[half:], strict=True)).astype(dtype)
+    return jnp.asarray(sum(jnp.sum(a * b) for a, b in zip(arrays[:half], arrays[half:], strict=True)), dtype)
 
 
 def _inner_now(*arrays: Any, dtype: Any) -> Any:

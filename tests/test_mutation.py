@@ -19,7 +19,7 @@ from primitives import BINARY, CONTROL, MOVES, REFERENCES, UNARY
 
 import optctl as oc
 from optctl import _native
-from optctl.adjoint import evaluation, interpreter, primitives
+from optctl.adjoint import evaluation, graphs, interpreter, primitives
 from optctl.shooting import native
 from optctl.tape import Tape, derivatives, expressions, program, unroll
 from optctl.tape.expressions import CODE, OPERATIONS, ZERO, Expressions
@@ -151,6 +151,7 @@ def made(name):
 
 def forget():
     native._TAPES.clear()
+    graphs._GRAPHS.clear()
     evaluation._FUNCTIONS.clear()
 
 

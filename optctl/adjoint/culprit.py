@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from optctl._arrays import to_device
 from optctl.adjoint.evaluation import END
 from optctl.adjoint.interpreter import Uninterpreted, interpret
 from optctl.problem import STAGE_FUNCTIONS, Problem
@@ -63,6 +64,7 @@ def culprit(problem: Problem, xs: Any, us: Any, params: Any) -> str:
         us: (N, nu) inputs.
         params: parameters.
     """
+    problem, params = to_device((problem, params))  # data that the stage's index picks must be JAX's here
     if not hasattr(xs, "shape") or us is None or not problem.dynamics.has_jax_step:
         return ""
     xs, us = np.asarray(xs), np.asarray(us)

@@ -22,7 +22,6 @@ from optctl._validate import as_float, check_like, check_tree
 from optctl.adjoint.gradient import Gradient, arguments, costate_gradient
 from optctl.adjoint.native import Engine, find_engine
 from optctl.problem import Problem, once
-from optctl.tape import Unsupported
 
 
 def hessian_vector_product(
@@ -81,13 +80,10 @@ def hessian_vector_product(
         if jax.tree.structure(along[k]) != jax.tree.structure(point):  # type: ignore[operator]
             raise ValueError(f"`{name}` differs in structure from what it is a direction in.")
         check_like(along[k], name, point)
-    engine = None if jax.tree.leaves(params) else find_engine(problem, us, x0, params)
+    engine = None if jax.tree.leaves(params) else find_engine(problem, us, x0, params, curved=True)
     if engine is not None:
         once((problem, at), lambda: problem.check_shapes(x0, us, params))
-        try:
-            return _along(engine, to_host(at), to_host((along[0], along[1])))
-        except Unsupported:
-            pass
+        return _along(engine, to_host(at), to_host((along[0], along[1])))
     cast = tuple(jax.tree.map(lambda d, a: jnp.asarray(d, a.dtype), d, a) for d, a in zip(along, at, strict=True))
     return _hessian_vector_product(problem, at, cast)
 
@@ -95,8 +91,8 @@ def hessian_vector_product(
 def _along(engine: Engine, at: tuple, direction: tuple) -> Gradient:
     """Return the derivative of every field by the engine's tapes."""
     (us, x0, params), (dus, dx0) = at, direction
-    found = engine.slopes(us, x0, params)
-    dxs, dcostates, gus, gx0 = engine.hessian(found, us, params)(dus, dx0)
+    found, product = engine.hessian(us, x0, params)
+    dxs, dcostates, gus, gx0 = product(dus, dx0)
     return Gradient(np.vdot(found.us, dus) + np.vdot(found.x0, dx0), dxs, dcostates, gus, gx0, params)
 
 

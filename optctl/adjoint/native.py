@@ -36,6 +36,8 @@ class Slopes:
         us, x0: (N, nu) and (nx,), the derivatives of the cost.
         params: a pytree, likewise.
         sizes: (2,), sum |d slope| and d'W d of the cost, where signs of d were given: the sizes of a step.
+        W, Wf, W0: (N, nz, nz), (nx, nx), (nx, nx): the curvature of the cost in z = (x, u) and at the ends.
+        V: (N, nz, nz), that of cost + costate'f.
     """
 
     cost: np.ndarray
@@ -51,6 +53,10 @@ class Slopes:
     x0: np.ndarray
     params: Any
     sizes: np.ndarray
+    W: np.ndarray
+    Wf: np.ndarray
+    W0: np.ndarray
+    V: np.ndarray
 
 
 class Engine:
@@ -71,44 +77,36 @@ class Engine:
             self._memories[kind] = self.graphs.packed(kind, tapes, begins), np.asarray(memory), begins
         return self._memories[kind]
 
-    def slopes(self, us: Any, x0: Any, params: Any, xs: Any = None, signs: Any = None) -> Slopes:
+    def slopes(
+        self, us: Any, x0: Any, params: Any, xs: Any = None, signs: Any = None, *, exact: bool = False
+    ) -> Slopes:
         """Return cost, states, Jacobians, costates and derivatives; along `xs` if given, else along the rollout.
 
-        With `signs`, one for each number of xs, then of us, also the `sizes` of slope and curvature of the cost.
+        With `signs`, one for each number of xs, then of us, also the `sizes` of slope and curvature of the cost, and
+        the curvature W, Wf, W0 of the cost; with `exact` that of cost + costate'f, V, too.
         """
-        kind = "slopes" if signs is None else "curved"
-        of_stage, slope, _, of_end, _, of_start = self._judged(kind, params, xs, us, x0)
+        kind = "exact" if exact else "slopes" if signs is None else "curved"
+        of_stage, slope, _, of_end, _, of_start = self.graphs.tapes(kind)
         priced = self.graphs.priced() if self.leaves else ()
         program, memory, _ = self._held(f"{kind} of a horizon", (of_stage, slope, of_end, of_start, *priced), params)
         us = np.ascontiguousarray(us, np.float64)
         (N, nu), nx, lengths = us.shape, x0.size, [leaf.size for leaf in self.leaves]
-        shapes = (
-            (), (N + 1, nx), (N, nx), (N, nx, nx), (N, nx, nu), (N + 1, nx), (N, nu), (nx,), (N + 1, nx), (N, nu),
-            (nx,), (sum(lengths),), (2,),
-        )  # fmt: skip
-        made = [np.empty(shape) for shape in shapes]
-        made[1][...] = x0 if xs is None else xs  # the first row counts, where there is a rollout
-        _native.gradient(program, memory, (N, nx, nu, sum(lengths), int(xs is None)), us, signs, made)
-        cost, states, reached, A, B, qs, rs, q0, costates, gus, gx0, flat, sizes = made
-        parts = np.split(flat, np.cumsum(lengths)[:-1]) if lengths else []
+        bends = ("slopes", "curved", "exact").index(kind)
+        square, small = (N, nx + nu, nx + nu), (nx, nx)
+        shapes = {
+            "cost": (), "xs": (N + 1, nx), "reached": (N, nx), "A": (N, nx, nx), "B": (N, nx, nu), "qs": (N + 1, nx),
+            "rs": (N, nu), "q0": (nx,), "costates": (N + 1, nx), "us": (N, nu), "x0": (nx,), "params": (sum(lengths),),
+            "sizes": (2,), "W": square if bends else (0,), "Wf": small if bends else (0,),
+            "W0": small if bends else (0,), "V": square if exact else (0,),
+        }  # fmt: skip
+        made: dict[str, Any] = {name: np.empty(shape) for name, shape in shapes.items()}
+        made["xs"][...] = x0 if xs is None else xs  # the first row counts, where there is a rollout
+        sizes = (N, nx, nu, sum(lengths), int(xs is None), bends)
+        _native.gradient(program, memory, sizes, us, signs, list(made.values()))
+        parts = np.split(made["params"], np.cumsum(lengths)[:-1]) if lengths else []
         gradients = [part.reshape(leaf.shape) for part, leaf in zip(parts, self.leaves, strict=True)]
-        of_params = jax.tree.unflatten(self.structure, gradients)
-        return Slopes(cost, states, reached, A, B, qs, rs, q0, costates, gus, gx0, of_params, sizes)
-
-    def _judged(self, kind: str, params: Any, xs: Any, us: Any, x0: Any) -> tuple[Tape, ...]:
-        """Return tapes that NumPy agrees with.
-
-        Raises:
-            Unsupported: where it does not.
-        """
-        tapes = self.graphs.tapes(kind)
-        if kind not in self.graphs.judged:
-            xs, uniform = np.tile(x0, (len(us) + 1, 1)) if xs is None else xs, parts_of(self.problem, params)
-            wrong = check_tapes(tapes, self.problem, params, uniform, xs, us, exact=kind == "exact")
-            self.graphs.judged[kind] = wrong is None
-        if not self.graphs.judged[kind]:
-            raise Unsupported("its derivatives rightly, by NumPy")
-        return tapes
+        made["params"] = jax.tree.unflatten(self.structure, gradients)
+        return Slopes(**made)
 
     def follow(
         self, x_aim: Any, u_aim: Any, K: Any, low: Any, high: Any, x0: Any, params: Any
@@ -123,67 +121,43 @@ class Engine:
         _native.follow(program, memory, (N, nx, nu), operands, [xs, us, cost])
         return xs, us, cost
 
-    def curvature(
-        self, xs: Any, us: Any, costates: Any, params: Any, *, exact: bool
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the curvature in (x, u) of all stages, of the end and of the start: (N, nz, nz), (nx, nx), (nx, nx).
-
-        It is that of the cost, and if `exact` of costate'f, too.
-
-        Raises:
-            Unsupported: where no tape holds it.
-        """
-        (N, nu), nx = us.shape, xs.shape[1]
-        nz, (rows, columns), kind = nx + nu, np.triu_indices(nx + nu), "exact" if exact else "curved"
-        tapes = self._judged(kind, params, xs, us, xs[0])
-        _, memory, begins = self._held(kind, tapes, params)
-
-        def run(k: int, values: np.ndarray) -> np.ndarray:
-            tape = tapes[k]
-            rest = np.zeros((len(values), tape.inputs.size - values.shape[1]))  # prices of rows, which play no part
-            packed = self.graphs.packed(f"{kind} {k}", (tape,), (begins[k],))
-            return _native.run_tape(packed, memory, np.hstack([values, rest]), tape.outputs.size)
-
-        ts = np.arange(N, dtype=float)[:, None]
-        flat = run(1, np.hstack([xs[:-1], us, ts, costates[1:]]))[:, -len(rows) :]
-        W = np.empty((N, nz, nz))
-        W[:, rows, columns] = flat
-        W[:, columns, rows] = flat
-        ends = [run(k, x[None])[0, -nx * nx :].reshape(nx, nx) for k, x in ((3, xs[-1]), (5, xs[0]))]
-        return W, ends[0], ends[1]
-
-    def hessian(self, found: Slopes, us: Any, params: Any) -> Callable:
-        """Return the Hessian of the cost at the point of the slopes, as a function of a direction (dus, dx0).
+    def hessian(self, us: Any, x0: Any, params: Any) -> tuple[Slopes, Callable]:
+        """Return the slopes at a point, and the Hessian of the cost there, as a function of a direction (dus, dx0).
 
         It returns the derivatives along the direction of xs, costates, us and x0, those of the cost's slopes.
         """
-        W, Wf, W0 = self.curvature(found.xs, us, found.costates, params, exact=True)
-        (N, nu), nx = us.shape, found.x0.size
+        found = self.slopes(us, x0, params, exact=True)
+        (N, nu), nx = us.shape, x0.size
 
         def product(dus: np.ndarray, dx0: np.ndarray) -> tuple[np.ndarray, ...]:
             gx0, gus, dxs, dcostates = np.empty(nx), np.empty((N, nu)), np.empty((N + 1, nx)), np.empty((N + 1, nx))
-            operands = [found.A, found.B, W, Wf, W0, np.ascontiguousarray(dx0), np.ascontiguousarray(dus)]
+            operands = [found.A, found.B, found.V, found.Wf, found.W0]
+            operands += [np.ascontiguousarray(dx0), np.ascontiguousarray(dus)]
             _native.hessian_product((N, nx, nu), operands, [gx0, gus, dxs, dcostates])
             return dxs, dcostates, gus, gx0
 
-        return product
+        return found, product
 
 
-def find_engine(problem: Problem, us: Any, x0: Any, params: Any) -> Engine | None:
+def find_engine(problem: Problem, us: Any, x0: Any, params: Any, *, curved: bool = False) -> Engine | None:
     """Return the engine of a problem whose numbers are asked for now; None where the definition is to do it.
 
-    That is where something is being traced, or where no tape that NumPy agrees with holds a function.
+    That is where something is being traced, or where no tape that NumPy agrees with holds a function; or, of an engine
+    that is `curved`, its second derivatives.
     """
     arrays = (problem, us, x0, params)
     if us is None or not runs_now(arrays) or not _native.available() or not _fits(problem, us, x0, params):
         return None
     try:
         graphs = graphs_of(problem, params, x0.size, us.shape[1])
-        if "slopes" not in graphs.judged:
-            graphs.judged["slopes"] = _judge(graphs, problem, us, x0, params)
+        for kind in ("slopes", "curved", "exact") if curved else ("slopes",):
+            if kind not in graphs.judged:
+                graphs.judged[kind] = _judge(graphs, kind, problem, us, x0, params)
+            if not graphs.judged[kind]:
+                return None
     except Unsupported:
         return None
-    return Engine(graphs, problem, params) if graphs.judged["slopes"] else None
+    return Engine(graphs, problem, params)
 
 
 def _fits(problem: Problem, us: Any, x0: Any, params: Any) -> bool:
@@ -193,15 +167,22 @@ def _fits(problem: Problem, us: Any, x0: Any, params: Any) -> bool:
     return plain and all(leaf.dtype == np.float64 for leaf in jax.tree.leaves((us, x0, params)))
 
 
-def _judge(graphs: Graphs, problem: Problem, us: Any, x0: Any, params: Any) -> bool:
-    """Return whether NumPy agrees with the tapes; it may not be able to tell."""
+def _judge(graphs: Graphs, kind: str, problem: Problem, us: Any, x0: Any, params: Any) -> bool:
+    """Return whether NumPy agrees with the tapes of a kind; it may not be able to tell.
+
+    It is asked around the guess, and where that is no place to tell, around zero.
+    """
     if graphs.captured:
         return False
-    xs, uniform = np.tile(np.asarray(x0), (len(us) + 1, 1)), parts_of(problem, params)
+    xs, us, uniform = np.tile(np.asarray(x0), (len(us) + 1, 1)), np.asarray(us), parts_of(problem, params)
     try:
-        wrong = check_tapes(graphs.tapes("slopes"), problem, params, uniform, xs, us, exact=False)
-        if wrong is None and jax.tree.leaves(params):
-            wrong = check_priced(graphs.priced(), problem, params, uniform, xs, us)
+        for scale in (1.0, 0.0):
+            at = scale * np.nan_to_num(xs), scale * np.nan_to_num(us)
+            wrong = check_tapes(graphs.tapes(kind), problem, params, uniform, *at, exact=kind == "exact")
+            if wrong is None and kind == "slopes" and jax.tree.leaves(params):
+                wrong = check_priced(graphs.priced(), problem, params, uniform, *at)
+            if wrong is None:
+                return True
     except Uninterpreted:
         return False
-    return wrong is None
+    return False

@@ -2,11 +2,9 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from optctl import _door
-from optctl._arrays import kept
 from optctl._record import record
 from optctl._validate import as_float, as_weight, is_concrete
 
@@ -79,9 +77,8 @@ class LinearGaussian:
         }
         if fields["cov0"].ndim != 2:
             raise ValueError(f"`cov0` has shape {fields['cov0'].shape}; expected ({nx}, {nx}).")
-        hold = kept if _door.opens(list(fields.values())) else jnp.asarray
-        for name, value in fields.items():
-            object.__setattr__(self, name, hold(value, value.dtype))
+        for name, value in _door.hold(fields).items():
+            object.__setattr__(self, name, value)
 
     def replace(self, **changes: Any) -> "LinearGaussian":
         """Return the same model with other values in the named fields, such as `model.replace(V=...)`."""

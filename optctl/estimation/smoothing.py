@@ -15,10 +15,11 @@ Pillonetto (2013), Sparse/robust estimation and Kalman smoothing, Journal of Mac
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optctl import _door
+from optctl._arrays import namespace, to_device
 from optctl._record import record
 from optctl._validate import is_concrete
 from optctl.costs import SquaredLoss, TerminalQuadratic
@@ -89,17 +90,21 @@ def smoothing_problem(model: LinearGaussian, ys: Any, us: Any = None, *, loss: C
     check_stages(model, N)
     for name in ("V", "cov0"):
         _require_definite(getattr(model, name), name)
+    model, ys, us = _door.enter((model, ys, us))
+    xp = namespace(ys)
     B = _rows(model.B, N, 2)
-    c = _rows(model.c, N, 1) + jnp.einsum("tij,tj->ti", B, us[:N])
+    c = _rows(model.c, N, 1) + xp.einsum("tij,tj->ti", B, us[:N])
     G = noise_factor(model.W)
     A = model.A
     H, y = _whiten(model, without_feedthrough(model, ys, us))
     rho = stage_function(SquaredLoss() if loss is None else loss, "loss", ("r",), least=1)
+    parts = A, G, c, H[:-1], y[:-1], H[-1], y[-1], _inverse(model.cov0), model.mean0
+    A, G, c, H, y, H_last, y_last, weight, mean0 = to_device(parts)  # functions of a stage index them while traced
     return Problem(
         LinearDynamics(A, G, c),
-        stage_cost=StageMisfit(H[:-1], y[:-1], rho),
-        terminal_cost=LastMisfit(H[-1], y[-1], rho),
-        initial_cost=TerminalQuadratic(_inverse(model.cov0), model.mean0),
+        stage_cost=StageMisfit(H, y, rho),
+        terminal_cost=LastMisfit(H_last, y_last, rho),
+        initial_cost=TerminalQuadratic(weight, mean0),
         horizon=N,
     )
 
@@ -109,39 +114,35 @@ def noise_factor(W: Any) -> Any:
 
     Ranks are judged on the correlations, so that noises of different units count alike.
     """
-    scale = jnp.sqrt(jnp.diagonal(W, axis1=-2, axis2=-1))
-    safe = jnp.where(scale > 0, scale, 1.0)
-    values, vectors = jnp.linalg.eigh(W / (safe[..., :, None] * safe[..., None, :]))
-    keep = values > 1e3 * jnp.finfo(W.dtype).eps
+    xp = namespace(W)
+    scale = xp.sqrt(xp.diagonal(W, axis1=-2, axis2=-1))
+    safe = xp.where(scale > 0, scale, 1.0)
+    values, vectors = xp.linalg.eigh(W / (safe[..., :, None] * safe[..., None, :]))
+    keep = values > 1e3 * xp.finfo(W.dtype).eps
     if is_concrete(W) and bool(keep.all()):
-        return jnp.linalg.cholesky(W)
-    factor = safe[..., :, None] * vectors * jnp.sqrt(jnp.where(keep, values, 0.0))[..., None, :]
+        return xp.linalg.cholesky(W)
+    factor = safe[..., :, None] * vectors * xp.sqrt(xp.where(keep, values, 0.0))[..., None, :]
     if is_concrete(W) and W.ndim == 2:
         return factor[:, keep] if bool(keep.any()) else factor[:, :1]
     return factor
 
 
 def _rows(matrix: Any, n: int, ndim: int) -> Any:
-    return matrix if matrix.ndim > ndim else jnp.broadcast_to(matrix, (n, *matrix.shape))
+    return matrix if matrix.ndim > ndim else namespace(matrix).broadcast_to(matrix, (n, *matrix.shape))
 
 
 def _whiten(model: LinearGaussian, ys: Any) -> tuple[Any, Any]:
     """Return H = V^{-1/2} C and V^{-1/2} y for every time, restricted to the measured components."""
-
-    def at_time(C: Any, V: Any, y: Any) -> tuple[Any, Any]:
-        present = jnp.isfinite(y)
-        seen = jnp.where(present[:, None] & present[None, :], V, jnp.eye(V.shape[0], dtype=V.dtype))
-        factor = jnp.linalg.cholesky(seen)
-        data = jnp.column_stack([jnp.where(present[:, None], C, 0.0), jnp.where(present, y, 0.0)])
-        white = jax.scipy.linalg.solve_triangular(factor, data, lower=True)
-        return white[:, :-1], white[:, -1]
-
-    return jax.vmap(at_time)(_rows(model.C, ys.shape[0], 2), _rows(model.V, ys.shape[0], 2), ys)
+    xp, n = namespace(ys), ys.shape[0]
+    C, V, seen = _rows(model.C, n, 2), _rows(model.V, n, 2), xp.isfinite(ys)
+    factor = xp.linalg.cholesky(xp.where(seen[:, :, None] & seen[:, None, :], V, xp.eye(model.ny, dtype=V.dtype)))
+    data = xp.concatenate([xp.where(seen[:, :, None], C, 0.0), xp.where(seen, ys, 0.0)[:, :, None]], axis=2)
+    white = xp.linalg.solve(factor, data)
+    return white[:, :, :-1], white[:, :, -1]
 
 
 def _inverse(cov: Any) -> Any:
-    eye = jnp.eye(cov.shape[0], dtype=cov.dtype)
-    inverse = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(cov, lower=True), eye)
+    inverse = namespace(cov).linalg.inv(cov)
     return (inverse + inverse.T) / 2
 
 

@@ -75,16 +75,18 @@ def right_hand_side(lq: LQ) -> Point:
     is_free = xp.asarray(lq.x0_free)
     given = xp.zeros_like(lq.q0) if lq.x0 is None else xp.where(is_free, 0.0, lq.x0)
     start = xp.where(is_free, -(lq.q0 + (lq.Q0 + lq.Q0.T) @ given / 2), given)
-    q, r, c = (xp.broadcast_to(v, (N, n)) for v, n in ((lq.q, nx), (lq.r, nu), (lq.c, nx)))
-    return Point(start, -xp.vstack([q, lq.qf]), -r, -xp.vstack([given, c]))
+    rows = ((lq.q, nx), (lq.r, nu), (lq.c, nx))
+    q, r, c = (v if v.ndim == 2 else xp.broadcast_to(v, (N, n)) for v, n in rows)
+    return Point(start, -xp.concatenate([q, lq.qf[None]]), -r, -xp.concatenate([given[None], c]))
 
 
 def cost(lq: LQ, xs: Any, us: Any) -> Any:
     """Return the cost of a trajectory of the model."""
     x, x0, xN = xs[:-1], xs[0], xs[-1]
     xp = namespace(xs)
-    stages = xp.sum(x * (0.5 * times(lq.Q, x) + times(lq.M, us))) + xp.sum(dots(lq.q, x))
-    inputs = 0.5 * xp.sum(us * times(lq.R, us)) + xp.sum(dots(lq.r, us))
+    q, r = (v if v.ndim == 2 else v[None] for v in (lq.q, lq.r))
+    stages = xp.sum(x * (0.5 * times(lq.Q, x) + times(lq.M, us) + q))
+    inputs = xp.sum(us * (0.5 * times(lq.R, us) + r))
     start = 0.5 * x0 @ lq.Q0 @ x0 + lq.q0 @ x0 if any(lq.x0_free) else 0.0
     return stages + inputs + 0.5 * xN @ lq.Qf @ xN + lq.qf @ xN + start + lq.constant
 
@@ -98,8 +100,3 @@ def times(matrix: Any, rows: Any) -> Any:
 def transposed_times(matrix: Any, rows: Any) -> Any:
     """Multiply each row by the transpose of its stage's matrix."""
     return namespace(rows).einsum("...ji,...j->...i", matrix, rows)
-
-
-def dots(vector: Any, rows: Any) -> Any:
-    """Return the inner product of each row with its stage's vector."""
-    return namespace(rows).einsum("...i,...i->...", vector, rows)

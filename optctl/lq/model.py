@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl import _door
-from optctl._arrays import kept, namespace
+from optctl._arrays import namespace
 from optctl._record import record
 from optctl._validate import as_float, default_float, is_concrete, is_whole
 from optctl.dynamics.stage import StageFunction
@@ -106,9 +106,8 @@ class LQ:
         if len(is_free) != nx or (self.x0 is None and not all(is_free)):
             raise ValueError(f"`x0_free` is {self.x0_free}; expected {nx} booleans, and x0 where one of them is False.")
         dtype = np.result_type(*(value.dtype for value in fields.values() if value is not None))
-        hold = kept if _door.opens(list(fields.values())) else jnp.asarray
-        for name, value in fields.items():
-            object.__setattr__(self, name, None if value is None else hold(value, dtype))
+        for name, value in _door.hold(fields, dtype).items():
+            object.__setattr__(self, name, value)
         object.__setattr__(self, "horizon", next(iter(lengths.values())))
         object.__setattr__(self, "x0_free", is_free)
 
@@ -125,11 +124,9 @@ class LQ:
     def per_stage(self) -> "LQ":
         """Return the same model with a leading axis N on every stage quantity."""
         shapes = {"A": (self.nx, self.nx), "B": (self.nx, self.nu), **_stage_shapes(self.nx, self.nu)}
+        N = self.horizon
         return self.with_numbers(
-            **{
-                name: namespace(value).broadcast_to(value, (self.horizon, *shapes[name]))
-                for name, value in self._of(shapes)
-            }
+            **{name: namespace(v).broadcast_to(v, (N, *shapes[name])) for name, v in self._of(shapes)}
         )
 
     def replace(self, **changes: Any) -> "LQ":

@@ -152,7 +152,7 @@ def dlqe(A: Any, C: Any, W: Any, V: Any) -> tuple[Any, Any]:
     V = as_weight(V, "V", (ny, ny), stages=False)
     A, C, W, V = _same_type(A, C, W, V)
     W, V = _symmetric(W), _symmetric(V)
-    P = _solve(A.T, C.T, W, V, np.zeros_like(C.T), words=FILTER, minimum=True)
+    P = _solve(A.T, C.T, W, V, np.zeros((nx, ny), C.dtype), words=FILTER, minimum=True)
     return _filter_gain(C, V, P), P
 
 
@@ -209,7 +209,7 @@ def _symmetric(weight: Any) -> Any:
 
 def _same_type(*arrays: Any) -> list[Any]:
     """Return arrays of one type and kind."""
-    both = np.result_type(*arrays)
+    both = np.result_type(*(array.dtype for array in arrays))
     return _door.enter([cast(array, both) for array in arrays])
 
 

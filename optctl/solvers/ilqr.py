@@ -132,17 +132,16 @@ class Host:
     def models(self, xs: Any, us: Any, exact: bool) -> tuple[LQ | None, LQ, Any, Any]:
         """Return what the function `models` does."""
         nx = xs.shape[1]
-        at = self.engine.slopes(us, xs[0], self.params, xs, self.objective.signs)
-        least = least_of(at.sizes, len(xs))
+        at = self.engine.slopes(us, xs[0], self.params, xs, self.objective.signs, exact=exact)
 
-        def model(exact: bool) -> LQ:
-            W, Qf, _ = self.engine.curvature(xs, us, at.costates, self.params, exact=exact)
-            return self.blank.with_numbers(
-                A=at.A, B=at.B, c=at.reached - xs[1:], Q=W[:, :nx, :nx], R=W[:, nx:, nx:], M=W[:, :nx, nx:],
-                q=at.qs[:-1], r=at.rs, Qf=Qf, qf=at.qs[-1],
-            )  # fmt: skip
+        def weights(W: Any) -> dict[str, Any]:
+            return {"Q": W[:, :nx, :nx], "R": W[:, nx:, nx:], "M": W[:, :nx, nx:]}
 
-        return model(True) if exact else None, model(False), at.us, least
+        plain = self.blank.with_numbers(
+            A=at.A, B=at.B, c=at.reached - xs[1:], q=at.qs[:-1], r=at.rs, Qf=at.Wf, qf=at.qs[-1], **weights(at.W)
+        )
+        full = plain.with_numbers(**weights(at.V)) if exact else None
+        return full, plain, at.us, least_of(at.sizes, len(xs))
 
 
 @record(static=("exact", "bounded", "host"))

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-import jax.numpy as jnp
+import numpy as np
 
 from optctl import lq
+from optctl._arrays import namespace
 from optctl.adjoint.gradient import Gradient
 from optctl.result import Status
 from optctl.solution import History
@@ -38,9 +39,10 @@ class LQ(Method):
         """Solve; the guess plays no part."""
         solution = lq.solve(lq.LQ.from_problem(objective.problem))
         z = objective.pack(Gradient(None, None, None, us=solution.us, x0=solution.xs[0], params=None))
-        row = jnp.stack([jnp.asarray(jnp.nan, z.dtype), solution.cost.astype(z.dtype)])
-        status = jnp.where(solution.failed_stage < 0, int(Status.SOLVED), int(Status.NOT_CONVEX))
+        xp = namespace(z)
+        row = xp.stack([xp.asarray(xp.nan, z.dtype), solution.cost.astype(z.dtype)])
+        status = xp.where(solution.failed_stage < 0, int(Status.SOLVED), int(Status.NOT_CONVEX))
         return Iterate(
-            z, solution.cost, None, jnp.asarray(1), status, jnp.asarray(False), History(row, row, row),
+            z, solution.cost, None, np.asarray(1), status, np.asarray(False), History(row, row, row),
             K=solution.K, k=solution.k,
         )  # fmt: skip

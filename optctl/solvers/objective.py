@@ -59,7 +59,7 @@ class Objective:
     @cached_property
     def engine(self) -> Engine:
         """What evaluates on the host, for an objective of NumPy's arrays."""
-        found = find_engine(self.problem, self.us, self.x0, self.params)
+        found = find_engine(self.problem, self.us, self.x0, self.params, curved=True)
         assert found is not None
         return found
 
@@ -85,7 +85,7 @@ class Objective:
     def pack(self, values: Any) -> Any:
         """Return one vector from a record with fields us, x0 and params."""
         leaves = jax.tree.leaves([getattr(values, name) for name in self.free])
-        xp = namespace(leaves[0])
+        xp = np if all(on_host(leaf) for leaf in leaves) else jnp
         return xp.concatenate([xp.ravel(leaf) for leaf in leaves])
 
     def unpack(self, z: Any) -> dict[str, Any]:
@@ -128,8 +128,8 @@ class Objective:
         if not on_host(z):
             return jax.linearize(lambda z: self.cost_and_slope(z)[1], z)[1]
         values = self.unpack(z)
-        us, x0, params = values["us"], values["x0"], values["params"]
-        product = self.engine.hessian(self.engine.slopes(us, x0, params), us, params)
+        us, x0 = values["us"], values["x0"]
+        _, product = self.engine.hessian(us, x0, values["params"])
         still = {"us": np.zeros_like(us), "x0": np.zeros_like(x0)}
 
         def along(direction: np.ndarray) -> np.ndarray:

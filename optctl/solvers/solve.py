@@ -17,6 +17,7 @@ from optctl._validate import (
     check_kind,
     check_positive,
     check_shape,
+    default_float,
     is_concrete,
     runs_now,
     shown,
@@ -126,7 +127,11 @@ def _placed(method: Method, objective: Objective) -> Objective:
         return objective
     given = objective.us, objective.x0, objective.params
     plain = method.on_host and not ("params" in objective.free and method.curved)
-    return to_host(objective) if plain and find_engine(objective.problem, *given) is not None else to_device(objective)
+    return (
+        to_host(objective)
+        if plain and find_engine(objective.problem, *given, curved=True) is not None
+        else to_device(objective)
+    )
 
 
 def _run(method: Method, objective: Objective, tolerance: Any, us: Any, xs: Any) -> Iterate | Solution:
@@ -183,9 +188,8 @@ def _objective(problem: Problem, us: Any, x0: Any, params: Any, free: Any) -> Ob
         if x0 is None and dynamics.nx is None:
             raise ValueError("`x0` is free and its size unknown; pass a first guess x0=..., or nx to the dynamics.")
         if x0 is None:
-            x0 = jnp.zeros(dynamics.nx, us.dtype if hasattr(us, "dtype") else jnp.result_type(float))
-        else:
-            x0 = jnp.asarray(as_float(x0, "x0"))
+            x0 = np.zeros(dynamics.nx, us.dtype if hasattr(us, "dtype") else default_float())
+        x0 = to_device(as_float(x0, "x0"))
     else:
         x0 = problem.x0
     if not dynamics.roll_without_inputs:

@@ -73,7 +73,7 @@ def test_solvers_come_to_the_same_iterates_on_both_kinds_of_arrays(method, monke
     few = {"ilqr": oc.ILQR, "newton_cg": oc.NewtonCG, "gradient_descent": oc.GradientDescent, "lbfgs": oc.LBFGS}[method]
     here = oc.solve(problem, method=few(max_iterations=4))
     assert isinstance(here.us, np.ndarray)
-    monkeypatch.setattr(sys.modules["optctl.solvers.solve"], "find_engine", lambda *_: None)
+    monkeypatch.setattr(sys.modules["optctl.solvers.solve"], "find_engine", lambda *_, **__: None)
     there = oc.solve(problem, method=few(max_iterations=4))
     assert isinstance(there.us, jax.Array)
     np.testing.assert_allclose(here.us, there.us, rtol=1e-8, atol=1e-9)

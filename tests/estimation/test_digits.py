@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 import optctl as oc
-from optctl.estimation import kalman, parallel
-from optctl.estimation.measurements import series_of
+from optctl.estimation import kalman, measurements, parallel
 
 METHODS = ["native", "scan", "parallel"]
 TWO_PI = Decimal("6.28318530717958647692528676655900576839433879875021")
@@ -26,6 +25,10 @@ def _seventy_digits():
     with decimal.localcontext() as context:
         context.prec = 70
         yield
+
+
+def series_of(model, ys):
+    return jax.tree.map(jnp.asarray, measurements.series_of(model, *measurements.check_series(model, ys)))
 
 
 def inverse(M):

@@ -9,7 +9,7 @@ import pytest
 
 import optctl as oc
 from optctl import _native
-from optctl.adjoint import evaluation, interpreter
+from optctl.adjoint import evaluation, graphs, interpreter
 from optctl.shooting import native
 from optctl.solvers.judged import judged
 
@@ -150,7 +150,7 @@ def test_a_tape_that_nobody_can_check_is_not_used(monkeypatch):
     )  # fmt: skip
     right = oc.solve(problem, method="interior_point").raise_if_failed()
     assert right.checked == "NumPy"
-    for cache in (native._TAPES, evaluation._FUNCTIONS):
+    for cache in (native._TAPES, graphs._GRAPHS, evaluation._FUNCTIONS):
         cache.clear()
     monkeypatch.setattr(interpreter, "MOST_TURNS", 3)
     solution = oc.solve(problem, method="interior_point").raise_if_failed()
@@ -159,3 +159,4 @@ def test_a_tape_that_nobody_can_check_is_not_used(monkeypatch):
     with pytest.raises(ValueError, match="a function that NumPy cannot check: a loop of it takes more than 3 turns"):
         oc.solve(problem, method=oc.InteriorPoint(backend="native"))
     native._TAPES.clear()
+    graphs._GRAPHS.clear()
