@@ -480,12 +480,12 @@ REFUSED = {
     "an index": (lambda x, u: np.sin(x[2]) * x, "`f` fails on arguments.*index 2 is out of bounds for axis 0 with size 2"),
     "a shape": (lambda x, u: np.ones(5) @ np.sin(x), r"`f` fails on arguments.*shapes"),
     "nothing": (lambda x, u: print(end="", file=None) if np.sin(x).sum else x, "`f`.*returns None"),
-    "a state": (global_state, "`f` called with numbers and traced .* gives different values"),
+    "a state": (global_state, "`f` called with numbers and traced .* gives other values"),
     "another type": (
         lambda x, u: np.sin(x) * (2.0 if isinstance(x, np.ndarray) else 1.0),
-        "`f` called with numbers and traced .* gives different values.*type",
+        "`f` called with numbers and traced .* gives other values.*type",
     ),
-    "a random number": (lambda x, u: np.sin(x) + np.random.default_rng().normal(), "gives different values"),
+    "a random number": (lambda x, u: np.sin(x) + np.random.default_rng().normal(), "gives other values"),
     "JAX beside NumPy": (lambda x, u: jnp.sin(np.array([x[0], u[0]])), "`f` hands an array to NumPy, beside functions of JAX"),
 }  # fmt: skip
 

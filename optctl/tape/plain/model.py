@@ -21,11 +21,11 @@ from jax.interpreters import ad, batching, mlir
 
 from optctl._jaxpr import Primitive
 from optctl._reads import user_line
-from optctl._validate import TracedError
+from optctl._validate import TracedError, through_jax
 from optctl.tape import polynomial, unroll
 from optctl.tape.evaluate import by_jax, by_numpy, needed, operands
 from optctl.tape.expressions import CODE, CONSTANT, GIVEN, INPUT, LOAD, LOOKUP, OPERATIONS, TABLES
-from optctl.tape.plain.arrays import BOOL, FLOAT, WHOLE, Array, Refused, as_array, cast
+from optctl.tape.plain.arrays import BOOL, FLOAT, WHOLE, Array, Mixed, Refused, as_array, cast
 from optctl.tape.plain.names import copied
 from optctl.tape.program import Graph
 from optctl.tape.unroll import Unroller
@@ -82,6 +82,8 @@ class Model:
             refused = _refusal(error)
             if refused is None:
                 raise
+            if through_jax(refused):
+                raise Mixed("a function of JAX is given an array of NumPy's") from error
             raise told(refused, self.name) from error
 
     def now(self, *leaves: Any) -> np.ndarray:
@@ -152,9 +154,9 @@ class Model:
                 wrong = "" if own.shape != ours.shape else f": {own.ravel()[:4]} and {ours.ravel()[:4]}"
                 at = ", ".join(str(np.round(leaf, 3)) for leaf in leaves)
                 raise TracedError(
-                    f"`{self.name}` called with numbers and traced with NumPy's functions gives different values{wrong},"
-                    f" at {at}. Does it decide by the type of its arguments, or by something outside that changes? Write"
-                    " it with jnp."
+                    f"`{self.name}` called with numbers and traced with NumPy's functions gives other values{wrong},"
+                    f" at {at}. Does it decide by the type of its arguments, or by something outside that changes?"
+                    " Write it with jnp."
                 )
 
 
