@@ -44,7 +44,7 @@ def hold(fields: dict[str, Any], dtype: Any = None) -> dict[str, Any]:
 
 
 def numbers(tree: Any) -> Any:
-    """Return a pytree with the numbers behind what `jax.grad` follows outside of `jit`; other tracers stay."""
+    """Return a pytree with the numbers behind what `jax.grad` follows outside of `jit`; all else stays as it is."""
 
     def behind(leaf: Any) -> Any:
         if not isinstance(leaf, jax.core.Tracer):

@@ -9,14 +9,20 @@ dropped, which is a fault where nothing at all is written and the line does not 
 
 import contextlib
 import linecache
+import re
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jaxlib
 import numpy as np
 
 from optctl._jaxpr import Literal
+
+_OF_JAX = {Path(str(module.__file__)).parent for module in (jax, jaxlib)}
+_LIBRARIES = {*_OF_JAX, Path(np.__file__).parent, Path(__file__).parent}
 
 LARGEST = 10_000
 """Most entries of an array whose numbers are followed."""
@@ -34,12 +40,14 @@ class Fault(NamedTuple):
         size: entries along the axis.
         verb: "takes" or "writes to".
         line: where it stands in the user's file; empty if unknown.
+        silent: whether the nearest entry is taken in its place, as JAX does; NumPy raises an error.
     """
 
     at: int
     size: int
     verb: str
     line: str
+    silent: bool = True
 
 
 class _Known(NamedTuple):
@@ -74,8 +82,12 @@ def user_line(frames: Sequence[tuple[str, int]]) -> str:
 
 def is_library(filename: str) -> bool:
     """True for files of this package, of JAX and of NumPy."""
-    inside = Path(__file__).parent
-    return inside in Path(filename).parents or bool({"jax", "jaxlib", "numpy"} & set(Path(filename).parts))
+    return not _LIBRARIES.isdisjoint(Path(filename).parents)
+
+
+def is_jax(filename: str) -> bool:
+    """True for files of JAX."""
+    return not _OF_JAX.isdisjoint(Path(filename).parents)
 
 
 def _walk(jaxpr: Any, arguments: Sequence[_Known]) -> list[_Known]:
@@ -159,7 +171,24 @@ def _while(eqn: Any, args: list[_Known]) -> list[_Known]:
     return [_Known(None, old.fault or new.fault) for old, new in zip(carry, results, strict=True)]
 
 
-_INNER: dict[str, Callable] = {"cond": _cond, "scan": _scan, "while": _while}
+def _numpy_model(eqn: Any, args: list[_Known]) -> list[_Known]:
+    """Call a function in plain NumPy with the stage as it is known, and ones."""
+    fault, model = _first(args), eqn.params["model"]
+    if not eqn.params["batches"] and any(a.value is not None and a.value.dtype.kind == "i" for a in args):
+        numbers = [np.ones(v.aval.shape) if a.value is None else a.value for a, v in zip(args, eqn.invars, strict=True)]
+        try:
+            model.now(*numbers)
+        except IndexError as error:
+            found = re.search(r"index (-?\d+) is out of bounds for axis \d+ with size (\d+)", str(error))
+            frames = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
+            if found:
+                fault = Fault(int(found[1]), int(found[2]), "takes", user_line(frames[::-1]), silent=False)
+        except Exception:
+            pass
+    return [_Known(None, fault)]
+
+
+_INNER: dict[str, Callable] = {"cond": _cond, "scan": _scan, "while": _while, "numpy_model": _numpy_model}
 
 
 # Reads and writes.

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._jaxpr import get_opaque_trace_state
-from optctl._reads import fault_in, user_line
+from optctl._reads import fault_in, is_jax, user_line
 
 MOST = 2**31 - 1
 """Greatest whole number that anything may count."""
@@ -254,8 +254,9 @@ class TracedError(ValueError):
 
 NEEDS_NUMBERS = {
     jax.errors.TracerBoolConversionError: "decides by the value of an array (`if`, `while`, `and`, `not`, `max(a, b)`);"
-    " write jnp.where(condition, a, b), jnp.maximum or jnp.logical_and",
-    jax.errors.TracerArrayConversionError: "hands an array to NumPy; write jnp.sin for np.sin, jnp.array for np.array",
+    " write jnp.where(condition, a, b), jnp.maximum or jnp.logical_and (of np in a function without jnp)",
+    jax.errors.TracerArrayConversionError: "hands an array to NumPy, beside functions of"
+    " JAX; write jnp.sin for np.sin, jnp.array for np.array",
     jax.errors.TracerIntegerConversionError: "counts or indexes a Python object by an array, such as range(t) or"
     " table[t]; write jax.lax.fori_loop, or jnp.asarray(table)[t]",
     jax.errors.NonConcreteBooleanIndexError: "picks entries by a mask, x[mask]; write jnp.where(mask, x, 0)",
@@ -271,6 +272,11 @@ def explained(error: Exception, name: str) -> TracedError:
     frames = traceback.extract_tb(error.__traceback__)[::-1]
     line = user_line([(frame.filename, frame.lineno or 0) for frame in frames])
     return TracedError(f"`{name}` {words}. It is traced once, for all stages and points{line}.")
+
+
+def through_jax(error: BaseException) -> bool:
+    """True if an error passed through JAX's own code."""
+    return any(is_jax(frame.filename) for frame in traceback.extract_tb(error.__traceback__))
 
 
 def result_shape(function: Any, name: str, *arguments: Any) -> Any:
@@ -314,10 +320,12 @@ def _check_reads(closed: Any, name: str, arguments: Any) -> None:
         if fault is not None:
             at = f" at stage {t}" if t else ""
             instead = "takes the nearest one" if fault.verb == "takes" else "writes nothing"
-            meant = "; if the nearest one is meant, write jnp.clip" if t and fault.verb == "takes" else ""
+            clip = "jnp.clip" if fault.silent else "np.clip"
+            meant = f"; if the nearest one is meant, write {clip}" if t and fault.verb == "takes" else ""
+            silently = f", where JAX {instead} without a word" if fault.silent else ""
             raise TracedError(
-                f"`{name}` {fault.verb} entry {fault.at}{at} of an axis of {fault.size}, where JAX {instead} without"
-                f" a word; expected one from {-fault.size} to {fault.size - 1}{meant}{fault.line}."
+                f"`{name}` {fault.verb} entry {fault.at}{at} of an axis of {fault.size}{silently}; expected one from"
+                f" {-fault.size} to {fault.size - 1}{meant}{fault.line}."
             )
 
 

@@ -28,14 +28,14 @@ def problem(dynamics=PLANT, cost=lambda x, u: u @ u, **constraints):
     ("f", "says"),
     [
         (branch, r"`f` decides by the value .* jnp.where.*line \d+ of test_messages.py: if x\[0\] > 0"),
-        (lambda x, u: x * max(x[0], 0.0), "`f` decides by the value .* jnp.maximum"),
-        (lambda x, u: np.sin(x), "`f` hands an array to NumPy; write jnp.sin"),
-        (lambda x, u: np.array([x[0], u[0]]), "`f` hands an array to NumPy.*jnp.array"),
+        (lambda x, u: jnp.cos(x) * max(x[0], 0.0), "`f` decides by the value .* jnp.maximum"),
+        (lambda x, u: jnp.cos(np.sin(x)), "`f` hands an array to NumPy, beside functions of JAX; write jnp.sin"),
+        (lambda x, u: jnp.sin(np.array([x[0], u[0]])), "`f` hands an array to NumPy.*jnp.array"),
         (lambda x, u: jnp.array([float(x[0]), 1.0]), r"`f` asks an array for its number, as float\(x\)"),
-        (lambda x, u: x * math.sin(x[0]), "`f` asks an array for its number.*jnp.sin for math.sin"),
+        (lambda x, u: jnp.cos(x) * math.sin(x[0]), "`f` asks an array for its number.*jnp.sin for math.sin"),
         (lambda x, u, t: x * TABLE[t], r"`f` counts or indexes .*jnp.asarray\(table\)\[t\]"),
         (lambda x, u, t: x * sum(1.0 for _ in range(t)), "`f` counts or indexes.*fori_loop"),
-        (lambda x, u: x[x > 0], r"`f` picks entries by a mask.*jnp.where\(mask"),
+        (lambda x, u: x[x > 0], r"`f` picks entries by a mask.*np.where\(mask.*jnp.where"),
     ],
 )
 def test_numbers_that_are_not_there_yet(f, says):
@@ -74,23 +74,32 @@ def test_what_is_missing_or_misnamed_is_named(make, says):
 LIN, K0 = problem(), jnp.zeros((1, 2))
 DOORS = {
     "stage_cost": lambda: oc.solve(problem(cost=lambda x, u: u @ u if x[0] > 0 else 2 * u @ u)),
-    "terminal_cost": lambda: oc.gradient(LIN.replace(terminal_cost=lambda x: float(x[0])), np.zeros((3, 1))),
-    "path_inequality": lambda: oc.solve(problem(path_inequality=lambda x, u: np.sin(x))),
-    "terminal_inequality": lambda: oc.solve(problem(terminal_inequality=oc.Soft(lambda x: np.sin(x)))),
+    "terminal_cost": lambda: oc.gradient(
+        LIN.replace(terminal_cost=lambda x: x[0] if x[0] > 0 else -x[0]), np.zeros((3, 1))
+    ),
+    "path_inequality": lambda: oc.solve(problem(path_inequality=lambda x, u: np.sin(x[x > 0]))),
+    "terminal_inequality": lambda: oc.solve(problem(terminal_inequality=oc.Soft(lambda x: jnp.cos(np.sin(x))))),
     "ode": lambda: oc.discretize(branch, 0.1, nx=2, nu=1).rollout([1.0, 0.0], np.zeros((3, 1))),
-    "policy": lambda: oc.train_policy(LIN, lambda x, t, K: K @ np.sin(x), K0, jnp.ones((1, 2)), steps=1),
+    "policy": lambda: oc.train_policy(LIN, lambda x, t, K: K @ np.sin(x[x > 0]), K0, jnp.ones((1, 2)), steps=1),
     "loss": lambda: oc.train(lambda p, batch: float(p[0]), jnp.zeros(1), jnp.ones((3, 1))),
     "layers[0]": lambda: oc.gradient(
-        oc.Problem(oc.Layers([lambda x, W: np.tanh(x @ W)]), None, lambda x: x @ x, params=[jnp.eye(2)]),
+        oc.Problem(
+            oc.Layers([lambda x, W: np.tanh(x @ W) if x[0] > 0 else x]), None, lambda x: x @ x, params=[jnp.eye(2)]
+        ),
         None,
         x0=jnp.ones(2),
     ),
-    "when": lambda: oc.integrate(oc.ODE(lambda z: -z), [1.0], [0.0, 1.0], event=oc.Event(lambda z: math.sin(z[0]))),
+    "when": lambda: oc.integrate(
+        oc.ODE(lambda z: -z), [1.0], [0.0, 1.0], event=oc.Event(lambda z: jnp.cos(math.sin(z[0])))
+    ),
     "reset": lambda: oc.integrate(
-        oc.ODE(lambda z: -z), [1.0], [0.0, 1.0], event=oc.Event(lambda z: z[0] - 0.5, reset=lambda z: np.abs(z))
+        oc.ODE(lambda z: -z),
+        [1.0],
+        [0.0, 1.0],
+        event=oc.Event(lambda z: z[0] - 0.5, reset=lambda z: jnp.sin(np.abs(z))),
     ),
     "running_cost": lambda: oc.ode_gradient(
-        oc.ODE(lambda z: -z), lambda zs: zs[-1, 0], [1.0], [0.0, 1.0], running_cost=lambda z: float(z[0])
+        oc.ODE(lambda z: -z), lambda zs: zs[-1, 0], [1.0], [0.0, 1.0], running_cost=lambda z: jnp.sin(float(z[0]))
     ),
 }
 VERBS = {

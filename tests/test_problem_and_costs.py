@@ -96,9 +96,9 @@ def test_helpers_of_the_wrong_size_are_refused(changes, message):
     assert problem(stage_cost=oc.costs.Tracking(EYE, ONE, np.ones((4, 2)))).horizon == 3
 
 
-def test_numpy_inside_a_model_is_named():
-    with pytest.raises(ValueError, match=r"`f` hands an array to NumPy; write jnp.sin for np.sin"):
-        oc.Dynamics(lambda x, u: [np.sqrt(x[0]) + u[0]], 1, 1)
+def test_numpy_beside_jax_in_a_model_is_named():
+    with pytest.raises(ValueError, match=r"`f` hands an array to NumPy, beside functions of JAX; write jnp.sin"):
+        oc.Dynamics(lambda x, u: [np.sqrt(x[0]) + jnp.sin(u[0])], 1, 1)
 
 
 def test_missing_parameters_are_named():

@@ -293,6 +293,12 @@ def _by_jax(eqn: Any) -> Callable:
     return evaluate
 
 
+@rule("numpy_model")
+def _numpy_model(eqn: Any) -> Callable:
+    """Return the user's own function, called with numbers."""
+    return partial(eqn.params["model"].rows, eqn.params["batches"])
+
+
 # Functions within the function.
 
 

@@ -1,5 +1,8 @@
 """Functions that users write with as many arguments as they need: `f(x, u)` up to `f(x, u, t, params)`.
 
+They are written with JAX or in plain NumPy. JAX is asked first; a function that it cannot trace is one in NumPy, which
+is traced by NumPy's protocols (`optctl.tape.plain`) and is a primitive of JAX from then on.
+
 A plain function is structure (static): the same function object never recompiles. A callable that is itself
 a pytree (a cost helper, a model with masses and lengths) is data: its arrays may change without recompilation.
 """
@@ -9,9 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from optctl._record import Identity, Static, record
-from optctl._validate import NEEDS_NUMBERS, explained
+from optctl._validate import NEEDS_NUMBERS, explained, through_jax
 
 STAGE = ("x", "u", "t", "params")
 POLICY = ("x", "t", "params")
@@ -20,6 +24,10 @@ STATE = ("x", "params")
 
 PARAMETERS = ("p", "parameters", "args", "theta", "weights")
 TIME_NAMES = ("t", "k", "i", "j", "n", "time", "tau", "stage", "step", "seconds", "index", "layer")
+
+REMEMBERED = 256
+_NUMPY: set[Any] = set()  # functions that JAX could not trace and NumPy could
+_MODELS: dict[Any, Any] = {}
 
 
 @record(static=("picks", "keywords", "arguments", "name"))
@@ -53,13 +61,73 @@ class StageFunction:
         Raises:
             ValueError: where the function asks a traced array for its numbers, with the line and the remedy.
         """
-        call = self.call.identity.value if isinstance(self.call, Static) else self.call
-        many = len(self.picks) - len(self.keywords)
-        named = {name: arguments[k] for name, k in zip(self.keywords, self.picks[many:], strict=True)}
+        given = [arguments[k] for k in self.picks]
+        if _NUMPY and self._key in _NUMPY:
+            return self._in_numpy(given)
         try:
-            return call(*(arguments[k] for k in self.picks[:many]), **named)
-        except tuple(NEEDS_NUMBERS) as error:
-            raise explained(error, self.name) from error
+            return self._run((self.call, given))
+        except Exception as error:
+            if not jax.tree.leaves((self.call, given)):
+                raise
+            return self._tried_in_numpy(given, error)
+
+    def _run(self, tree: tuple[Any, list[Any]], prepare: Callable = lambda f: f) -> Any:
+        """Call the user's function, or what `prepare` makes of it."""
+        call, given = tree
+        call = prepare(call.identity.value if isinstance(call, Static) else call)
+        many = len(given) - len(self.keywords)
+        return call(*given[:many], **dict(zip(self.keywords, given[many:], strict=True)))
+
+    @property
+    def _key(self) -> Any:
+        return self.call.identity if isinstance(self.call, Static) else jax.tree.structure(self.call)
+
+    def _tried_in_numpy(self, given: list[Any], error: Exception) -> Any:
+        """Call a function that JAX cannot trace as one that is written in plain NumPy.
+
+        Raises:
+            Exception: the error of JAX, where it is no such function either; else what is to be changed in it.
+        """
+        cannot = isinstance(error, tuple(NEEDS_NUMBERS))
+        assigns = isinstance(error, TypeError) and ("item assignment" in str(error) or "immutable" in str(error))
+        from optctl.tape.plain import Mixed
+
+        try:
+            result = self._in_numpy(given)
+        except Exception as other:
+            of_numpy = not through_jax(other) and not isinstance(other, Mixed)
+            if (cannot or assigns) and of_numpy:
+                raise other from error
+            if cannot:
+                raise explained(error, self.name) from error
+            raise error from None
+        if len(_NUMPY) >= REMEMBERED:
+            _NUMPY.clear()
+        _NUMPY.add(self._key)
+        return result
+
+    def _in_numpy(self, given: list[Any]) -> Any:
+        """Return the value of a function in plain NumPy: its own for numbers; for what is traced, by its graph."""
+        leaves, structure = jax.tree.flatten((self.call, given))
+        if not any([isinstance(leaf, jax.core.Tracer) for leaf in leaves]):
+            numbers = [np.array(leaf) if isinstance(leaf, np.ndarray | jax.Array) else leaf for leaf in leaves]
+            return self._run(jax.tree.unflatten(structure, numbers))
+        from optctl.tape.plain import Model, bind
+
+        avals = [jax.typeof(leaf) for leaf in leaves]
+        key = self._key, self.picks, self.keywords, structure, tuple([(a.shape, a.dtype) for a in avals])
+        model = _MODELS.get(key)
+        if model is None:
+            varying = [name != "params" for name in (self.arguments[k] for k in self.picks)]
+            held = jax.tree.leaves(self.call)
+            uniform = [True] * len(held)
+            for argument, varies in zip(given, varying, strict=True):
+                uniform += [not varies] * len(jax.tree.leaves(argument))
+            model = Model(self._run, structure, avals, uniform, self.name)
+            if len(_MODELS) >= REMEMBERED:
+                _MODELS.clear()
+            _MODELS[key] = model
+        return bind(model, leaves)
 
 
 def stage_function(f: Callable, name: str, arguments: tuple[str, ...] = STAGE, least: int = 2) -> StageFunction:

@@ -34,6 +34,7 @@ from optctl._arrays import constant, either, namespace, on_host, to_device, to_h
 from optctl._door import numbers
 from optctl._record import changed, record
 from optctl._validate import is_concrete, runs_now
+from optctl.adjoint.graphs import parts_of
 from optctl.lq import sweeps
 from optctl.lq.kkt import times
 from optctl.problem import Problem
@@ -95,7 +96,7 @@ from optctl.shooting.scaling import (
 )
 from optctl.shooting.sensitivity import settle, unknown
 from optctl.solution import BOTTOMLESS, FALLEN, GROWN, Certificate, History, Solution, cost_size, reachable
-from optctl.tape import memories_now
+from optctl.tape import memories, memories_now
 
 FIRST_BARRIER = 0.1
 ACTIVE = 1e-9
@@ -189,9 +190,22 @@ def make_program(
         ValueError: if the kernel was asked for and cannot.
     """
     tapes, natively = native.find_tapes(problem, xs, us, params, settings)
+    if tapes is not None and natively and on_host(xs):
+        read, _ = memories(tapes.every, parts_of(problem, params))
+        return Program(problem, params, x0_free, _rows_on_host(tapes, problem, xs, us, x0_free), tapes, True, read)
     shapes = function_shapes(problem, xs, us, params) if tapes is None else tapes.shapes
     rows = make_rows(problem, xs, us, shapes, x0_free)
     return Program(problem, params, x0_free, rows, tapes, natively)
+
+
+def _rows_on_host(tapes: native.Tapes, problem: Problem, xs: Any, us: Any, x0_free: tuple[bool, ...]) -> Rows:
+    """Return the rows of NumPy's arrays, made once for the same bounds and prices."""
+
+    def make() -> Rows:
+        own = jax.tree.map(np.array, problem)  # a copy, which no one changes
+        return make_rows(own, np.array(xs), np.array(us), tapes.shapes, x0_free)
+
+    return tapes.remember((xs.shape, us.shape, x0_free, *row_numbers(problem)), make)
 
 
 def program_on_host(
@@ -204,11 +218,7 @@ def program_on_host(
     tapes = seen.tapes
     assert tapes is not None
 
-    def make() -> Rows:
-        own = jax.tree.map(np.array, problem)  # a copy, which no one changes
-        return make_rows(own, np.array(xs), np.array(us), tapes.shapes, x0_free)
-
-    rows = tapes.remember((xs.shape, us.shape, x0_free, *row_numbers(problem)), make)
+    rows = _rows_on_host(tapes, problem, xs, us, x0_free)
     read, _ = memories_now(tapes.every, [leaves[k] for k in seen.uniform])
     return Program(problem, params, x0_free, rows, tapes, True, read)
 
@@ -267,11 +277,12 @@ def _holding(rows: Rows, xs: Any, us: Any, y: Any, z: Unknowns, scale: Any) -> U
     Multipliers are compared in the units of the iterations: `scale` is what they multiply rows by.
     """
     size = y / scale
-    held = rows.inequality & (size > ACTIVE * largest(jnp.where(rows.inequality, size, 0.0)))
-    y = jnp.where(rows.inequality & ~held, 0.0, jnp.where(rows.inequality | rows.equality, y, 0.0))
-    s, e = jnp.where(held, 0.0, 1.0), None
+    xp = namespace(y)
+    held = rows.inequality & (size > ACTIVE * largest(xp.where(rows.inequality, size, 0.0)))
+    y = xp.where(rows.inequality & ~held, 0.0, xp.where(rows.inequality | rows.equality, y, 0.0))
+    s, e = xp.where(held, 0.0, 1.0), None
     if rows.soft is not None:
-        e = jnp.where(rows.soft & ~(held & (y >= (1 - ACTIVE) * rows.l1)), 0.0, 1.0)
+        e = xp.where(rows.soft & ~(held & (y >= (1 - ACTIVE) * rows.l1)), 0.0, 1.0)
     return replace(z, xs=xs, us=us, s=s, y=y, e=e)
 
 
@@ -811,7 +822,7 @@ def around_the_kernel(function: Callable) -> Callable:
 
 def check_guess(program: Program, state: State) -> None:
     """Raise if a function is not finite at the guess, naming it and the stage."""
-    if not runs_now(state) or bool(jnp.isfinite(state.theta_first) & jnp.isfinite(state.first_cost)):
+    if not runs_now(state) or bool(np.isfinite(state.theta_first) & np.isfinite(state.first_cost)):
         return
     problem, z, params = to_device((program.problem, state.z, program.params))  # what indexes by stage needs JAX's
     values = {

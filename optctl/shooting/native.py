@@ -192,6 +192,16 @@ def roll(program: Program, x0: Any, us: Any) -> Any:
     return _native.roll(program.tapes.every[0].alone, program.memory[0], x0, us)
 
 
+def step(program: Program, x: Any, u: Any, t: int) -> Any:
+    """Return the state that follows at stage t."""
+    if not on_host(x):
+        return program.problem.dynamics.step(x, u, jnp.asarray(t), program.params)
+    memory, begins = program.memory
+    tape = program.tapes.every[0]
+    values = np.concatenate([x, u, [float(t)]])[None]
+    return _native.run_tape(tape.packed(begins[0]), memory, values, tape.outputs.size)[0, -x.size :]
+
+
 def row_values(program: Program, xs: Any, us: Any) -> dict[str, Any]:
     """Return the values (N, m) of the path's functions by name."""
     if not program.natively:

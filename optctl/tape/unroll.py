@@ -59,6 +59,8 @@ class Unroller(Walker):
         self._addresses = 0
         self._known: dict[int, np.ndarray] = {}
         self.trusts = False  # whole numbers not to wrap around
+        self.asked: Any = None  # by NumPy for its index, a moment ago
+        self.inside = 0  # functions of NumPy's that are being traced
         self.sizes: dict[int, float] = {}  # of whole numbers: bounds, since a tape's do not wrap around
 
     def constant(self, value: Any) -> np.ndarray:
