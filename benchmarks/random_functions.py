@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from timing import describe_machine
 
+import optctl as oc
 from optctl.tape import Unsupported
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -28,7 +29,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--length", type=int, default=6)
     args = parser.parse_args()
-    print(describe_machine())
+    print(describe_machine(oc.__version__))
     started, gaps, without = time.perf_counter(), [], 0
     for seed in range(args.first, args.first + args.count):
         try:
