@@ -36,11 +36,11 @@ if TYPE_CHECKING:
         ODEGradient,
         Signal,
         Trajectory,
-        integrate,
         neural_ode,
         ode_gradient,
         ode_hessian_vector_product,
     )
+    from optctl.continuous.integrate import integrate
     from optctl.control import MPC, MPCPlan, MPCRun
     from optctl.dynamics import (
         AbstractDynamics,
@@ -51,10 +51,10 @@ if TYPE_CHECKING:
         Layers,
         LinearDynamics,
         SimulatorDynamics,
-        discretize,
         models,
         pde,
     )
+    from optctl.dynamics.discretize import discretize
     from optctl.dynamics.memory import Binomial
     from optctl.estimation import (
         LinearGaussian,

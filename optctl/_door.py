@@ -43,6 +43,18 @@ def hold(fields: dict[str, Any], dtype: Any = None) -> dict[str, Any]:
     return {n: None if v is None else keep(v, v.dtype if dtype is None else dtype) for n, v in fields.items()}
 
 
+def numbers(tree: Any) -> Any:
+    """Return a pytree with the numbers behind what `jax.grad` follows outside of `jit`; all else stays as it is."""
+
+    def behind(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.core.Tracer):
+            return leaf
+        value = jax.lax.stop_gradient(leaf)
+        return value if isinstance(value, jax.Array) else np.asarray(value, leaf.dtype)
+
+    return jax.tree.map(behind, tree)
+
+
 def compiled(*static: str) -> Callable[[Callable], Callable]:
     """Make a function of arrays one that XLA compiles, and that runs as it is where all its arrays are NumPy's.
 

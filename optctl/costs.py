@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optctl._arrays import to_device
 from optctl._record import record
 from optctl._validate import as_float, as_weight, check_shape, is_concrete
 
@@ -75,14 +76,14 @@ class Quadratic:
     r: Any = None
 
     def __post_init__(self) -> None:
-        Q = jnp.asarray(as_weight(self.Q, "Q", (None, None)))
-        R = jnp.asarray(as_weight(self.R, "R", (None, None)))
+        Q = to_device(as_weight(self.Q, "Q", (None, None)))
+        R = to_device(as_weight(self.R, "R", (None, None)))
         nx, nu = (None if weight.ndim == 0 else weight.shape[-1] for weight in (Q, R))
         object.__setattr__(self, "Q", Q)
         object.__setattr__(self, "R", R)
         for name, shape in {"M": (nx, nu), "q": (nx,), "r": (nu,)}.items():
             if getattr(self, name) is not None:
-                value = jnp.asarray(as_float(getattr(self, name), name))
+                value = to_device(as_float(getattr(self, name), name))
                 if value.ndim not in (len(shape), len(shape) + 1):
                     raise ValueError(f"`{name}` has shape {value.shape}; expected {shape}, or (N, ...) per stage.")
                 check_shape(value, name, shape if value.ndim == len(shape) else (None, *shape))
@@ -122,13 +123,13 @@ class TerminalQuadratic:
     x_ref: Any = None
 
     def __post_init__(self) -> None:
-        Q = jnp.asarray(as_weight(self.Q, "Q", (None, None)))
+        Q = to_device(as_weight(self.Q, "Q", (None, None)))
         if Q.ndim == 3:
             raise ValueError(f"`Q` has shape {Q.shape}; expected (nx, nx).")
         shape = (None,) if Q.ndim == 0 else Q.shape[:1]
-        reference = jnp.zeros(Q.shape[:1], Q.dtype) if self.x_ref is None else as_float(self.x_ref, "x_ref", shape)
+        reference = np.zeros(Q.shape[:1], Q.dtype) if self.x_ref is None else as_float(self.x_ref, "x_ref", shape)
         object.__setattr__(self, "Q", Q)
-        object.__setattr__(self, "x_ref", jnp.asarray(reference))
+        object.__setattr__(self, "x_ref", to_device(reference))
 
     def __call__(self, x: Any) -> Any:
         """Return the cost of x."""
@@ -160,15 +161,15 @@ class Tracking:
     u_ref: Any = None
 
     def __post_init__(self) -> None:
-        Q = jnp.asarray(as_weight(self.Q, "Q", (None, None)))
-        R = jnp.asarray(as_weight(self.R, "R", (None, None)))
-        u_ref = jnp.zeros(R.shape[-1:], R.dtype) if self.u_ref is None else self.u_ref
+        Q = to_device(as_weight(self.Q, "Q", (None, None)))
+        R = to_device(as_weight(self.R, "R", (None, None)))
+        u_ref = np.zeros(R.shape[-1:], R.dtype) if self.u_ref is None else self.u_ref
         for name, value, given, weight in (("x_ref", self.x_ref, True, Q), ("u_ref", u_ref, self.u_ref is not None, R)):
             value = as_float(value, name)
             if given and (value.ndim not in (1, 2) or weight.shape[-1:] not in ((), value.shape[-1:])):
                 n = weight.shape[-1] if weight.ndim else "n"
                 raise ValueError(f"`{name}` has shape {value.shape}; expected ({n},) or (N, {n}).")
-            object.__setattr__(self, name, jnp.asarray(value))
+            object.__setattr__(self, name, to_device(value))
         object.__setattr__(self, "Q", Q)
         object.__setattr__(self, "R", R)
 
@@ -265,7 +266,7 @@ class HiddenPenalty:
     weight: Any
 
     def __post_init__(self) -> None:
-        weight = jnp.asarray(as_float(self.weight, "weight"))
+        weight = to_device(as_float(self.weight, "weight"))
         if is_concrete(weight) and (np.asarray(weight) < 0).any():
             raise ValueError(f"`weight` is {self.weight}; expected numbers >= 0.")
         object.__setattr__(self, "weight", weight)

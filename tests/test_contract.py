@@ -32,7 +32,8 @@ CASES = [(name, method) for name, (_, methods) in PROBLEMS.items() for method in
 @pytest.mark.parametrize(("name", "method"), CASES)
 def test_certified_optimum(name, method):
     problem, _ = PROBLEMS[name]
-    sol = oc.solve(problem, method=method, tolerance=1e-8)
+    # A line search that goes by the cost ends where rounding hides its fall: at slopes of sqrt(eps).
+    sol = oc.solve(problem, method=method, tolerance=1e-7 if method == "lbfgs" else 1e-8)
     assert sol.converged, sol
     assert sol.method == method
     assert repr(sol).startswith("Converged")
@@ -83,10 +84,10 @@ def test_the_bounded_optimum_equals_cvxpy_and_its_multipliers_are_right(method):
 def test_second_call_does_not_recompile_and_vmap_equals_a_loop(method, compiled):
     problem = zoo.lq_problem()
     oc.solve(problem, method=method)
-    before = compiled._cache_size()
+    before = compiled.by_xla._cache_size()
     x0s = np.random.default_rng(0).normal(size=(3, 3))
     looped = [oc.solve(problem.replace(x0=x0), method=method) for x0 in x0s]
-    assert compiled._cache_size() == before
+    assert compiled.by_xla._cache_size() == before
     batch = jax.vmap(lambda x0: oc.solve(problem.replace(x0=x0), method=method))(jnp.asarray(x0s))
     assert batch.converged.shape == (3,)
     assert repr(batch) == f"Solution batch ({method}): 3 of 3 converged"

@@ -5,12 +5,14 @@
     curved      slopes, then the curvature of the cost in z: the upper triangle of a stage, all of an end
     exact       slopes, then the curvature of cost + costate'f + y'(g, h)
     priced      the derivatives in the parameters: of l + costate'f at stages, of l at the ends
+    moved       the derivatives, in those of the uniform values that are wanted, of the derivative of
+                k l + costate'f + y'(g, h) along a direction (dz, dk, dcostate, dy), at k = 1
 
 Slopes and all behind have the inputs (x, u, t, costate, y) and (x, y). Tapes are judged (`tape_check`) before their
 first use; `graphs_of` remembers graphs by the structure of the problem, whatever its numbers are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +22,7 @@ import numpy as np
 from optctl.constraint import Constraint
 from optctl.problem import PATH, STAGE_FUNCTIONS, STATE_FUNCTIONS, TERMINAL, Problem
 from optctl.tape import Graph, Tape, Unsupported, adjoints, jacobian, trace
-from optctl.tape.expressions import LOOKUP, ONE, ZERO
+from optctl.tape.expressions import LOOKUP, ONE, TABLES, ZERO
 
 LONGEST = 30_000
 """Most instructions of a tape; beyond, matrices are large and XLA is the better choice."""
@@ -103,6 +105,34 @@ class Place:
             found = adjoints(graph.g, weights, wanted)
         return graph.tape([*graph.inputs, self.ys[0]] if self.staged else graph.inputs, [np.array(found, np.intp)])
 
+    def moved(self, leaves: Sequence[int]) -> Tape:
+        """Return the tape of the second derivatives in z and all prices, and in those of the uniform values.
+
+        Its inputs are those of "exact" and the direction. Its results are the derivatives in all numbers of the leaves;
+        then, where an index that is computed picks a number, its address among the uniform values, and the derivative
+        in it, for each such place.
+
+        Raises:
+            Unsupported: if the tape would be too long.
+        """
+        graph, g = self.graph, self.graph.g
+        wanted = [i for leaf in leaves for i in graph.uniform[leaf].ravel().tolist()]
+        dz, dk, dys = graph.variable(len(self.z)), graph.variable(1), [graph.variable(y.size) for y in self.ys]
+        with np.errstate(all="ignore"):
+            weights: dict[int, int] = {}
+            slope = adjoints(g, self.weights(True), self.z)
+            every = [*slope, self.cost.item(), *[i for of in self.functions for i in of.tolist()]]
+            for i, weight in zip(every, np.concatenate([dz, dk, *dys]).tolist(), strict=True):
+                weights[i] = g.add(weights.get(i, ZERO), weight)
+            looked_up = [i for i, node in enumerate(g.nodes) if node[0] == LOOKUP and node[2] < TABLES]
+            found = adjoints(g, weights, [*wanted, *looked_up])
+            picked = [i for i, of in zip(looked_up, found[len(wanted) :], strict=True) if of != ZERO]
+            places = [g.nodes[i][1:] for i in picked]
+            addresses = [g.add(g.constant(base), g.mul(g.constant(step), index)) for index, base, step in places]
+        slopes = [of for of in found[len(wanted) :] if of != ZERO]
+        results = [np.array(of, np.intp) for of in (found[: len(wanted)], addresses, slopes)]
+        return graph.tape([*graph.inputs, *self.ys, dz, dk, *dys], results)
+
 
 class Graphs:
     """The three places of a problem.
@@ -150,6 +180,7 @@ class Graphs:
         self.judged: dict[str, bool] = {}
         self._packed: dict[Any, np.ndarray] = {}
         self._priced: tuple[Tape, ...] | None = None
+        self._moved: dict[tuple[int, ...], tuple[Tape, ...]] = {}
 
     def tapes(self, kind: str) -> tuple[Tape, ...]:
         """Return the tapes of values and of a kind: of a stage, of the end, of the start."""
@@ -160,6 +191,16 @@ class Graphs:
         if self._priced is None:
             self._priced = tuple([place.priced(self.of_params) for place in (self.path, self.end, self.start)])
         return self._priced
+
+    def moved(self, leaves: tuple[int, ...]) -> tuple[Tape, ...]:
+        """Return the tapes of how the conditions of an optimum move with those leaves: of a stage, the end, the start.
+
+        Raises:
+            Unsupported: if one would be too long.
+        """
+        if leaves not in self._moved:
+            self._moved[leaves] = tuple([place.moved(leaves) for place in (self.path, self.end, self.start)])
+        return self._moved[leaves]
 
     def packed(self, kind: str, tapes: tuple[Tape, ...], begins: tuple[int, ...]) -> np.ndarray:
         """Return tapes as kernels read them, one behind the other; their memories begin at `begins`."""

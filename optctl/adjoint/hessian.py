@@ -73,7 +73,8 @@ def hessian_vector_product(
     require_second_derivatives(problem)
     at = (us, x0, params)
     given = (dus, dx0, dparams)
-    along = [jax.tree.map(jnp.zeros_like, a) if d is None else d for a, d in zip(at, given, strict=True)]
+    still = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), at)
+    along = [zero if d is None else d for zero, d in zip(still, given, strict=True)]
     for k, (name, point) in enumerate(zip(("dus", "dx0", "dparams"), at, strict=True)):
         if along[k] is not None:
             along[k] = check_tree(along[k], name) if name == "dparams" else as_float(along[k], name)

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optctl._record import record
 from optctl.constraint import Constraint, constraint, stacked
@@ -78,9 +79,9 @@ def controlled(problem: Problem, nx: int, nu: int, dtype: Any, du_max: Any) -> P
     more = 0 if du_max is None else nu
     view = Offset(nx, more)
     dynamics = ViewedDynamics(problem.dynamics, view, nx + more, nu)
-    params = (problem.params, jnp.zeros(nx, dtype))
-    made = problem.map(view, dynamics, x0=jnp.zeros(nx + more, dtype), params=params, params_min=None, params_max=None)
-    at = made.x0, jnp.zeros(nu, dtype), jnp.asarray(0), params
+    params = (problem.params, np.zeros(nx, dtype))
+    made = problem.map(view, dynamics, x0=np.zeros(nx + more, dtype), params=params, params_min=None, params_max=None)
+    at = made.x0, np.zeros(nu, dtype), np.asarray(0), params
     sizes = {}
     for name in FUNCTION_CONSTRAINTS:
         if getattr(made, name) is not None:

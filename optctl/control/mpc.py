@@ -21,11 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optctl._arrays import to_device, to_host
+from optctl._arrays import keep, namespace, on_host, put, to_device, to_host, while_loop
 from optctl._record import record
 from optctl._validate import (
     as_float,
     as_whole,
+    cast,
     check_flag,
     check_function,
     check_kind,
@@ -39,6 +40,7 @@ from optctl._validate import (
 from optctl.control.model import controlled
 from optctl.problem import Problem
 from optctl.result import Result, Status
+from optctl.shooting import native
 from optctl.shooting.interior_point import (
     Settings,
     around_the_kernel,
@@ -289,38 +291,42 @@ class MPC:
             xs: (N+1, nx) guess; None rolls out us.
             u: (nu,) the input applied so far, for rate limits; None is zero.
         """
-        x = jnp.asarray(as_float(x, "x", (self.nx,)), self.dtype)
         N = self.problem.steps
-        u = jnp.zeros(self.nu, self.dtype) if u is None else jnp.asarray(as_float(u, "u", (self.nu,)), self.dtype)
-        us = (
-            jnp.zeros((N, self.nu), self.dtype)
-            if us is None
-            else jnp.asarray(as_float(us, "us", (N, self.nu)), self.dtype)
-        )
-        full = (self._params(params), jnp.zeros(self.nx, self.dtype))
-        if xs is None:
-            xs = self.model.rollout(x, us, full[0])
-            xs = jnp.where(jnp.all(jnp.isfinite(xs)), xs, x)
-        else:
-            xs = jnp.asarray(as_float(xs, "xs", (N + 1, self.nx)), self.dtype).at[0].set(x)
-        if self.du_max is not None:
-            xs = jnp.concatenate([xs, jnp.concatenate([u[None], us])], axis=1)
-        free = (False,) * xs.shape[1]
+        given = {"x": (x, (self.nx,)), "u": (u, (self.nu,)), "us": (us, (N, self.nu)), "xs": (xs, (N + 1, self.nx))}
+        known = {name: self._array(value, name, shape) for name, (value, shape) in given.items() if value is not None}
+        x, u, us = known["x"], known.get("u", np.zeros(self.nu)), known.get("us", np.zeros((N, self.nu)))
+        full = (self._params(params), np.zeros(self.nx))
+        u, us, full = jax.tree.map(lambda leaf: cast(leaf, self.dtype) if on_host(leaf) else leaf, (u, us, full))
         settings = replace(self.settings, barrier=None, max_iterations=1000)
-        at_once = runs_now((xs, us, full))
-        move = to_host if self._on_host(xs, us, full) else to_device
-        problem, xs, us, full = move((self.problem, xs, us, full))
-        program = now(make_program, problem, xs, us, full, free, settings)
+        at_once, width = runs_now((known, full)), self.nx if self.du_max is None else self.nx + self.nu
+        blank = np.zeros((N + 1, width), self.dtype)
+        move = to_host if at_once and self._on_host(blank, us, full) else to_device
+        problem, x, u, us, full, settings, blank = move((self.problem, x, u, us, full, settings, blank))
+        xp, free = namespace(x), (False,) * width
+        first = x if self.du_max is None else xp.concatenate([x, u])
+        program = now(make_program, problem, xp.broadcast_to(first, (N + 1, width)), us, full, free, settings)
+        if xs is None:
+            xs = now(native.roll, program, first, us)
+            xs = xp.where(xp.all(xp.isfinite(xs)), xs, first)
+        else:
+            xs = put(move(known["xs"]), 0, x)
+            if self.du_max is not None:
+                xs = xp.concatenate([xs, xp.concatenate([u[None], us])], axis=1)
         state = now(start, program, xs, us, None, settings)
         check_guess(program, state)
         state = run(program, state, settings) if at_once else iterate(program, state, settings, settings.max_iterations)
         i, z = state.iterations, state.z
         violation = state.history.infeasibility[i]
         plan = MPCPlan(
-            z.xs[:, : self.nx], z.us, u, jnp.full_like(x, jnp.nan), full[1], state.status, state.iterations,
+            z.xs[:, : self.nx], z.us, u, xp.full_like(x, np.nan), full[1], state.status, state.iterations,
             state.history.cost[i], violation, z,
         )  # fmt: skip
         return self.prepare(plan, params, shift=False) if self.real_time else plan
+
+    def _array(self, value: Any, name: str, shape: tuple[int, ...]) -> Any:
+        """Return an argument as an array of the controller's type; NumPy's where it is known."""
+        value = as_float(value, name, shape)
+        return cast(to_host(value) if is_concrete(value) else value, self.dtype)
 
     def _on_host(self, xs: Any, us: Any, params: Any, *more: Any) -> bool:
         if not runs_now((self.problem, xs, us, params, self.settings, more)):
@@ -330,9 +336,11 @@ class MPC:
     def _call(self, function: Callable, params: Any, z: Unknowns, *more: Any) -> Any:
         """Call a function of (problem, params, z, ...), compiled: it will be called at every sample."""
         arguments = self.problem, params, z, *more
-        if self._on_host(z.xs, z.us, params, z, more):
-            return around_the_kernel(function)(*arguments)
-        return now(function, *to_device(arguments))
+        if not self._on_host(z.xs, z.us, params, z, more):
+            return now(function, *to_device(arguments))
+        if function is _resolve:
+            return now(function, *to_host(arguments))
+        return around_the_kernel(function)(*arguments)
 
     def _params(self, params: Any) -> Any:
         if params is None:
@@ -365,13 +373,13 @@ class MPC:
             params: parameters of this sample, such as a preview of the reference; None takes the problem's. With
                 `real_time` it is fast where `prepare` was given the same.
         """
-        x = jnp.asarray(as_float(x, "x", (self.nx,)), self.dtype)
+        x = self._array(x, "x", (self.nx,))
         check_kind(plan, MPCPlan, "plan", "what `init` or the last `step` returned")
         check_shape(plan.us, "plan.us", (self.problem.steps, self.nu))
         offset = plan.offset
         if self.gain is not None:
             error = x - plan.predicted
-            offset = offset + self.gain * jnp.where(jnp.isfinite(error), error, 0.0)
+            offset = offset + self.gain * namespace(error).where(namespace(error).isfinite(error), error, 0.0)
         full = (self._params(params), offset)
         last = None if self.du_max is None else plan.u
         if self.real_time:
@@ -387,7 +395,7 @@ class MPC:
         z, status, iterations, cost, violation = out
         u = first if self.real_time else z.us[0]
         if self.du_max is not None:  # a plan that has not converged may miss it a little
-            u = jnp.clip(u, plan.u - self.du_max, plan.u + self.du_max)
+            u = namespace(u).clip(u, plan.u - self.du_max, plan.u + self.du_max)
         predicted = plan.predicted
         if self.gain is not None:
             predicted = _model_step(self.model, full[0], x, u, 0) + offset
@@ -534,7 +542,7 @@ def _shift(rows: Rows, z: Unknowns) -> Unknowns:
     """Move all rows of all stages on by one; the last is repeated."""
 
     def later(values: Any) -> Any:
-        return jnp.concatenate([values[1:], values[-1:]])
+        return namespace(values).concatenate([values[1:], values[-1:]])
 
     def flat(values: Any) -> Any:
         blocks = rows.split(values)
@@ -547,18 +555,19 @@ def _shift(rows: Rows, z: Unknowns) -> Unknowns:
 
 def _guess(program: Program, z: Unknowns, x: Any, last: Any) -> Any:
     """Return the states of a plan that was moved on, from the measured state to where the model leads in the end."""
-    first = x if last is None else jnp.concatenate([x, last])
-    last_stage = jnp.asarray(z.us.shape[0] - 1)
-    end = program.problem.dynamics.step(z.xs[-2], z.us[-1], last_stage, program.params)
-    end = jnp.where(jnp.all(jnp.isfinite(end)), end, z.xs[-1])
-    return jnp.concatenate([first[None], z.xs[1:-1], end[None]])
+    xp = namespace(z.xs)
+    first = x if last is None else xp.concatenate([x, last])
+    end = native.step(program, z.xs[-2], z.us[-1], z.us.shape[0] - 1)
+    end = xp.where(xp.all(xp.isfinite(end)), end, z.xs[-1])
+    return xp.concatenate([first[None], z.xs[1:-1], end[None]])
 
 
 def _unguided(program: Program, x: Any, us: Any) -> tuple[Any, Any]:
     """Return the guess that knows nothing: no inputs and where they lead, or the first state if that is not finite."""
-    us = jnp.zeros_like(us)
-    xs = program.problem.dynamics.roll(x, us, program.params)
-    return jnp.where(jnp.all(jnp.isfinite(xs)), xs, x), us
+    xp = namespace(us)
+    us = xp.zeros_like(us)
+    xs = native.roll(program, x, us)
+    return xp.where(xp.all(xp.isfinite(xs)), xs, x), us
 
 
 @record()
@@ -578,9 +587,10 @@ def _tried(z: Unknowns, state: Any, row: Any) -> _Tried:
 def _better(new: _Tried, old: _Tried) -> _Tried:
     """Return the plan that is solved, or else feasible at a lower cost, or else less infeasible."""
     feasible = (new.violation <= FEASIBLE) & (old.violation <= FEASIBLE)
-    ahead = jnp.where(feasible, new.cost < old.cost, new.violation < old.violation)
+    xp = namespace(new.violation)
+    ahead = xp.where(feasible, new.cost < old.cost, new.violation < old.violation)
     ahead = (new.status == int(Status.SOLVED)) | (ahead & (old.status != int(Status.SOLVED)))
-    return jax.tree.map(lambda a, b: jnp.where(ahead, a, b), new, old)
+    return keep(ahead, new, old)
 
 
 def _resolve(
@@ -591,22 +601,22 @@ def _resolve(
     Where nothing converges, the best of all is returned. A quadratic program has one solution, to which no guess of
     the states is needed.
     """
-    program = make_program(problem, z.xs, z.us, params, (False,) * z.xs.shape[1], settings)
+    program, xp = make_program(problem, z.xs, z.us, params, (False,) * z.xs.shape[1], settings), namespace(z.xs)
     moved_on = _shift(program.rows, z)
     xs, us = _guess(program, moved_on, x, last), moved_on.us
     warm = {"costates": moved_on.costates, "y": moved_on.y}
     cold = start(program, xs, us, None, settings)
     state = settle_first(program, cold, xs, us, warm, settings)
-    kept = replace(_tried(replace(moved_on, xs=xs, us=us), state, 0), status=jnp.asarray(int(Status.ITERATION_LIMIT)))
+    kept = replace(_tried(replace(moved_on, xs=xs, us=us), state, 0), status=xp.asarray(int(Status.ITERATION_LIMIT)))
     best = _better(_tried(state.z, state, state.iterations), kept)
 
     def attempt(carry: tuple) -> tuple:
         k, best, state, seconds = carry
         left = replace(settings, seconds=settings.seconds - seconds)
         alone = _unguided(program, xs[0], us)
-        own_xs, own_us = (jnp.where(k == 0, plan, own) for plan, own in zip((xs, us), alone, strict=True))
+        own_xs, own_us = (xp.where(k == 0, plan, own) for plan, own in zip((xs, us), alone, strict=True))
         cold = start(program, own_xs, own_us, None, left)
-        half = jnp.where(k == 0, state.iterations + (stop - state.iterations + 1) // 2, stop)
+        half = xp.where(k == 0, state.iterations + (stop - state.iterations + 1) // 2, stop)
         state = iterate(program, replace(cold, iterations=state.iterations, history=state.history), left, half)
         return k + 1, _better(_tried(state.z, state, state.iterations), best), state, seconds + state.seconds
 
@@ -615,19 +625,20 @@ def _resolve(
         unsolved = (best.status != int(Status.SOLVED)) & (k < 2)
         return unsolved & (state.iterations < stop) & (seconds <= settings.seconds)
 
-    first = jnp.asarray(int(program.quadratic)), best, state, state.seconds
-    _, best, state, seconds = jax.lax.while_loop(going, attempt, first)
+    first = xp.asarray(int(program.quadratic)), best, state, state.seconds
+    _, best, state, seconds = while_loop(going, attempt, first)
     solved = best.status == int(Status.SOLVED)
     unfinished = (state.status == int(Status.STALLED)) & (state.mu == 0)  # by the first steps alone
-    status = jnp.where(unfinished, int(Status.ITERATION_LIMIT), state.status)
-    status = jnp.where(solved, int(Status.SOLVED), status)
+    status = xp.where(unfinished, int(Status.ITERATION_LIMIT), state.status)
+    status = xp.where(solved, int(Status.SOLVED), status)
     return _finite_or(moved_on, best.z), status, state.iterations, best.cost, best.violation, seconds
 
 
 def _finite_or(last: Unknowns, new: Unknowns) -> Unknowns:
     """Return the new plan, or the last one moved on where a measurement or the model was not finite."""
-    good = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(new)]))
-    return jax.tree.map(lambda new, last: jnp.where(good, new, last), new, last)
+    xp = namespace(new.xs)
+    good = xp.all(xp.stack([xp.all(xp.isfinite(leaf)) for leaf in jax.tree.leaves(new)]))
+    return keep(good, new, last)
 
 
 def _prepare(problem: Problem, params: Any, z: Unknowns, settings: Settings, shift: bool) -> tuple[Any, ...]:

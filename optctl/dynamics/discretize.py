@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optctl._arrays import to_device
 from optctl._record import record
 from optctl._validate import as_float, as_whole, check_choice, default_float, is_concrete, result_shape, returned
 from optctl.dynamics.base import AbstractDynamics, Labels, as_state, check_labels
@@ -230,7 +231,7 @@ def discretize(
     """
     check_choice(method, "method", (*METHODS, "zoh"))
     check_choice(hold, "hold", ("constant", "linear"))
-    step = jnp.asarray(as_float(dt, "dt"))
+    step = to_device(as_float(dt, "dt"))
     if np.ndim(step) > 1 or not np.size(step) or (is_concrete(step) and (np.asarray(step) <= 0).any()):
         raise ValueError(f"`dt` is {dt}; expected a positive step length in seconds, or (N,) of them.")
     nx = getattr(ode, "nx", None) if nx is None else nx

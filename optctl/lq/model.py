@@ -200,15 +200,18 @@ class LQ:
         Raises:
             ValueError: if the dynamics are not linear or a cost is not quadratic by its structure, naming which.
         """
-        dynamics = problem.dynamics
-        if dynamics.nx is None or dynamics.nu is None or not dynamics.has_jax_step:
-            raise ValueError(
-                f"`dynamics` is {type(dynamics).__name__}; expected LinearDynamics, or a step of known size."
-            )
-        reason = _departure(problem)
-        if reason:
-            raise ValueError(f"{reason}; expected a linear-quadratic problem. (`solve` has other methods for others.)")
+        check_linear_quadratic(problem)
         return _model_along(problem, *zero_trajectory(problem), problem.params, None)
+
+
+def check_linear_quadratic(problem: Problem) -> None:
+    """Raise ValueError unless a problem is linear-quadratic by its structure, naming what is not."""
+    dynamics = problem.dynamics
+    if dynamics.nx is None or dynamics.nu is None or not dynamics.has_jax_step:
+        raise ValueError(f"`dynamics` is {type(dynamics).__name__}; expected LinearDynamics, or a step of known size.")
+    reason = _departure(problem)
+    if reason:
+        raise ValueError(f"{reason}; expected a linear-quadratic problem. (`solve` has other methods for others.)")
 
 
 def _stage_shapes(nx: int, nu: int) -> dict[str, tuple[int, ...]]:

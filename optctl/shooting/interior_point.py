@@ -18,6 +18,7 @@ large-scale nonlinear programming; Mehrotra (1992), On the implementation of a p
 Wright and Rawlings (1998), Application of interior-point methods to model predictive control.
 """
 
+import functools
 import inspect
 import time
 from collections.abc import Callable
@@ -30,8 +31,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._arrays import constant, either, namespace, on_host, to_device, to_host
+from optctl._door import numbers
 from optctl._record import changed, record
-from optctl._validate import runs_now
+from optctl._validate import is_concrete, runs_now
+from optctl.adjoint.graphs import parts_of
 from optctl.lq import sweeps
 from optctl.lq.kkt import times
 from optctl.problem import Problem
@@ -54,6 +57,7 @@ from optctl.shooting.certificate import certify_point
 from optctl.shooting.expansion import Expansion, Values, expand, function_shapes, function_values
 from optctl.shooting.feasibility import restore, still
 from optctl.shooting.lift import level
+from optctl.shooting.linked import Origin, Settled, linked
 from optctl.shooting.polish import polish, settle_warm
 from optctl.shooting.primal_dual import (
     Program,
@@ -92,7 +96,7 @@ from optctl.shooting.scaling import (
 )
 from optctl.shooting.sensitivity import settle, unknown
 from optctl.solution import BOTTOMLESS, FALLEN, GROWN, Certificate, History, Solution, cost_size, reachable
-from optctl.tape import memories_now
+from optctl.tape import memories, memories_now
 
 FIRST_BARRIER = 0.1
 ACTIVE = 1e-9
@@ -186,9 +190,22 @@ def make_program(
         ValueError: if the kernel was asked for and cannot.
     """
     tapes, natively = native.find_tapes(problem, xs, us, params, settings)
+    if tapes is not None and natively and on_host(xs):
+        read, _ = memories(tapes.every, parts_of(problem, params))
+        return Program(problem, params, x0_free, _rows_on_host(tapes, problem, xs, us, x0_free), tapes, True, read)
     shapes = function_shapes(problem, xs, us, params) if tapes is None else tapes.shapes
     rows = make_rows(problem, xs, us, shapes, x0_free)
     return Program(problem, params, x0_free, rows, tapes, natively)
+
+
+def _rows_on_host(tapes: native.Tapes, problem: Problem, xs: Any, us: Any, x0_free: tuple[bool, ...]) -> Rows:
+    """Return the rows of NumPy's arrays, made once for the same bounds and prices."""
+
+    def make() -> Rows:
+        own = jax.tree.map(np.array, problem)  # a copy, which no one changes
+        return make_rows(own, np.array(xs), np.array(us), tapes.shapes, x0_free)
+
+    return tapes.remember((xs.shape, us.shape, x0_free, *row_numbers(problem)), make)
 
 
 def program_on_host(
@@ -201,11 +218,7 @@ def program_on_host(
     tapes = seen.tapes
     assert tapes is not None
 
-    def make() -> Rows:
-        own = jax.tree.map(np.array, problem)  # a copy, which no one changes
-        return make_rows(own, np.array(xs), np.array(us), tapes.shapes, x0_free)
-
-    rows = tapes.remember((xs.shape, us.shape, x0_free, *row_numbers(problem)), make)
+    rows = _rows_on_host(tapes, problem, xs, us, x0_free)
     read, _ = memories_now(tapes.every, [leaves[k] for k in seen.uniform])
     return Program(problem, params, x0_free, rows, tapes, True, read)
 
@@ -264,11 +277,12 @@ def _holding(rows: Rows, xs: Any, us: Any, y: Any, z: Unknowns, scale: Any) -> U
     Multipliers are compared in the units of the iterations: `scale` is what they multiply rows by.
     """
     size = y / scale
-    held = rows.inequality & (size > ACTIVE * largest(jnp.where(rows.inequality, size, 0.0)))
-    y = jnp.where(rows.inequality & ~held, 0.0, jnp.where(rows.inequality | rows.equality, y, 0.0))
-    s, e = jnp.where(held, 0.0, 1.0), None
+    xp = namespace(y)
+    held = rows.inequality & (size > ACTIVE * largest(xp.where(rows.inequality, size, 0.0)))
+    y = xp.where(rows.inequality & ~held, 0.0, xp.where(rows.inequality | rows.equality, y, 0.0))
+    s, e = xp.where(held, 0.0, 1.0), None
     if rows.soft is not None:
-        e = jnp.where(rows.soft & ~(held & (y >= (1 - ACTIVE) * rows.l1)), 0.0, 1.0)
+        e = xp.where(rows.soft & ~(held & (y >= (1 - ACTIVE) * rows.l1)), 0.0, 1.0)
     return replace(z, xs=xs, us=us, s=s, y=y, e=e)
 
 
@@ -466,10 +480,12 @@ def run(
             turn = int(np.clip(turn * TURN_SECONDS / max(after - before, 1e-6), 1, last))
 
 
-def finish(program: Program, x0: Any, state: State, settings: Settings, failed: Any) -> Solution:
+def finish(
+    program: Program, x0: Any, state: State, settings: Settings, failed: Any, origin: Origin | None = None
+) -> Solution:
     """Certify the last point afresh and pack the result, with its derivative in the program (times `failed`, if so).
 
-    Rows that were switched off have to hold like all others.
+    Rows that were switched off have to hold like all others. On the host the derivative is that in the `origin`.
     """
     xp = namespace(x0)
     still, state = constant((program, state), x0)
@@ -482,8 +498,9 @@ def finish(program: Program, x0: Any, state: State, settings: Settings, failed: 
     if not (on_host(converged) and converged):
         status = _why(still, state, z, converged, settings)
     K, k = unknown((state.K, z.us - times(state.K, z.xs[:-1])), (program, x0))
-    best = settle(program, x0, z, e, state.mu * state.scales.cost, xp.where(converged, 1.0, failed))
-    return Solution(
+    mu, factor_of = state.mu * state.scales.cost, xp.where(converged, 1.0, failed)
+    best = settle(program, x0, z, e, mu, factor_of, settings.exact)
+    solution = Solution(
         xs=best.xs, us=best.us, x0=best.xs[0], params=program.params, costates=best.costates,
         multipliers=_by_name(still, best.y), K=K, k=k, cost=best.cost,
         status=status, converged=converged, iterations=state.iterations, certificate=certificate,
@@ -491,6 +508,10 @@ def finish(program: Program, x0: Any, state: State, settings: Settings, failed: 
         residuals=residuals_by_name(still.problem, all_counted(rows), e.at.c, e.at.gaps),
         strict_complementarity=strict,
     )  # fmt: skip
+    if origin is None:
+        return solution
+    by_name = functools.partial(_by_name, still, at=best.y)
+    return linked(solution, Settled(still, z, e, mu, factor_of, settings), origin, by_name)
 
 
 def _why(program: Program, state: State, z: Unknowns, converged: Any, settings: Settings) -> Any:
@@ -547,18 +568,27 @@ def strict_complementarity(rows: Rows, z: Unknowns, size: Any) -> Any:
     return jnp.min(jnp.stack(least))
 
 
-def _by_name(program: Program, y: Any) -> dict[str, Any]:
-    """Return multipliers by the name of the constraint, shaped like what it bounds; those of bounds are >= 0."""
+def _by_name(program: Program, y: Any, at: Any = None) -> dict[str, Any]:
+    """Return multipliers by the name of the constraint, shaped like what it bounds; those of bounds are >= 0.
+
+    With multipliers `at`, it is the derivative there, along y.
+    """
     xp = namespace(y)
+    signs = {} if at is None else program.rows.split(xp.sign(at))
+
+    def positive(sign: float, name: str) -> Any:
+        part = sign * ys[name]
+        return xp.maximum(part, 0.0) if at is None else (1 + sign * signs[name]) / 2 * part
+
     problem, ys = program.problem, program.rows.split(y)
     made = {name: value for name, value in ys.items() if name in (*PATH, *TERMINAL)}
     for stem in ("x0", "x", "u"):
         low, high = ys.get(f"{stem}_min"), ys.get(f"{stem}_max")
         # Where both bounds are equal one multiplier of either sign stands for both.
         if low is not None:
-            made[f"{stem}_min"] = xp.maximum(low, 0.0)
+            made[f"{stem}_min"] = positive(1.0, f"{stem}_min")
         if high is not None:
-            made[f"{stem}_max"] = high if low is None else high + xp.maximum(-low, 0.0)
+            made[f"{stem}_max"] = high if low is None else high + positive(-1.0, f"{stem}_min")
     for side in ("min", "max"):
         first, rest = made.pop(f"x0_{side}", None), made.get(f"x_{side}")
         own = getattr(problem, f"x0_{side}")
@@ -607,6 +637,7 @@ def interior_point(
     x0_free: tuple[bool, ...],
     settings: Settings,
     *,
+    x0: Any,
     roll_out: bool = False,
     warm: dict | None = None,
     failed_derivative: Any = jnp.nan,
@@ -614,7 +645,7 @@ def interior_point(
     callback: Callable | None = None,
     between: int = 1,
 ) -> Solution:
-    """Solve from the guess (xs, us); components of xs[0] that are not free are the given x_0.
+    """Solve from the guess (xs, us); components of xs[0] that are not free are those of the given x_0.
 
     Args:
         problem: the problem, its x_0 field unused.
@@ -623,6 +654,7 @@ def interior_point(
         params: parameters.
         x0_free: which components of x_0 are free.
         settings: how to run.
+        x0: the given x_0, which `xs` begins with, as numbers where it is being differentiated.
         roll_out: take for the states where the inputs lead from xs[0].
         warm: None, or a dictionary of costates and multipliers of a similar problem.
         failed_derivative: what the derivative of a point that is no optimum is multiplied by.
@@ -630,16 +662,28 @@ def interior_point(
         callback: called with a `Solution`, as it stands.
         between: iterations between calls.
     """
-    failed = failed_derivative
+    failed, origin = failed_derivative, None
     leaves, structure = jax.tree.flatten((problem, params))
-    at_once = runs_now((leaves, us, xs, settings))
-    seen = native.look(leaves, structure, problem, xs, us, params, settings) if at_once else None
+    given = leaves, us, xs, x0, warm, settings, failed
+    known = numbers(given)
+    at_once, differentiated = runs_now(known), not is_concrete(given)
+    seen = None
+    if at_once:
+        of, theirs = jax.tree.unflatten(structure, known[0])
+        seen = native.look(known[0], structure, of, known[2], known[1], theirs, settings)
     if seen is not None and seen.here:
+        if differentiated:
+            origin = Origin(leaves, structure, x0)
+            leaves, us, xs, _, warm, settings, failed = known
+            problem, params = jax.tree.unflatten(structure, leaves)
         if problem.function_constraints:  # whose prices are read
             problem = to_host(problem)
         us, xs, (params, warm, settings) = np.asarray(us), np.asarray(xs), to_host((params, warm, settings))
         call, program = on_numbers, program_on_host(seen, leaves, problem, xs, us, params, x0_free)
     else:
+        at_once = at_once and not differentiated
+        if not is_concrete(x0):
+            xs = jnp.asarray(xs).at[0, : x0.size].set(x0)
         problem, us, xs, params, warm, settings = to_device((problem, us, xs, params, warm, settings))
         call, program = now, now(make_program, problem, xs, us, params, x0_free, settings)
     if roll_out:
@@ -648,10 +692,11 @@ def interior_point(
     in_turns = at_once and (callback is not None or time_limit is not None)
     first = last if not at_once else min(last, int(FIRST_SECONDS / _guess_seconds(problem, xs, us)) + 1)
     if not in_turns:
-        solution, finite = call(_solve, program, us, xs, warm, settings, failed, first)
+        solution, finite = call(_solve, program, us, xs, warm, settings, failed, first, origin)
         if at_once and bool(finite) and int(solution.status) == Status.STALLED:
             # The scales of the guess may not be those of where it led.
-            again, _ = call(_solve, program, solution.us, solution.xs, None, settings, failed, first)
+            there = numbers((solution.us, solution.xs))
+            again, _ = call(_solve, program, *to_host(there), None, settings, failed, first, origin)
             solution = again if bool(again.converged) else solution
         if not at_once or (bool(finite) and (int(solution.status) != Status.ITERATION_LIMIT or first == last)):
             return solution
@@ -667,7 +712,7 @@ def interior_point(
 
     report_or_none = None if callback is None else report
     state = run(program, state, settings, time_limit=time_limit, callback=report_or_none, every=between)
-    return now(finish, program, xs[0], state, settings, failed)
+    return now(finish, program, xs[0], state, settings, failed, origin)
 
 
 def _first_states(program: Program, us: Any, xs: Any) -> Any:
@@ -689,14 +734,21 @@ def _guess_seconds(problem: Problem, xs: Any, us: Any) -> float:
 
 
 def _solve(
-    program: Program, us: Any, xs: Any, warm: dict | None, settings: Settings, failed: Any, stop: Any
+    program: Program,
+    us: Any,
+    xs: Any,
+    warm: dict | None,
+    settings: Settings,
+    failed: Any,
+    stop: Any,
+    origin: Origin | None = None,
 ) -> tuple[Solution, Any]:
     """Solve in one program; return the solution, and whether all functions were finite at the guess."""
     program = without_held_rows(program, xs, us, settings)
     still = constant((program, xs, us, warm, settings, stop), xs)
     state = (_run_through if program.natively else one_by_one(_run_through))(*still)
     finite = namespace(xs).isfinite(state.theta_first + state.first_cost)
-    return finish(program, xs[0], state, settings, failed), finite
+    return finish(program, xs[0], state, settings, failed, origin), finite
 
 
 def _run_through(program: Program, xs: Any, us: Any, warm: Any, settings: Settings, stop: Any) -> State:
@@ -770,7 +822,7 @@ def around_the_kernel(function: Callable) -> Callable:
 
 def check_guess(program: Program, state: State) -> None:
     """Raise if a function is not finite at the guess, naming it and the stage."""
-    if not runs_now(state) or bool(jnp.isfinite(state.theta_first) & jnp.isfinite(state.first_cost)):
+    if not runs_now(state) or bool(np.isfinite(state.theta_first) & np.isfinite(state.first_cost)):
         return
     problem, z, params = to_device((program.problem, state.z, program.params))  # what indexes by stage needs JAX's
     values = {

@@ -5,7 +5,7 @@
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
 from typing import Any
@@ -27,7 +27,7 @@ from optctl.shooting.primal_dual import Program, Unknowns
 from optctl.shooting.rows import BLOCKS, PATH, TERMINAL, flatten
 from optctl.shooting.scaling import Scales
 from optctl.solution import History, reachable
-from optctl.tape import Tape, Unsupported
+from optctl.tape import Tape, Unsupported, memories_now
 
 REMEMBERED = 128
 _TAPES: dict[Any, Any] = {}
@@ -192,6 +192,16 @@ def roll(program: Program, x0: Any, us: Any) -> Any:
     return _native.roll(program.tapes.every[0].alone, program.memory[0], x0, us)
 
 
+def step(program: Program, x: Any, u: Any, t: int) -> Any:
+    """Return the state that follows at stage t."""
+    if not on_host(x):
+        return program.problem.dynamics.step(x, u, jnp.asarray(t), program.params)
+    memory, begins = program.memory
+    tape = program.tapes.every[0]
+    values = np.concatenate([x, u, [float(t)]])[None]
+    return _native.run_tape(tape.packed(begins[0]), memory, values, tape.outputs.size)[0, -x.size :]
+
+
 def row_values(program: Program, xs: Any, us: Any) -> dict[str, Any]:
     """Return the values (N, m) of the path's functions by name."""
     if not program.natively:
@@ -262,6 +272,19 @@ def expansion(program: Program, z: Unknowns, settings: Any) -> Expansion:
         "filter": xp.zeros((2, SIZE)), "history": xp.zeros((columns, 1)),
     }  # fmt: skip
     return _call(program, known, {"measure": 1}, replace(settings, gains=False), 0).e
+
+
+def curved(program: Program, z: Unknowns, leaves: Sequence[Any], settings: Any) -> Expansion:
+    """Return the expansion at a point on the host with the curvature of dynamics and rows.
+
+    `leaves` are those of what the functions read.
+
+    Raises:
+        Unsupported: where no tape holds it.
+    """
+    of = tapes(program.problem, z.xs, z.us, program.params, True)
+    read, _ = memories_now(of.every, leaves)
+    return expansion(replace(program, tapes=of, read=read), z, replace(settings, exact=True))
 
 
 _SCALES = {"x": "x", "u": "u", "row": "rows", "cost": "cost"}

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optctl._arrays import namespace
 from optctl._record import record
@@ -154,36 +155,35 @@ def newton_rows(rows: Rows, c: Any, z: Unknowns, mu: Any, nu: Any = None) -> tup
     The products s y are to become mu, and e v of soft rows nu (None: mu, too), numbers or one for each row. Where s, y
     or e is zero, as a polished solution has them, it is the limit: an equality, a row that is off, a hard row.
     """
-    nu = mu if nu is None else nu
+    xp, nu = namespace(c), mu if nu is None else nu
     off = rows.inequality & (z.y == 0) & (z.s > 0)
-    y = jnp.where(rows.inequality & (z.y > 0), z.y, 1.0)
-    delta = DELTA if c.dtype == jnp.float64 else DELTA_SINGLE
-    d = jnp.where(rows.inequality, jnp.where(z.s == 0, delta, z.s / y), delta)
-    r, weight = jnp.where(rows.inequality, c + mu / y, c), 1 / d
+    y = xp.where(rows.inequality & (z.y > 0), z.y, 1.0)
+    delta = DELTA if c.dtype == np.float64 else DELTA_SINGLE
+    d = xp.where(rows.inequality, xp.where(z.s == 0, delta, z.s / y), delta)
+    r, weight = xp.where(rows.inequality, c + mu / y, c), 1 / d
     if rows.soft is not None:
         gives = rows.soft & (z.e > 0)
-        e = jnp.where(gives, z.e, 1.0)
+        e = xp.where(gives, z.e, 1.0)
         w, ratio = rows.l2 + z.v / e, z.s / y
         missing = z.y + nu / e - rows.l1 - rows.l2 * e
-        weight = jnp.where(gives, w / (1 + w * ratio), weight)
-        push = jnp.where(gives, weight * (r - e) - missing / (1 + w * ratio), weight * r)
+        weight = xp.where(gives, w / (1 + w * ratio), weight)
+        push = xp.where(gives, weight * (r - e) - missing / (1 + w * ratio), weight * r)
     else:
         push = weight * r
     on = (rows.inequality & ~off) | rows.equality
-    return jnp.where(on, push, 0.0), jnp.where(on, weight, 0.0)
+    return xp.where(on, push, 0.0), xp.where(on, weight, 0.0)
 
 
 def quadratic_model(program: Program, e: Expansion, weight: Any, shift: Any) -> LQ:
     """Return the model of Newton's step: the curvature, J'(weight)J of the rows, and the shift."""
-    N, nx = e.at.gaps.shape
-    nu = e.rs.shape[1]
+    (N, nx), nu, xp = e.at.gaps.shape, e.rs.shape[1], namespace(weight)
     W0, W, Wf = squared(program.rows, e.J, weight, N, nx, nu)
-    W = e.W + W + shift * jnp.eye(nx + nu, dtype=W.dtype)[None]
-    eye = shift * jnp.eye(nx, dtype=W.dtype)
+    W = e.W + W + shift * xp.eye(nx + nu, dtype=W.dtype)[None]
+    eye = shift * xp.eye(nx, dtype=W.dtype)
     all_free = all(program.x0_free)
     return LQ(
         A=e.A, B=e.B, Q=W[:, :nx, :nx], R=W[:, nx:, nx:], M=W[:, :nx, nx:], Qf=e.Wf + Wf + eye, Q0=e.W0 + W0 + eye,
-        x0=None if all_free else jnp.zeros(nx, W.dtype), x0_free=program.x0_free,
+        x0=None if all_free else xp.zeros(nx, W.dtype), x0_free=program.x0_free,
     )  # fmt: skip
 
 

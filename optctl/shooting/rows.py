@@ -204,10 +204,10 @@ def flatten(blocks: dict[str, Any], dtype: Any, like: Any) -> Any:
 
 def along(rows: Rows, J: dict[str, Any], dxs: Any, dus: Any) -> Any:
     """Return J dz, flat; `J` holds the Jacobians of the functions among the rows."""
-    made = {}
+    xp, made = namespace(dxs), {}
     for name, _ in rows.shapes:
         if name in PATH:
-            made[name] = jnp.einsum("tij,tj->ti", J[name], jnp.concatenate([dxs[:-1], dus], axis=1))
+            made[name] = xp.einsum("tij,tj->ti", J[name], xp.concatenate([dxs[:-1], dus], axis=1))
         elif name in TERMINAL:
             made[name] = J[name] @ dxs[-1]
         else:
@@ -218,41 +218,41 @@ def along(rows: Rows, J: dict[str, Any], dxs: Any, dus: Any) -> Any:
 
 def transposed(rows: Rows, J: dict[str, Any], v: Any, N: int, nx: int, nu: int) -> tuple[Any, Any, Any]:
     """Return J'v: in a free x_0 (nx,), in the states (N+1, nx), in the inputs (N, nu)."""
-    vs = rows.split(v)
-    start, later, us = jnp.zeros(nx, v.dtype), jnp.zeros((N, nx), v.dtype), jnp.zeros((N, nu), v.dtype)
+    xp, vs = namespace(v), rows.split(v)
+    start, later, us = xp.zeros(nx, v.dtype), xp.zeros((N, nx), v.dtype), xp.zeros((N, nu), v.dtype)
     for side, sign in (("min", -1.0), ("max", 1.0)):
         start = start + sign * vs.get(f"x0_{side}", 0.0)
         later = later + sign * vs.get(f"x_{side}", 0.0)
         us = us + sign * vs.get(f"u_{side}", 0.0)
-    xs = jnp.concatenate([jnp.zeros((1, nx), v.dtype), later])
+    xs = xp.concatenate([xp.zeros((1, nx), v.dtype), later])
     for name in PATH:
         if name in vs:
-            g = jnp.einsum("tij,ti->tj", J[name], vs[name])
+            g = xp.einsum("tij,ti->tj", J[name], vs[name])
             us = us + g[:, nx:]
-            xs = xs + jnp.pad(g[:, :nx], ((0, 1), (0, 0)))
+            xs = xs + xp.pad(g[:, :nx], ((0, 1), (0, 0)))
     for name in TERMINAL:
         if name in vs:
-            xs = xs + jnp.pad((J[name].T @ vs[name])[None], ((N, 0), (0, 0)))
+            xs = xs + xp.pad((J[name].T @ vs[name])[None], ((N, 0), (0, 0)))
     return start, xs, us
 
 
 def squared(rows: Rows, J: dict[str, Any], weight: Any, N: int, nx: int, nu: int) -> tuple[Any, Any, Any]:
     """Return J' diag(weight) J: of x_0 (nx, nx), of the stages (N, nx+nu, nx+nu), of the end (nx, nx)."""
-    ws = rows.split(weight)
-    start, later, us = jnp.zeros(nx, weight.dtype), jnp.zeros((N, nx), weight.dtype), jnp.zeros((N, nu), weight.dtype)
+    xp, ws = namespace(weight), rows.split(weight)
+    start, later, us = xp.zeros(nx, weight.dtype), xp.zeros((N, nx), weight.dtype), xp.zeros((N, nu), weight.dtype)
     for side in ("min", "max"):
         start, later, us = (z + ws.get(f"{name}_{side}", 0.0) for name, z in (("x0", start), ("x", later), ("u", us)))
-    inner = jnp.concatenate([jnp.zeros((1, nx), weight.dtype), later[:-1]])
-    diagonal = jnp.concatenate([inner, us], axis=1)
-    stages = diagonal[:, :, None] * jnp.eye(nx + nu, dtype=weight.dtype)[None]
-    end = jnp.diag(later[-1])
+    inner = xp.concatenate([xp.zeros((1, nx), weight.dtype), later[:-1]])
+    diagonal = xp.concatenate([inner, us], axis=1)
+    stages = diagonal[:, :, None] * xp.eye(nx + nu, dtype=weight.dtype)[None]
+    end = xp.diag(later[-1])
     for name in PATH:
         if name in ws:
-            stages = stages + jnp.einsum("tki,tk,tkj->tij", J[name], ws[name], J[name])
+            stages = stages + xp.einsum("tki,tk,tkj->tij", J[name], ws[name], J[name])
     for name in TERMINAL:
         if name in ws:
             end = end + (J[name].T * ws[name][None]) @ J[name]
-    return jnp.diag(start), stages, end
+    return xp.diag(start), stages, end
 
 
 def bound_arrays(rows: Rows, stem: str, z: Any) -> tuple[Any, Any]:

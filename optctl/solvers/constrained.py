@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optctl._arrays import to_device
+from optctl._door import numbers
 from optctl._validate import (
     as_float,
     cast,
@@ -22,6 +24,8 @@ from optctl._validate import (
     runs_now,
     shown,
 )
+from optctl.adjoint.evaluation import MANY, Evaluator
+from optctl.adjoint.interpreter import Uninterpreted
 from optctl.problem import once_for
 from optctl.shooting.expansion import function_values
 from optctl.shooting.interior_point import BACKENDS, Settings, interior_point
@@ -132,18 +136,19 @@ def constrained(objective: Objective, settings: Settings, options: InteriorPoint
     x0 = objective.x0
     _check_constraints(objective)
     roll_out = xs is None
+    start = numbers(x0)
     if xs is None:
-        xs = np.tile(np.asarray(x0), (N + 1, 1)) if is_concrete(x0) else jnp.broadcast_to(x0, (N + 1, nx))
+        xs = np.tile(np.asarray(start), (N + 1, 1)) if is_concrete(start) else jnp.broadcast_to(start, (N + 1, nx))
     else:
         xs = cast(as_float(xs, "xs", (N + 1, nx)), dtype)
         if "x0" not in objective.free:
-            xs = _with_first(xs, x0)
+            xs = _with_first(xs, start)
     form = Form(objective, us, params)
     program, us, xs, x0_free = form.unknowns(us, xs)
     settings = settings if settings.scale is None else replace(settings, scale=form.scale(settings.scale))
     # What is not free is no guess: derivatives go through it.
     solution = interior_point(
-        program, us, xs, None if form.lifted else params, x0_free, settings, roll_out=roll_out,
+        program, us, xs, None if form.lifted else params, x0_free, settings, x0=x0, roll_out=roll_out,
         warm=None if warm is None else form.warm(warm), failed_derivative=options.failed_derivative,
         time_limit=options.time_limit, between=options.callback_every,
         callback=None if callback is None else lambda solution: callback(form.back(solution)),
@@ -192,13 +197,19 @@ def _check_dependence(objective: Objective) -> None:
     problem, params = objective.problem, objective.params
 
     def nan(value: Any) -> Any:
-        return jnp.full(jnp.shape(value), jnp.nan, jnp.result_type(value))
+        return np.full(jnp.shape(value), np.nan, jnp.result_type(value))
 
-    with jax.debug_nans(False):
-        params = jax.tree.map(nan, params) if "params" in objective.free else params
-        xs = jnp.broadcast_to(nan(objective.x0), (problem.steps + 1, objective.x0.size))
-        us = nan(objective.us) if "us" in objective.free else objective.us
-        values = function_values(problem, xs, us, params)
+    params = jax.tree.map(nan, params) if "params" in objective.free else params
+    xs = np.broadcast_to(nan(objective.x0), (problem.steps + 1, objective.x0.size))
+    us = nan(objective.us) if "us" in objective.free else np.asarray(objective.us)
+    try:
+        with np.errstate(all="ignore"):
+            evaluate = Evaluator(problem, params, (problem.steps, xs.shape[1], us.shape[1]))
+            found = evaluate(*[np.tile(z, (MANY, 1, 1)) for z in (xs, us)])
+        values = {name: found[name][0] for name in (*PATH, *TERMINAL) if name in found}
+    except Uninterpreted:
+        with jax.debug_nans(False):
+            values = function_values(*to_device((problem, xs, us, params)))
     for name, value in values.items():
         constraint = getattr(problem, name)
         value = np.atleast_2d(np.asarray(value))

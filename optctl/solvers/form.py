@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from optctl._door import numbers
 from optctl._record import changed
 from optctl.dynamics.view import KnownInputs, ViewedDynamics
 from optctl.problem import Problem
@@ -39,7 +40,7 @@ class Form:
         x0_free = (self.start_free,) * self.nx
         us = us if self.us is None else us[:, :0]
         if self.lifted:
-            flat = ravel_pytree(self.params)[0].astype(xs.dtype)
+            flat = ravel_pytree(numbers(self.params))[0].astype(xs.dtype)  # a guess has no derivative
             xs = jnp.concatenate([xs, jnp.broadcast_to(flat, (len(xs), flat.size))], axis=1)
             x0_free += (True,) * flat.size
         problem = self.problem

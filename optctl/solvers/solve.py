@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._arrays import namespace, on_host, to_device, to_host
-from optctl._door import compiled
+from optctl._door import compiled, numbers
 from optctl._record import changed
 from optctl._validate import (
     as_float,
@@ -25,6 +25,7 @@ from optctl._validate import (
 from optctl.adjoint.native import find_engine
 from optctl.problem import Problem, once_for
 from optctl.result import Status, nan_in_batch
+from optctl.shooting.sensitivity import unknown
 from optctl.solution import FALLEN, GROWN, History, Solution, cost_size, reachable
 from optctl.solvers.cg import CG
 from optctl.solvers.guess import check_start, first_state
@@ -99,7 +100,7 @@ def solve(
     objective = _objective(problem, us, x0, params, free)
     chosen = as_method(method, objective)
     if x0 is None and xs is None and "x0" in objective.free and chosen.name != LQ.name:  # which needs no guess
-        guess = jax.lax.stop_gradient(first_state(objective.problem, objective.x0.dtype))
+        guess = jax.lax.stop_gradient(first_state(numbers(objective.problem), objective.x0.dtype))
         objective = dataclasses.replace(objective, x0=guess)  # type: ignore[type-var]
     refuse_constraints(chosen, objective)
     chosen.check(objective)
@@ -154,10 +155,11 @@ def _tolerance(tolerance: Any, method: Method, objective: Objective) -> Any:
 
 def _told(problem: Problem, solution: Solution, verbose: bool) -> Solution:
     """Judge the solution, cut the history to the iterations made, and print if asked to."""
-    if on_host(solution.xs) or is_concrete(solution):
-        solution = judged(problem, solution)
+    now = on_host(solution.xs) or is_concrete(solution)
+    if now or runs_now(known := numbers((problem, solution))):
+        solution = judged(problem, solution) if now else _told_of(solution, judged(*to_host(known)))
         rows = slice(int(solution.iterations) + 1)
-        columns = vars(solution.history).values()
+        columns = vars(numbers(solution.history)).values()
         history = History(*[None if column is None else np.array(column[rows]) for column in columns])
         solution = changed(solution, history=history)
     else:
@@ -166,6 +168,17 @@ def _told(problem: Problem, solution: Solution, verbose: bool) -> Solution:
     if verbose:
         print(f"{solution.table()}\n{solution!r}")
     return solution
+
+
+def _told_of(solution: Solution, seen: Solution) -> Solution:
+    """Return a solution that is being differentiated with the verdict on its numbers; refuted ones have none."""
+    said = ("status", "converged", "certificate", "note", "checked")
+    told = changed(solution, **{name: getattr(seen, name) for name in said})
+    if seen.status != Status.DISAGREEMENT:
+        return told
+    moving = {name: value for name, value in vars(told).items() if name not in said and not is_concrete(value)}
+    leaves, structure = jax.tree.flatten(moving)
+    return changed(told, **jax.tree.unflatten(structure, unknown(tuple(numbers(leaves)), leaves)))
 
 
 def _objective(problem: Problem, us: Any, x0: Any, params: Any, free: Any) -> Objective:
