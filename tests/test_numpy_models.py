@@ -16,11 +16,16 @@ from numpy import zeros
 import optctl as oc
 from optctl.dynamics.stage import stage_function
 from optctl.tape import jacobian, trace
-from optctl.tape.evaluate import by_numpy
-from optctl.tape.program import Graph
+from optctl.tape.evaluate import BY_JAX, by_numpy
+from optctl.tape.expressions import EVALUATE, OPERATIONS
+from optctl.tape.plain.arrays import UFUNCS
+from optctl.tape.program import READS, Graph
+
+OPERANDS = {name: len(reads) for name, reads in zip(OPERATIONS, READS, strict=True)}
 
 A = np.array([[1.0, 2.0, 0.3], [0.2, 3.0, 1.0], [0.5, 0.1, 2.0]])
 TABLE = np.linspace(0.0, 3.0, 15).reshape(5, 3)
+HELD_BY_JAX = jnp.array([0.3, -0.2, 0.1])
 HELD = types.SimpleNamespace(table=TABLE, gain=2.0, both=[TABLE, {"t": TABLE}])
 
 
@@ -246,6 +251,7 @@ FUNCTIONS = {
         TABLE[t] * np.sin(x) + TABLE[t, 1] + TABLE[t][:2].sum() + TABLE[-t - 1] + TABLE[int(t), 0]
     ),
     "tables elsewhere": lambda x, u, t: HELD.table[t] * np.sin(x) * HELD.gain + HELD.both[0][t] + HELD.both[1]["t"][t],
+    "constants of JAX": lambda x, u, t: np.sin(x) - HELD_BY_JAX + (HELD_BY_JAX - x) * HELD_BY_JAX[t],
     "taken": lambda x, u, t: np.take(TABLE, t, axis=0) * np.sin(x) + np.sin(x)[::-1][t] + x[t],
     "written by t": written,
     "time": lambda x, u, t: np.sin(x) * t + t**2 + t / 2 + t // 2 + t % 2 + np.interp(0.3 * t, [0, 1.0], [0, 2.0]),
@@ -518,6 +524,30 @@ def test_the_users_names_are_left_alone():
     assert all(globals()[name] is value for name, value in before[0].items())
     assert type(HELD.table) is np.ndarray
     assert dataclasses.is_dataclass(Spring)
+
+
+@pytest.mark.parametrize("name", ["sin", "multiply", "arctan2", "less", "matmul"])
+def test_a_wrong_rule_is_found_when_the_model_is_made(name, monkeypatch):
+    ufunc, other = getattr(np, name), {"less": np.greater, "matmul": np.matmul}.get(name, np.add)
+    right = UFUNCS[other]
+
+    def wrong(un, *args):
+        return right(un, *args[::-1]) if name == "matmul" else right(un, args[0], args[-1])
+
+    monkeypatch.setitem(UFUNCS, ufunc, wrong)
+    with pytest.raises(ValueError, match="gives other values"):
+        oc.Dynamics(lambda x, u: A[:2, :2] @ np.sin(x * u[0]) + np.where(np.arctan2(x, 2.0) < 0.3, x, 1.0), 2, 1)
+
+
+def test_every_operation_of_a_graph_has_its_function_in_jax():
+    assert set(BY_JAX) == set(EVALUATE)
+    x, y = np.array([-1.7, -0.4, 0.0, 0.3, 0.5, 0.9, 2.5]), np.array([0.6, -0.4, 0.2, 0.3, -1.5, 2.0, 0.7])
+    for name, function in BY_JAX.items():
+        count = 3 if name == "select" else OPERANDS.get(name, 1)
+        args = [np.float64(x > 0), x, y] if count == 3 else [x, y][:count]
+        with np.errstate(all="ignore"):
+            wanted = np.asarray(EVALUATE[name](*args), float)
+        np.testing.assert_allclose(function(*map(jnp.asarray, args)), wanted, rtol=1e-13, atol=1e-15, err_msg=name)
 
 
 def test_a_model_is_judged_by_the_function_itself():

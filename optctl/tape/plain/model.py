@@ -89,7 +89,8 @@ class Model:
     def now(self, *leaves: Any) -> np.ndarray:
         """Return what the user's function returns for numbers, which it may overwrite."""
         numbers = [np.array(leaf) if np.ndim(leaf) else leaf for leaf in map(_plain, leaves)]
-        return np.asarray(self.run(self._tree(numbers), lambda f: f), float)
+        with jax.ensure_compile_time_eval():  # it may hold arrays of JAX, while JAX is tracing
+            return np.asarray(self.run(self._tree(numbers), lambda f: f), float)
 
     def rows(self, batches: tuple, *leaves: Any) -> np.ndarray:
         """Return what the user's function returns for many arguments.

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from optctl._reads import is_library
@@ -136,6 +137,8 @@ def _other(un: Unroller, value: Any, memo: dict[int, Any], *, library: bool) -> 
         return types.MethodType(function, of)
     if isinstance(value, functools.partial):
         return functools.partial(_other(un, value.func, memo, library=library), *value.args, **value.keywords)
+    if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer) and isinstance(value.dtype, np.dtype):
+        value = np.asarray(value)
     if type(value) is np.ndarray and value.dtype.kind in "fiu" and value.ndim:
         table = value.view(Table)
         table.un = un
