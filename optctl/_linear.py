@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
-from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from optctl._jaxpr import Primitive
 from optctl._validate import is_concrete
 
 
