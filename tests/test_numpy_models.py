@@ -558,3 +558,63 @@ def test_a_model_is_judged_by_the_function_itself():
     assert oc.solve(problem, np.zeros((10, 1))).converged
     gain[0] = 1.5
     assert not oc.solve(problem.replace(x0=[1.1]), np.zeros((10, 1))).converged
+
+
+def doubled(v):
+    v *= 2.0
+
+
+def by_helper(x, u):
+    y = 0.9 * x
+    doubled(y)
+    return y + u
+
+
+def by_alias(x, u):
+    a = x * 1.0
+    b = a
+    b += u[0]
+    return 0.5 * (a + b)
+
+
+def by_view(x, u):
+    y = x.copy()
+    r = y[:2]
+    r += u[0]
+    return 0.9 * y
+
+
+def by_method(x, u):
+    y = x.copy()
+    y.sort()
+    return 0.9 * y + u
+
+
+@pytest.mark.parametrize("step", [by_helper, by_alias, by_view, by_method])
+def test_what_changes_arrays_in_place_means_what_numpy_says(step, rng):
+    """JAX traces these, too, and gives `y += u` another meaning."""
+    dynamics = oc.Dynamics(step, 3, 1)
+    x, us = np.array([0.3, -0.2, 0.5]), rng.normal(size=(4, 1))
+    xs = [x]
+    for u in us:
+        xs.append(step(xs[-1].copy(), u))
+    np.testing.assert_allclose(dynamics.rollout(x, us), xs, atol=1e-14)
+    problem = oc.Problem(dynamics, lambda x, u: x @ x + u @ u, horizon=4, x0=x)
+    np.testing.assert_allclose(oc.gradient(problem, us).xs, xs, atol=1e-14)
+    A, B = dynamics.linearize(np.array(xs), us)
+    h = 1e-6
+    np.testing.assert_allclose(
+        A[0] @ x, (step(xs[0] * (1 + h), us[0]) - step(xs[0] * (1 - h), us[0])) / 2 / h, atol=1e-8
+    )
+    np.testing.assert_allclose(B[0][:, 0], (step(x.copy(), us[0] + h) - step(x.copy(), us[0] - h)) / 2 / h, atol=1e-8)
+
+
+def test_free_parameters_of_a_numpy_model():
+    cost = lambda x, u, t, p: np.sum((x - p) ** 2)
+    problem = oc.Problem(
+        oc.Dynamics(lambda x, u, t, p: x + 0.1 * np.sin(x) * p, 1, 0), cost, horizon=3, x0=[0.4], params=np.array([0.2]),
+        params_min=np.array([-5.0]),
+    )  # fmt: skip
+    found = [oc.solve(problem, free="params", method=method) for method in ("interior_point", "lbfgs")]
+    assert all(found)
+    np.testing.assert_allclose(found[0].params, found[1].params, atol=1e-5)

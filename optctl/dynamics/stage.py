@@ -7,6 +7,7 @@ A plain function is structure (static): the same function object never recompile
 a pytree (a cost helper, a model with masses and lengths) is data: its arrays may change without recompilation.
 """
 
+import dis
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +28,8 @@ TIME_NAMES = ("t", "k", "i", "j", "n", "time", "tau", "stage", "step", "seconds"
 
 REMEMBERED = 256
 _NUMPY: set[Any] = set()  # functions that JAX could not trace and NumPy could
+_REBINDING: set[Any] = set()
+"""Functions to which JAX and NumPy give one meaning, as far as their code tells."""
 _MODELS: dict[Any, Any] = {}
 
 
@@ -62,7 +65,7 @@ class StageFunction:
             ValueError: where the function asks a traced array for its numbers, with the line and the remedy.
         """
         given = [arguments[k] for k in self.picks]
-        if _NUMPY and self._key in _NUMPY:
+        if self._changes_arrays(given) or (_NUMPY and self._key in _NUMPY):
             return self._in_numpy(given)
         try:
             return self._run((self.call, given))
@@ -77,6 +80,31 @@ class StageFunction:
         call = prepare(call.identity.value if isinstance(call, Static) else call)
         many = len(given) - len(self.keywords)
         return call(*given[:many], **dict(zip(self.keywords, given[many:], strict=True)))
+
+    def _changes_arrays(self, given: list[Any]) -> bool:
+        """True for a function that changes arrays in place and that NumPy's front end can trace.
+
+        JAX would trace many of these, too, and give `y += u` another meaning: there it makes a new array, which whoever
+        else holds the old one does not see.
+        """
+        if not isinstance(self.call, Static) or self._key in _REBINDING:
+            return False
+        if self._key in _NUMPY:
+            return True
+        if not any([isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(given)]):
+            return False
+        if changes_in_place(self.call.identity.value):
+            try:
+                self._in_numpy(given)
+            except Exception:
+                pass
+            else:
+                _NUMPY.add(self._key)
+                return True
+        if len(_REBINDING) >= REMEMBERED:
+            _REBINDING.clear()
+        _REBINDING.add(self._key)
+        return False
 
     @property
     def _key(self) -> Any:
@@ -128,6 +156,40 @@ class StageFunction:
                 _MODELS.clear()
             _MODELS[key] = model
         return bind(model, leaves)
+
+
+CHANGING = {"sort", "fill", "put", "resize", "partition", "itemset"}
+"""Methods that change an array."""
+
+
+def changes_in_place(function: Any, seen: Any = ()) -> bool:
+    """True if the code of a function, or of functions of the user that it calls, may change an array in place."""
+    function = inspect.unwrap(getattr(function, "__func__", function))
+    code = getattr(function, "__code__", None)
+    if code is None or function in seen or str(function.__module__).split(".")[0] in ("numpy", "jax", "optctl"):
+        return False
+    seen = (*seen, function)
+    cells = [cell.cell_contents for cell in function.__closure__ or () if _filled(cell)]
+    names = [function.__globals__.get(name) for name in code.co_names]
+    if any([changes_in_place(other, seen) for other in (*cells, *names) if inspect.isfunction(other)]):
+        return True
+    codes = [code]
+    while codes:
+        inner = codes.pop()
+        codes += [constant for constant in inner.co_consts if inspect.iscode(constant)]
+        for step in dis.get_instructions(inner):
+            called = step.opname in ("LOAD_METHOD", "LOAD_ATTR") and step.argval in CHANGING
+            if called or step.opname == "STORE_SUBSCR" or (step.opname == "BINARY_OP" and step.argrepr.endswith("=")):
+                return True
+    return False
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
 
 
 def stage_function(f: Callable, name: str, arguments: tuple[str, ...] = STAGE, least: int = 2) -> StageFunction:

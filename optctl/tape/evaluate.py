@@ -3,6 +3,7 @@
 With JAX it is a function like any other: compiled, batched, differentiated, in any precision, on any device.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,12 +52,12 @@ def by_numpy(graph: Graph, *leaves: Any, many: int | None = None) -> list[np.nda
     """
     shapes = [np.shape(of) for of in (*graph.inputs, *graph.uniform)]
     arrays = [np.asarray(leaf, float) for leaf in leaves]
-    arrays = [a.reshape(-1, *a.shape[len(shape) :]) for a, shape in zip(arrays, shapes, strict=True)]
+    arrays = [a.reshape(math.prod(shape), *a.shape[len(shape) :]) for a, shape in zip(arrays, shapes, strict=True)]
     held = arrays[len(graph.inputs) :]
     flat = np.concatenate([np.zeros(0), *held, graph.g.tables]) if all(a.ndim == 1 for a in held) else None
     if flat is None:
-        rows = [np.broadcast_to(a.reshape(len(a), -1), (len(a), many)) for a in (*held, np.array(graph.g.tables))]  # type: ignore[arg-type]
-        flat = np.concatenate(rows)
+        columns = [a if a.ndim == 2 else a[:, None] for a in (*held, np.array(graph.g.tables))]
+        flat = np.concatenate([np.broadcast_to(a, (len(a), many or 1)) for a in columns])
 
     def look_up(flat: np.ndarray, first: int, step: int, index: Any) -> Any:
         place = first + step * np.asarray(np.nan_to_num(index), int)

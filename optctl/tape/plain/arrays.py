@@ -198,6 +198,10 @@ class Array(NDArrayOperatorsMixin):
         """Set all elements."""
         self[...] = value
 
+    def sort(self, axis: int = -1, **options: Any) -> None:
+        """Put the elements in order, in place."""
+        self[...] = np.sort(self, axis, **options)  # type: ignore[call-overload]
+
     # Elements.
 
     def __getitem__(self, key: Any) -> "Array":
