@@ -618,3 +618,37 @@ def test_free_parameters_of_a_numpy_model():
     found = [oc.solve(problem, free="params", method=method) for method in ("interior_point", "lbfgs")]
     assert all(found)
     np.testing.assert_allclose(found[0].params, found[1].params, atol=1e-5)
+
+
+def copies(x, u):
+    y = np.array(x, dtype=float)
+    z, w = x.astype(float), x.flatten()
+    y[0] = np.clip(y[0], -5, 5)
+    z[1] = w[1] = 0.0
+    return 0.5 * y + 0.1 * x + z + w + u
+
+
+def numbers(x, u):
+    v0 = v = x[1]
+    v += 5.0 * (x[0] > 3)
+    return np.array([v0 + u[0], v])
+
+
+def truths(x, u):
+    big = x > 3
+    A = np.outer(x, x)
+    A[big] = 0.0
+    return ((big[0] + big[1]) * 1.0 + A.sum(axis=1)) * 0.1 + u
+
+
+@pytest.mark.parametrize("step", [copies, numbers, truths])
+def test_copies_are_copies_numbers_are_no_arrays_and_truths_add_as_numpys(step):
+    dynamics, u = oc.Dynamics(step, 2, 1), np.array([[0.3]])
+    for x in ([8.0, 1.0], [0.5, 9.0], [1.0, -2.0], [8.0, 9.0]):
+        np.testing.assert_allclose(dynamics.rollout(x, u)[1], step(np.array(x), u[0]), atol=1e-14)
+
+
+def test_options_of_sums_are_refused_not_dropped():
+    cost = lambda x, u: np.sum(np.maximum(x, 3.0), dtype=int) + u @ u
+    with pytest.raises(ValueError, match=r"another type"):
+        oc.Problem(oc.Dynamics(lambda x, u: x + u, 1, 1), cost, horizon=2, x0=[1.0])

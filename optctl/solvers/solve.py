@@ -298,7 +298,7 @@ def _certified(objective: Objective, iterate: Iterate, first: Any, tolerance: An
     status = xp.where(fallen & ~converged, int(Status.UNBOUNDED), status)
     history = History(g.cost[None], certificate.stationarity_scaled[None], xp.zeros_like(g.cost)[None])
     return Solution(
-        xs=g.xs, us=values["us"], x0=values["x0"], params=values["params"], costates=g.costates,
+        xs=g.xs, us=_own(values["us"]), x0=_own(values["x0"]), params=_own(values["params"]), costates=g.costates,
         multipliers=_by_name(objective, multipliers), K=iterate.K, k=iterate.k, cost=g.cost, status=status,
         converged=converged, iterations=iterate.iterations, certificate=certificate, history=history, method=method,
         free=objective.free, residuals={},
@@ -318,6 +318,11 @@ def _certified_by_stages(
         status=xp.full_like(found.status, int(Status.SOLVED)), converged=better, certificate=certificate,
     )  # fmt: skip
     return jax.tree.map(lambda new, old: xp.where(better, new, old), new, found)
+
+
+def _own(tree: Any) -> Any:
+    """Return copies of NumPy's arrays: what a user writes into a solution must not change the problem."""
+    return jax.tree.map(lambda leaf: leaf.copy() if on_host(leaf) else leaf, tree)
 
 
 def _by_name(objective: Objective, multipliers: tuple[Any, Any]) -> dict[str, Any]:

@@ -314,7 +314,8 @@ def _clamp(g: Expressions, low: int, a: int, high: int) -> int:
         of_a, of_low, of_high = [g.select(condition, ONE, ZERO) for condition in inside]
         return of_low, of_a, of_high
 
-    return g.improve(g.clamp(low, a, high), (low, a, high), partials)
+    r = g.clamp(low, a, high)
+    return r if r in g.values else g.given(r, (low, a, high), partials)  # at its edges other than max and min are
 
 
 _elementwise("logistic", _logistic)
@@ -550,7 +551,7 @@ def _extreme(g: Expressions, function: Callable, row: list[int], first: int) -> 
         share = g.reciprocal(functools.reduce(g.add, ties))
         return [g.mul(tie, share) for tie in ties]
 
-    return g.improve(r, row, partials) if len(set(row)) > 2 else r
+    return g.given(r, row, partials) if len(set(row)) > 2 and r not in g.values else r
 
 
 @rule("argmax", "argmin")

@@ -11,6 +11,7 @@ from optctl.tape.derivatives import jacobian
 from optctl.tape.expressions import MINUS_ONE, ONE, ZERO
 from optctl.tape.plain.along import along_sum
 from optctl.tape.plain.arrays import (
+    BOOL,
     FUNCTIONS,
     UFUNCS,
     Array,
@@ -41,6 +42,8 @@ def _matmul(un: Unroller, a: Array, b: Array) -> Array:
     if not a.ndim or not b.ndim:
         raise ValueError("matmul: an operand has no axis; write * for the product with a number")
     dtype = np.result_type(a.dtype, b.dtype)
+    if dtype == BOOL:
+        raise Refused("multiplies matrices of truth values; write (x > 0) * 1.0")
     left = a.nodes[None] if a.ndim == 1 else a.nodes
     right = b.nodes[:, None] if b.ndim == 1 else b.nodes
     many = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
@@ -72,6 +75,8 @@ def _dot(un: Unroller, a: Any, b: Any, out: Any = None) -> Array:
 @function(np.inner)
 def _inner(un: Unroller, a: Any, b: Any) -> Array:
     a, b = as_array(un, a), as_array(un, b)
+    if a.dtype == BOOL == b.dtype and a.ndim and b.ndim:
+        raise Refused("multiplies matrices of truth values; write (x > 0) * 1.0")
     return a * b if not a.ndim or not b.ndim else _tensordot(un, a, b, (-1, -1))
 
 

@@ -41,7 +41,10 @@ def _reduction(scalar: Callable, dtype: Callable) -> Callable:
     def rule(
         un: Unroller, a: Any, axis: Any = None, dtype_: Any = None, out: Any = None, keepdims: Any = False, **kw: Any
     ) -> Array:
-        kw = {k: v for k, v in kw.items() if k not in ("dtype", "initial") and v is not np._NoValue}
+        asked = [dtype_, kw.pop("dtype", None)]
+        if any(one is not None and np.dtype(one) != a.dtype for one in asked if isinstance(a, Array)):
+            raise Refused("asks for a sum or the like of another type; write a.astype(float) first")
+        kw = {k: v for k, v in kw.items() if v is not np._NoValue}
         where = kw.pop("where", None)
         if kw:
             raise Refused(f"uses the option {next(iter(kw))!r} of a sum or the like, which cannot be traced")

@@ -182,9 +182,18 @@ class Array(NDArrayOperatorsMixin):
         """Return a copy."""
         return Array(self.un, self.nodes.copy(), self.dtype)
 
+    __copy__ = copy
+
+    def __deepcopy__(self, memo: Any) -> "Array":
+        return self.copy()
+
     def astype(self, dtype: Any, **_: Any) -> "Array":
-        """Return the same numbers as another type: float, int or bool."""
-        return cast(self.un, self, dtype)
+        """Return the same numbers as another type: float, int or bool; a copy."""
+        return cast(self.un, self, dtype).copy()
+
+    def flatten(self, order: Any = "C") -> "Array":
+        """Return a copy with one axis."""
+        return Array(self.un, self.nodes.flatten(order), self.dtype)
 
     def reshape(self, *shape: Any, order: Any = "C") -> "Array":
         """Return the same elements in another shape."""
@@ -227,7 +236,10 @@ class Array(NDArrayOperatorsMixin):
         if isinstance(key, Array) and key.dtype == BOOL and known(key) is None:
             if value.ndim:
                 raise Refused(REFUSED["mask"])
-            self.nodes[...] = un.map(un.g.select, *np.broadcast_arrays(key.nodes, value.nodes, self.nodes))
+            if key.shape != self.shape[: key.ndim]:
+                raise IndexError(f"boolean index of shape {key.shape} did not match an array of shape {self.shape}")
+            rows = key.nodes.reshape(*key.shape, *[1] * (self.ndim - key.ndim))  # it picks along the first axes
+            self.nodes[...] = un.map(un.g.select, *np.broadcast_arrays(rows, value.nodes, self.nodes))
             return
         key = _key(self, key)
         moving = [k for k, part in enumerate(key) if isinstance(part, Array)]
@@ -250,6 +262,20 @@ class Array(NDArrayOperatorsMixin):
         odd = any(isinstance(part, np.ndarray) for part in key) or any(key[k].ndim for k in moving)
         if odd or any(part is None for part in key[: moving[-1]]):
             raise Refused("indexes by several arrays at once, one of which is not known yet; write one index at a time")
+
+
+def _in_place(name: str) -> Callable:
+    whole, plain = getattr(NDArrayOperatorsMixin, f"__i{name}__"), f"__{name}__"
+
+    def operator(self: Array, other: Any) -> Any:
+        """Change the elements in place; what has no axis is a number, as in NumPy, and others keep the old one."""
+        return whole(self, other) if self.ndim else getattr(self, plain)(other)
+
+    return operator
+
+
+for _name in ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"):
+    setattr(Array, f"__i{_name}__", _in_place(_name))
 
 
 def _key(array: Array, key: Any) -> tuple:

@@ -114,6 +114,10 @@ _LIKE_OPERANDS: dict[str, Callable] = {
 }  # fmt: skip
 for _name, _scalar in _LIKE_OPERANDS.items():
     _elementwise(_name, _scalar, "o")
+_sum = UFUNCS[np.add]
+UFUNCS[np.add] = lambda un, a, b: (
+    UFUNCS[np.logical_or](un, a, b) if a.dtype == BOOL == b.dtype else _sum(un, a, b)  # as NumPy has it
+)
 _TRUTHS: dict[str, Callable] = {
     "equal": lambda g, a, b: g.symmetric("eq", a, b), "not_equal": lambda g, a, b: g.symmetric("ne", a, b),
     "less": lambda g, a, b: g.binary("lt", a, b), "less_equal": lambda g, a, b: g.binary("le", a, b),

@@ -77,7 +77,8 @@ def _holds(test: Callable, before: Any, after: Any) -> bool:
 
 def _new(un: Unroller, value: Any, dtype: Any = None, copy: Any = True, **_: Any) -> Any:
     made = as_array(un, value, dtype)
-    return made.copy() if made is value and copy else made
+    shared = isinstance(value, Array) and np.may_share_memory(made.nodes, value.nodes)
+    return made.copy() if shared and copy else made
 
 
 MADE[np.array] = lambda un, value, dtype=None, **kw: _new(un, value, dtype)

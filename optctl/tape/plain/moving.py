@@ -157,5 +157,5 @@ METHODS.update(
             *("round", "conjugate"),
         )
     }
-    | {"conj": np.conjugate, "flatten": np.ravel}
+    | {"conj": np.conjugate}
 )
