@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from optctl import lq
-from optctl._arrays import namespace, on_host
+from optctl._arrays import namespace, on_host, to_device
 from optctl.adjoint.gradient import Gradient
 from optctl.lq.model import check_linear_quadratic
 from optctl.result import Status
@@ -55,7 +55,7 @@ class LQ(Method):
 def _model_now(objective: Objective) -> lq.LQ:
     """Return `LQ.from_problem` by the engine of the objective: one expansion around zero, which is exact."""
     problem, x0, us = objective.problem, objective.x0, np.zeros_like(objective.us)
-    check_linear_quadratic(problem)
+    check_linear_quadratic(to_device(problem))  # what indexes by stage needs JAX's arrays
     nx, xs = x0.size, np.zeros((len(us) + 1, x0.size))
     at = objective.engine.slopes(us, xs[0], objective.params, xs, objective.signs)
     start = {"Q0": at.W0, "q0": at.q0, "constant": at.cost}
