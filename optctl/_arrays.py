@@ -30,6 +30,11 @@ def to_host(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, ARRAYS) else leaf, tree)
 
 
+def own(tree: Any) -> Any:
+    """Return a pytree with copies of NumPy's arrays: what somebody writes into the one does not change the other."""
+    return jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, tree)
+
+
 def to_device(tree: Any) -> Any:
     """Return a pytree with JAX arrays in the place of NumPy's."""
     return jax.tree.map(lambda leaf: jax.device_put(leaf) if on_host(leaf) else leaf, tree)

@@ -73,7 +73,6 @@ def compiled(*static: str) -> Callable[[Callable], Callable]:
                 return function(*arguments, **named)
 
         run.by_xla = by_xla  # type: ignore[attr-defined]
-        run.by_xla = by_xla  # type: ignore[attr-defined]
         return run
 
     return wrap

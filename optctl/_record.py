@@ -119,3 +119,11 @@ class Static:
     """A value without leaves, which JAX compares by identity and never traces."""
 
     identity: Identity
+
+
+def remember(table: dict, key: Any, value: Any, most: int) -> Any:
+    """Put a value into a table, which is emptied where it has so many, and return the value."""
+    if len(table) >= most:
+        table.clear()
+    table[key] = value
+    return value

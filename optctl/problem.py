@@ -11,14 +11,15 @@ Solving again with other numbers does not recompile.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optctl._record import record
+from optctl._arrays import own
+from optctl._record import record, remember
 from optctl._validate import (
     as_float,
     as_whole,
@@ -133,7 +134,7 @@ class Problem:
                 self._check_rows(name)
         self._set("params", check_tree(self.params, "params"))
         if self.x0 is not None:
-            self._set("x0", _own(as_float(self.x0, "x0")))
+            self._set("x0", own(as_float(self.x0, "x0")))
         self._check_bounds()
         nu = self.dynamics.nu
         uses_params = [f for f in STAGE_FUNCTIONS + STATE_FUNCTIONS if _uses_params(getattr(self, f))]
@@ -300,7 +301,7 @@ class Problem:
             if getattr(self, name) is not None:
                 rows, width = {"u": (N, nu), "x": (N + 1, nx)}[name[0]]
                 bound = _check_bound(getattr(self, name), name, width, None if "x0" in name else rows)
-                self._set(name, _own(bound))
+                self._set(name, own(bound))
                 if is_concrete(bound) and (np.asarray(bound) == (np.inf if name.endswith("min") else -np.inf)).any():
                     raise ValueError(f"`{name}` holds {'+' if name.endswith('min') else '-'}inf: no point is feasible.")
         names = zip(BOUNDS[::2], BOUNDS[1::2], strict=True)
@@ -325,9 +326,19 @@ class Problem:
 def signature(data: Any) -> tuple:
     """Return what functions and shapes alone decide about: structure, and shape and type of each array, as a key."""
     leaves, structure = jax.tree.flatten(data)
-    return structure, tuple(
-        [(leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else (np.shape(leaf), type(leaf)) for leaf in leaves]
-    )
+    return structure, kinds(leaves)
+
+
+def kinds(leaves: Sequence[Any]) -> tuple:
+    """Return shape and type of each leaf."""
+    return tuple([(v.shape, v.dtype) if hasattr(v, "dtype") else (np.shape(v), type(v)) for v in leaves])
+
+
+def parts_of(problem: Problem, params: Any) -> dict[str, Any]:
+    """Return what a problem's functions need: all but bounds, prices and x_0."""
+    held = {name: getattr(problem, name) for name in (*STAGE_FUNCTIONS, *STATE_FUNCTIONS)}
+    functions = {name: f.function if isinstance(f, Constraint) else f for name, f in held.items()}
+    return {"dynamics": problem.dynamics, "params": params} | functions
 
 
 def once(data: Any, check: Callable[[], Any]) -> Any:
@@ -337,18 +348,7 @@ def once(data: Any, check: Callable[[], Any]) -> Any:
 
 def once_for(key: Any, check: Callable[[], Any]) -> Any:
     """Return what `check()` returns; it runs once for a key, which has the `signature` of the data."""
-    if key in _CHECKED:
-        return _CHECKED[key]
-    result = check()
-    if len(_CHECKED) >= REMEMBERED:
-        _CHECKED.clear()
-    _CHECKED[key] = result
-    return result
-
-
-def _own(value: Any) -> Any:
-    """Copy NumPy arrays, so that what the caller writes into them later does not change the problem."""
-    return value.copy() if isinstance(value, np.ndarray) else value
+    return _CHECKED[key] if key in _CHECKED else remember(_CHECKED, key, check(), REMEMBERED)
 
 
 def _function(given: Any, name: str) -> Any:

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from optctl._record import remember
 from optctl.adjoint.interpreter import Interpreted, Uninterpreted, interpret
-from optctl.constraint import Constraint
-from optctl.problem import STAGE_FUNCTIONS, STATE_FUNCTIONS, Problem
+from optctl.problem import STAGE_FUNCTIONS, Problem, kinds, parts_of
 
 MANY = 3
 """Trajectories that are evaluated at once."""
@@ -88,11 +88,10 @@ class Evaluator:
         traced = any([isinstance(leaf, jax.core.Tracer) for leaf in leaves])
         if substitute is None and traced:
             raise Uninterpreted("it holds values that are being traced")
-        kinds = tuple([(leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else type(leaf) for leaf in leaves])
         self.N, self.nx, self.nu = sizes
         turns = -(-self.N * MANY // ROWS)
         self.block = -(-self.N // max(turns, 1))
-        key = structure, kinds, self.nx, self.nu, self.block
+        key = structure, kinds(leaves), self.nx, self.nu, self.block
         found = None if traced else _FUNCTIONS.get(key)
         if found is None:
             specs = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in map(jax.typeof, leaves)]
@@ -100,9 +99,7 @@ class Evaluator:
             read = jax.tree.leaves(_parts(*jax.tree.unflatten(structure, list(range(len(leaves))))))
             found = Functions(*like, self.nx, self.nu, self.block, substitute), read
             if not traced and substitute is None:
-                if len(_FUNCTIONS) >= REMEMBERED:
-                    _FUNCTIONS.clear()
-                _FUNCTIONS[key] = found
+                remember(_FUNCTIONS, key, found, REMEMBERED)
         self.functions, read = found
         self.count = self.N * self.functions.widths[0] + self.functions.widths[1] + self.functions.widths[2]
         numbers = [leaves[k] for k in read]
@@ -155,8 +152,8 @@ class Evaluator:
 
 def _parts(problem: Problem, params: Any) -> tuple[dict[str, Any], Any]:
     """Return the functions of a problem by name, and its parameters: all that values depend on."""
-    held = {name: getattr(problem, name) for name in ("dynamics", *STAGE_FUNCTIONS, *STATE_FUNCTIONS)}
-    return {name: f.function if isinstance(f, Constraint) else f for name, f in held.items()}, params
+    parts = parts_of(problem, params)
+    return parts, parts.pop("params")
 
 
 @lru_cache(maxsize=REMEMBERED)

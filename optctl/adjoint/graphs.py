@@ -19,8 +19,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from optctl.constraint import Constraint
-from optctl.problem import PATH, STAGE_FUNCTIONS, STATE_FUNCTIONS, TERMINAL, Problem
+from optctl._record import remember
+from optctl.problem import PATH, TERMINAL, Problem, parts_of, signature
 from optctl.tape import Graph, Tape, Unsupported, adjoints, jacobian, trace
 from optctl.tape.expressions import LOOKUP, ONE, TABLES, ZERO
 
@@ -57,13 +57,15 @@ class Place:
         """Return the second derivative in z of the cost, with all functions at their prices if `exact`."""
         g, z = self.graph.g, self.z
         with np.errstate(all="ignore"):
-            W = np.array(jacobian(g, adjoints(g, self.weights(exact), z), z), np.intp).reshape(len(z), len(z))
+            W = np.array(
+                jacobian(g, adjoints(g, self.weights(len(self.functions) if exact else 0), z), z), np.intp
+            ).reshape(len(z), len(z))
         return W[np.triu_indices(len(z))] if self.staged else W
 
-    def weights(self, exact: bool) -> dict[int, int]:
-        """Return what the cost and, if `exact`, the functions count in a Lagrangian."""
+    def weights(self, count: int) -> dict[int, int]:
+        """Return what the cost and the first `count` functions, at their prices, count in a Lagrangian."""
         g, weights = self.graph.g, {self.cost.item(): ONE}
-        for of, y in zip(self.functions, self.ys, strict=True) if exact else ():
+        for of, y in zip(self.functions[:count], self.ys[:count], strict=True):
             for i, price in zip(of.tolist(), y.tolist(), strict=True):
                 weights[i] = g.add(weights.get(i, ZERO), price)
         return weights
@@ -96,13 +98,8 @@ class Place:
         places = {nodes[i][1] for i in wanted}
         if any([operation == LOOKUP and base in places for operation, _, base, _ in nodes]):
             raise Unsupported("the derivative in parameters that an index picks")
-        # the price of the next state alone: rows play no part in a gradient
-        weights = {self.cost.item(): ONE}
-        if self.staged:
-            for i, costate in zip(self.functions[0].tolist(), self.ys[0].tolist(), strict=True):
-                weights[i] = graph.g.add(weights.get(i, ZERO), costate)
-        with np.errstate(all="ignore"):
-            found = adjoints(graph.g, weights, wanted)
+        with np.errstate(all="ignore"):  # the next state has a price, and nothing else: rows play no part in a gradient
+            found = adjoints(graph.g, self.weights(int(self.staged)), wanted)
         return graph.tape([*graph.inputs, self.ys[0]] if self.staged else graph.inputs, [np.array(found, np.intp)])
 
     def moved(self, leaves: Sequence[int]) -> Tape:
@@ -120,7 +117,7 @@ class Place:
         dz, dk, dys = graph.variable(len(self.z)), graph.variable(1), [graph.variable(y.size) for y in self.ys]
         with np.errstate(all="ignore"):
             weights: dict[int, int] = {}
-            slope = adjoints(g, self.weights(True), self.z)
+            slope = adjoints(g, self.weights(len(self.functions)), self.z)
             every = [*slope, self.cost.item(), *[i for of in self.functions for i in of.tolist()]]
             for i, weight in zip(every, np.concatenate([dz, dk, *dys]).tolist(), strict=True):
                 weights[i] = g.add(weights.get(i, ZERO), weight)
@@ -211,13 +208,6 @@ class Graphs:
         return self._packed[key]
 
 
-def parts_of(problem: Problem, params: Any) -> dict[str, Any]:
-    """Return what the functions need: all but bounds, prices and x_0."""
-    held = {name: getattr(problem, name) for name in (*STAGE_FUNCTIONS, *STATE_FUNCTIONS)}
-    functions = {name: f.function if isinstance(f, Constraint) else f for name, f in held.items()}
-    return {"dynamics": problem.dynamics, "params": params} | functions
-
-
 def graphs_of(problem: Problem, params: Any, nx: int, nu: int) -> Graphs:
     """Return the graphs of a problem; the same ones for problems that differ in numbers alone.
 
@@ -225,19 +215,27 @@ def graphs_of(problem: Problem, params: Any, nx: int, nu: int) -> Graphs:
         Unsupported: if a function holds something that no graph can.
     """
     uniform = parts_of(problem, params)
-    leaves, structure = jax.tree.flatten(uniform)
-    kinds = tuple([(v.shape, v.dtype) if hasattr(v, "dtype") else type(v) for v in leaves])
-    key = structure, kinds, nx, nu, problem.horizon  # the horizon, too: a function may have read it where it was made
-    found = _GRAPHS.get(key)
+    # the horizon, too: a function may have read it where it was made
+    key = signature(uniform), nx, nu, problem.horizon
+    return known_or_made(_GRAPHS, key, lambda: Graphs(problem, uniform, nx, nu), REMEMBERED)
+
+
+def known_or_made(table: dict, key: Any, make: Callable[[], Any], most: int) -> Any:
+    """Return what `make()` returned for a key, or raise the `Unsupported` that it raised.
+
+    It is remembered unless functions hold values that are being traced (`captured`), which are those of one call.
+
+    Raises:
+        Unsupported: see above.
+    """
+    found = table.get(key)
     if found is None:
         try:
-            found = Graphs(problem, uniform, nx, nu)
+            found = make()
         except Unsupported as why:
             found = why
         if isinstance(found, Unsupported) or not found.captured:
-            if len(_GRAPHS) >= REMEMBERED:
-                _GRAPHS.clear()
-            _GRAPHS[key] = found
+            remember(table, key, found, most)
     if isinstance(found, Unsupported):
         raise found
     return found

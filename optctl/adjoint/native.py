@@ -14,11 +14,11 @@ import numpy as np
 from optctl import _native
 from optctl._arrays import to_host
 from optctl._validate import runs_now
-from optctl.adjoint.graphs import Graphs, graphs_of, parts_of
+from optctl.adjoint.graphs import Graphs, graphs_of
 from optctl.adjoint.interpreter import Uninterpreted
 from optctl.adjoint.tape_check import check_priced, check_tapes
 from optctl.dynamics import AbstractDynamics
-from optctl.problem import Problem
+from optctl.problem import Problem, parts_of
 from optctl.tape import Tape, Unsupported, memories
 
 

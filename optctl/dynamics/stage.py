@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from optctl._record import Identity, Static, record
+from optctl._record import Identity, Static, record, remember
 from optctl._validate import NEEDS_NUMBERS, explained, through_jax
 
 STAGE = ("x", "u", "t", "params")
@@ -27,8 +27,8 @@ PARAMETERS = ("p", "parameters", "args", "theta", "weights")
 TIME_NAMES = ("t", "k", "i", "j", "n", "time", "tau", "stage", "step", "seconds", "index", "layer")
 
 REMEMBERED = 256
-_NUMPY: set[Any] = set()  # functions that JAX could not trace and NumPy could
-_REBINDING: set[Any] = set()
+_NUMPY: dict[Any, bool] = {}  # functions that JAX could not trace and NumPy could
+_REBINDING: dict[Any, bool] = {}
 """Functions to which JAX and NumPy give one meaning, as far as their code tells."""
 _MODELS: dict[Any, Any] = {}
 
@@ -99,11 +99,8 @@ class StageFunction:
             except Exception:
                 pass
             else:
-                _NUMPY.add(self._key)
-                return True
-        if len(_REBINDING) >= REMEMBERED:
-            _REBINDING.clear()
-        _REBINDING.add(self._key)
+                return remember(_NUMPY, self._key, True, REMEMBERED)
+        remember(_REBINDING, self._key, True, REMEMBERED)
         return False
 
     @property
@@ -129,9 +126,7 @@ class StageFunction:
             if cannot:
                 raise explained(error, self.name) from error
             raise error from None
-        if len(_NUMPY) >= REMEMBERED:
-            _NUMPY.clear()
-        _NUMPY.add(self._key)
+        remember(_NUMPY, self._key, True, REMEMBERED)
         return result
 
     def _in_numpy(self, given: list[Any]) -> Any:
@@ -152,9 +147,7 @@ class StageFunction:
             for argument, varies in zip(given, varying, strict=True):
                 uniform += [not varies] * len(jax.tree.leaves(argument))
             model = Model(self._run, structure, avals, uniform, self.name)
-            if len(_MODELS) >= REMEMBERED:
-                _MODELS.clear()
-            _MODELS[key] = model
+            remember(_MODELS, key, model, REMEMBERED)
         return bind(model, leaves)
 
 

@@ -34,10 +34,9 @@ from optctl._arrays import constant, either, namespace, on_host, to_device, to_h
 from optctl._door import numbers
 from optctl._record import changed, record
 from optctl._validate import is_concrete, runs_now
-from optctl.adjoint.graphs import parts_of
 from optctl.lq import sweeps
 from optctl.lq.kkt import times
-from optctl.problem import Problem
+from optctl.problem import Problem, parts_of
 from optctl.result import Status
 from optctl.shooting import filter as filters
 from optctl.shooting import native

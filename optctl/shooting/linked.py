@@ -31,10 +31,10 @@ from optctl._arrays import to_device
 from optctl._linear import apply
 from optctl._record import changed
 from optctl._validate import is_concrete
-from optctl.adjoint.graphs import Graphs, graphs_of, parts_of
+from optctl.adjoint.graphs import Graphs, graphs_of
 from optctl.lq import sweeps
 from optctl.lq.kkt import Point
-from optctl.problem import PATH, TERMINAL
+from optctl.problem import PATH, TERMINAL, parts_of
 from optctl.shooting import native
 from optctl.shooting.expansion import Expansion
 from optctl.shooting.primal_dual import Program, Unknowns

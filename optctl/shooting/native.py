@@ -16,10 +16,11 @@ import numpy as np
 
 from optctl import _native
 from optctl._arrays import namespace, on_host
-from optctl.adjoint.graphs import graphs_of, parts_of
+from optctl._record import remember
+from optctl.adjoint.graphs import graphs_of, known_or_made
 from optctl.adjoint.interpreter import Uninterpreted
 from optctl.adjoint.tape_check import check_tapes
-from optctl.problem import Problem
+from optctl.problem import Problem, kinds, parts_of, signature
 from optctl.shooting.barrier import NUMBERS, State
 from optctl.shooting.expansion import Expansion, Values, function_values
 from optctl.shooting.filter import SIZE, Filter
@@ -54,11 +55,12 @@ class Tapes:
 
     def remember(self, key: Any, make: Callable[[], Any]) -> Any:
         """Return what `make()` returned for these functions and this key."""
-        if key not in self._made:
-            if len(self._made) >= REMEMBERED:
-                self._made.clear()
-            self._made[key] = make()
-        return self._made[key]
+        return self._made[key] if key in self._made else remember(self._made, key, make(), REMEMBERED)
+
+    @property
+    def captured(self) -> bool:
+        """True if functions hold values that are being traced."""
+        return any([tape.captured for tape in self.every])
 
     @cached_property
     def quadratic(self) -> bool:
@@ -115,7 +117,7 @@ def _usable(problem: Problem, xs: Any, us: Any, params: Any, exact: bool) -> Tap
 
 def run_on_host(tapes: Tapes | None, natively: bool) -> bool:
     """True if the kernel and NumPy can do all of a solve that traces nothing, with what `find_tapes` returned."""
-    return natively and tapes is not None and not any(tape.captured for tape in tapes.every)
+    return natively and tapes is not None and not tapes.captured
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,8 +143,7 @@ def look(leaves: list[Any], structure: Any, problem: Problem, xs: Any, us: Any, 
     Raises:
         ValueError: if the kernel was asked for and cannot.
     """
-    kinds = tuple([(leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else type(leaf) for leaf in leaves])
-    key = structure, kinds, xs.shape, us.shape, xs.dtype, settings.exact, settings.backend, _native.available()
+    key = structure, kinds(leaves), xs.shape, us.shape, xs.dtype, settings.exact, settings.backend, _native.available()
     found = _TAPES.get(key)
     if found is None:
         made, natively = find_tapes(problem, xs, us, params, settings)
@@ -150,7 +151,7 @@ def look(leaves: list[Any], structure: Any, problem: Problem, xs: Any, us: Any, 
         numbered = jax.tree.unflatten(structure, list(range(len(leaves))))
         found = Seen(made, natively, here, jax.tree.leaves(parts_of(*numbered)))
         if here:
-            _TAPES[key] = found
+            remember(_TAPES, key, found, REMEMBERED)
     return found
 
 
@@ -161,28 +162,21 @@ def tapes(problem: Problem, xs: Any, us: Any, params: Any, exact: bool) -> Tapes
         Unsupported: if a function holds something that no tape can.
     """
     uniform = parts_of(problem, params)
-    leaves, structure = jax.tree.flatten(uniform)
-    kinds = tuple([(v.shape, v.dtype) if hasattr(v, "dtype") else type(v) for v in leaves])
-    key = structure, kinds, xs.shape, us.shape, exact  # N, too: where JAX traces a function anew, so does this
-    found = _TAPES.get(key)
-    if found is None:
+
+    def make() -> Tapes:
+        made = _make_tapes(problem, params, xs, us, exact)
         try:
-            found = _make_tapes(problem, params, xs, us, exact)
-            wrong = check_tapes(found.every, problem, params, uniform, xs, us, exact)
-            if wrong is not None:
-                found = Unsupported(f"`{wrong.function}` rightly: {wrong}, by NumPy (please report this)")
-                warnings.warn(f"Not used, which is slower: no tape holds {found}.", RuntimeWarning, stacklevel=2)
-        except Unsupported as why:
-            found = why
+            wrong = check_tapes(made.every, problem, params, uniform, xs, us, exact)
         except Uninterpreted as why:
-            found = Unsupported(f"a function that NumPy cannot check: {why}")
-        if isinstance(found, Unsupported) or not any(tape.captured for tape in found.every):
-            if len(_TAPES) >= REMEMBERED:
-                _TAPES.clear()
-            _TAPES[key] = found
-    if isinstance(found, Unsupported):
-        raise found
-    return found
+            raise Unsupported(f"a function that NumPy cannot check: {why}") from why
+        if wrong is None:
+            return made
+        refused = Unsupported(f"`{wrong.function}` rightly: {wrong}, by NumPy (please report this)")
+        warnings.warn(f"Not used, which is slower: no tape holds {refused}.", RuntimeWarning, stacklevel=4)
+        raise refused
+
+    key = signature(uniform), xs.shape, us.shape, exact  # N, too: where JAX traces a function anew, so does this
+    return known_or_made(_TAPES, key, make, REMEMBERED)
 
 
 def roll(program: Program, x0: Any, us: Any) -> Any:

@@ -16,12 +16,11 @@ import numpy as np
 
 from optctl._arrays import namespace
 from optctl._record import record
-from optctl.adjoint.graphs import parts_of
 from optctl.lq import sweeps
 from optctl.lq.kkt import Point, transposed_times
 from optctl.lq.model import LQ
 from optctl.lq.riccati import Factors
-from optctl.problem import Problem
+from optctl.problem import Problem, parts_of
 from optctl.shooting.expansion import Expansion, Values
 from optctl.shooting.rows import DELTA, DELTA_SINGLE, Rows, along, squared, transposed
 from optctl.tape import memories

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optctl._arrays import namespace, on_host, to_device, to_host
+from optctl._arrays import namespace, on_host, own, to_device, to_host
 from optctl._door import compiled, numbers
 from optctl._record import changed
 from optctl._validate import (
@@ -298,7 +298,7 @@ def _certified(objective: Objective, iterate: Iterate, first: Any, tolerance: An
     status = xp.where(fallen & ~converged, int(Status.UNBOUNDED), status)
     history = History(g.cost[None], certificate.stationarity_scaled[None], xp.zeros_like(g.cost)[None])
     return Solution(
-        xs=g.xs, us=_own(values["us"]), x0=_own(values["x0"]), params=_own(values["params"]), costates=g.costates,
+        xs=g.xs, us=own(values["us"]), x0=own(values["x0"]), params=own(values["params"]), costates=g.costates,
         multipliers=_by_name(objective, multipliers), K=iterate.K, k=iterate.k, cost=g.cost, status=status,
         converged=converged, iterations=iterate.iterations, certificate=certificate, history=history, method=method,
         free=objective.free, residuals={},
@@ -318,11 +318,6 @@ def _certified_by_stages(
         status=xp.full_like(found.status, int(Status.SOLVED)), converged=better, certificate=certificate,
     )  # fmt: skip
     return jax.tree.map(lambda new, old: xp.where(better, new, old), new, found)
-
-
-def _own(tree: Any) -> Any:
-    """Return copies of NumPy's arrays: what a user writes into a solution must not change the problem."""
-    return jax.tree.map(lambda leaf: leaf.copy() if on_host(leaf) else leaf, tree)
 
 
 def _by_name(objective: Objective, multipliers: tuple[Any, Any]) -> dict[str, Any]:

@@ -268,14 +268,20 @@ def _parts(arrays: Sequence[np.ndarray], batches: tuple, place: tuple[int, ...])
     ]
 
 
-@unroll.rule("numpy_model")
-def _unrolled(un: Unroller, eqn: Any, *arrays: np.ndarray) -> np.ndarray:
+def _each(eqn: Any, arrays: Sequence[np.ndarray], dtype: Any, function: Callable) -> np.ndarray:
+    """Return the function of the operands of each member of the batch."""
     model, batches = eqn.params["model"], eqn.params["batches"]
     sizes = level_sizes([array.shape for array in arrays], batches)
-    made = np.empty((*sizes, *model.shape), np.intp)
+    made = np.empty((*sizes, *model.shape), dtype)
     for place in np.ndindex(sizes):
-        made[place] = model.into(un, _parts(arrays, batches, place))
+        made[place] = function(_parts(arrays, batches, place))
     return made
+
+
+@unroll.rule("numpy_model")
+def _unrolled(un: Unroller, eqn: Any, *arrays: np.ndarray) -> np.ndarray:
+    model = eqn.params["model"]
+    return _each(eqn, arrays, np.intp, lambda parts: model.into(un, parts))
 
 
 _SUMS, _PRODUCT, _QUOTIENT, _CHOICE = (CODE["add"], CODE["sub"]), CODE["mul"], CODE["div"], CODE["select"]
@@ -284,12 +290,8 @@ _SUMS, _PRODUCT, _QUOTIENT, _CHOICE = (CODE["add"], CODE["sub"]), CODE["mul"], C
 @polynomial.rule("numpy_model")
 def _degree(walk: Any, eqn: Any, *arrays: np.ndarray) -> np.ndarray:
     """Return the degrees of the results from those of the operands."""
-    model, batches = eqn.params["model"], eqn.params["batches"]
-    sizes = level_sizes([array.shape for array in arrays], batches)
-    made = np.empty((*sizes, *model.shape), np.int8)
-    for place in np.ndindex(sizes):
-        made[place] = _degree_of(walk, model, _parts(arrays, batches, place))
-    return made
+    model = eqn.params["model"]
+    return _each(eqn, arrays, np.int8, lambda parts: _degree_of(walk, model, parts))
 
 
 def _degree_of(walk: Any, model: Model, arrays: Sequence[np.ndarray]) -> np.ndarray:
