@@ -18,11 +18,11 @@ import numpy as np
 
 from optctl._record import record
 from optctl._validate import as_whole, check_kind, check_positive, check_shape
-from optctl.adjoint.interpreter import interpret
 from optctl.constraint import Constraint
 from optctl.continuous.integrate import integrate
 from optctl.continuous.ode import ODE
 from optctl.dynamics.discretize import Discretized, RunningCost
+from optctl.judge.interpreter import interpret
 from optctl.problem import BOUNDS, Problem
 from optctl.result import Result, Status
 from optctl.solution import Solution, Violation

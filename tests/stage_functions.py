@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from optctl.adjoint.interpreter import interpret
+from optctl.judge.interpreter import interpret
 from optctl.tape import adjoints, jacobian, run, trace
 
 N = 4

@@ -19,7 +19,8 @@ from primitives import BINARY, CONTROL, MOVES, REFERENCES, UNARY
 
 import optctl as oc
 from optctl import _native
-from optctl.adjoint import evaluation, graphs, interpreter, primitives
+from optctl.engine import graphs
+from optctl.judge import evaluation, interpreter, primitives
 from optctl.shooting import native
 from optctl.tape import Tape, derivatives, expressions, program, unroll
 from optctl.tape.expressions import CODE, OPERATIONS, ZERO, Expressions

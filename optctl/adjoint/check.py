@@ -23,11 +23,11 @@ from jax.flatten_util import ravel_pytree
 from optctl._arrays import to_device, to_host
 from optctl._record import record
 from optctl._validate import as_float, as_seed, as_whole, check_tree
-from optctl.adjoint.culprit import culprit
 from optctl.adjoint.gradient import arguments, gradient, total_cost
 from optctl.adjoint.hessian import hessian_vector_product
-from optctl.adjoint.native import Engine, find_engine
 from optctl.dynamics.base import AbstractDynamics, check_dynamics
+from optctl.engine.native import Engine, find_engine
+from optctl.judge.culprit import culprit
 from optctl.problem import Problem
 from optctl.result import Result, Status
 

@@ -22,8 +22,8 @@ import numpy as np
 from optctl._record import record
 from optctl._validate import as_float, check_tree, is_concrete
 from optctl.adjoint.known import with_slope
-from optctl.adjoint.native import Slopes, find_engine
 from optctl.dynamics.memory import reverse, schedule
+from optctl.engine.native import Slopes, find_engine
 from optctl.problem import Problem, once
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from optctl._arrays import to_host
 from optctl._validate import as_float, check_like, check_tree
 from optctl.adjoint.gradient import Gradient, arguments, costate_gradient
-from optctl.adjoint.native import Engine, find_engine
+from optctl.engine.native import Engine, find_engine
 from optctl.problem import Problem, once
 
 

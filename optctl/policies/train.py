@@ -29,9 +29,9 @@ from optctl._validate import (
     result_shape,
     returned,
 )
-from optctl.adjoint.culprit import culprit
 from optctl.adjoint.gradient import costate_gradient, total_cost
 from optctl.dynamics.layers import Layers
+from optctl.judge.culprit import culprit
 from optctl.policies.closed_loop import closed_loop
 from optctl.problem import Problem
 from optctl.result import Result, Status

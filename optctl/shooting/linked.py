@@ -31,7 +31,7 @@ from optctl._arrays import to_device
 from optctl._linear import apply
 from optctl._record import changed
 from optctl._validate import is_concrete
-from optctl.adjoint.graphs import Graphs, graphs_of
+from optctl.engine.graphs import Graphs, graphs_of
 from optctl.lq import sweeps
 from optctl.lq.kkt import Point
 from optctl.problem import PATH, TERMINAL, parts_of

@@ -17,9 +17,9 @@ import numpy as np
 from optctl import _native
 from optctl._arrays import namespace, on_host
 from optctl._record import remember
-from optctl.adjoint.graphs import graphs_of, known_or_made
-from optctl.adjoint.interpreter import Uninterpreted
-from optctl.adjoint.tape_check import check_tapes
+from optctl.engine.graphs import graphs_of, known_or_made
+from optctl.engine.tape_check import check_tapes
+from optctl.judge.interpreter import Uninterpreted
 from optctl.problem import Problem, kinds, parts_of, signature
 from optctl.shooting.barrier import NUMBERS, State
 from optctl.shooting.expansion import Expansion, Values, function_values

@@ -24,8 +24,8 @@ from optctl._validate import (
     runs_now,
     shown,
 )
-from optctl.adjoint.evaluation import MANY, Evaluator
-from optctl.adjoint.interpreter import Uninterpreted
+from optctl.judge.evaluation import MANY, Evaluator
+from optctl.judge.interpreter import Uninterpreted
 from optctl.problem import once_for
 from optctl.shooting.expansion import function_values
 from optctl.shooting.interior_point import BACKENDS, Settings, interior_point

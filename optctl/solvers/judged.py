@@ -7,9 +7,9 @@ import numpy as np
 from optctl._arrays import on_host
 from optctl._record import changed
 from optctl._validate import is_concrete
-from optctl.adjoint.culprit import culprit
-from optctl.adjoint.independent import Verdict, can_judge, judge
-from optctl.adjoint.interpreter import Uninterpreted
+from optctl.judge.culprit import culprit
+from optctl.judge.independent import Verdict, can_judge, judge
+from optctl.judge.interpreter import Uninterpreted
 from optctl.problem import Problem
 from optctl.result import Status
 from optctl.solution import Certificate, Solution

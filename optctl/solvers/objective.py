@@ -18,7 +18,7 @@ import numpy as np
 from optctl._arrays import namespace, on_host
 from optctl._record import record
 from optctl.adjoint.gradient import Gradient, as_gradient, costate_gradient, total_cost
-from optctl.adjoint.native import Engine, find_engine
+from optctl.engine.native import Engine, find_engine
 from optctl.problem import Problem, signature
 from optctl.solution import FLOOR, Certificate, cost_size
 

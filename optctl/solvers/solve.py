@@ -22,7 +22,7 @@ from optctl._validate import (
     runs_now,
     shown,
 )
-from optctl.adjoint.native import find_engine
+from optctl.engine.native import find_engine
 from optctl.problem import Problem, once_for
 from optctl.result import Status, nan_in_batch
 from optctl.shooting.sensitivity import unknown

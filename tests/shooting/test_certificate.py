@@ -9,7 +9,8 @@ import pytest
 
 import optctl as oc
 from optctl import _native
-from optctl.adjoint import evaluation, graphs
+from optctl.engine import graphs
+from optctl.judge import evaluation
 from optctl.shooting import native
 from optctl.shooting.certificate import certify_point
 from optctl.shooting.interior_point import Settings, expansion_at, make_program, start

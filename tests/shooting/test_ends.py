@@ -9,7 +9,8 @@ import pytest
 
 import optctl as oc
 from optctl import _native
-from optctl.adjoint import evaluation, graphs, interpreter
+from optctl.engine import graphs
+from optctl.judge import evaluation, interpreter
 from optctl.shooting import native
 from optctl.solvers.judged import judged
 

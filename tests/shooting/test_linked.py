@@ -11,7 +11,7 @@ import pytest
 
 import optctl as oc
 from optctl._record import changed
-from optctl.adjoint.graphs import _GRAPHS, Graphs
+from optctl.engine.graphs import _GRAPHS, Graphs
 from optctl.shooting.linked import Settled, _of_prices
 from optctl.shooting.primal_dual import Unknowns, newton_rows
 from optctl.shooting.rows import Rows

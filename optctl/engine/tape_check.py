@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from optctl import _native
-from optctl.adjoint.evaluation import Evaluator
-from optctl.adjoint.independent import (
+from optctl.judge.evaluation import Evaluator
+from optctl.judge.independent import (
     SLOPE,
     STENCIL,
     STEPS,

@@ -10,9 +10,9 @@ import pytest
 
 import optctl as oc
 from optctl import _native
-from optctl.adjoint import graphs, native
 from optctl.adjoint.gradient import _gradient
 from optctl.adjoint.hessian import _hessian_vector_product
+from optctl.engine import graphs, native
 from tests import zoo
 
 pytestmark = pytest.mark.skipif(not _native.available(), reason="the engine is run by the compiled kernels")

@@ -14,10 +14,10 @@ import numpy as np
 from optctl import _native
 from optctl._arrays import to_host
 from optctl._validate import runs_now
-from optctl.adjoint.graphs import Graphs, graphs_of
-from optctl.adjoint.interpreter import Uninterpreted
-from optctl.adjoint.tape_check import check_priced, check_tapes
 from optctl.dynamics import AbstractDynamics
+from optctl.engine.graphs import Graphs, graphs_of
+from optctl.engine.tape_check import check_priced, check_tapes
+from optctl.judge.interpreter import Uninterpreted
 from optctl.problem import Problem, parts_of
 from optctl.tape import Tape, Unsupported, memories
 

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 import optctl as oc
-from optctl.adjoint.culprit import culprit
+from optctl.judge.culprit import culprit
 
 
 def problem(**changes):

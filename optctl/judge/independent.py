@@ -30,7 +30,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from optctl.adjoint.evaluation import END, MANY, Evaluator
+from optctl.judge.evaluation import END, MANY, Evaluator
 from optctl.problem import Problem
 
 STEPS = (1e-4, 1e-3, 1e-5)

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from optctl._jaxpr import Literal
-from optctl.adjoint.primitives import RULES, rule
+from optctl.judge.primitives import RULES, rule
 from optctl.tape.walk import bind
 
 INLINED = {

@@ -10,7 +10,7 @@ import pytest
 import zoo
 
 import optctl as oc
-from optctl.adjoint.independent import STENCIL, STEPS, Judge, differ, differences, judge
+from optctl.judge.independent import STENCIL, STEPS, Judge, differ, differences, judge
 
 
 def constrained(**changes):

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from optctl._record import remember
-from optctl.adjoint.interpreter import Interpreted, Uninterpreted, interpret
+from optctl.judge.interpreter import Interpreted, Uninterpreted, interpret
 from optctl.problem import STAGE_FUNCTIONS, Problem, kinds, parts_of
 
 MANY = 3

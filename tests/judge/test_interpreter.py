@@ -11,8 +11,8 @@ from jax import lax
 from primitives import BINARY, CONTROL, MOVES, REFERENCES, SPECIAL, UNARY
 
 import optctl as oc
-from optctl.adjoint import evaluation, interpreter, primitives
-from optctl.adjoint.interpreter import Uninterpreted, interpret
+from optctl.judge import evaluation, interpreter, primitives
+from optctl.judge.interpreter import Uninterpreted, interpret
 from optctl.tape import unroll
 
 

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from optctl._arrays import to_device
-from optctl.adjoint.evaluation import END
-from optctl.adjoint.interpreter import Uninterpreted, interpret
+from optctl.judge.evaluation import END
+from optctl.judge.interpreter import Uninterpreted, interpret
 from optctl.problem import STAGE_FUNCTIONS, Problem
 
 LEVELS = ("value", "derivative", "second derivative")
