@@ -28,6 +28,10 @@ __attribute__((noinline)) void run_tape(const int32_t* code, int64_t from, int64
   p += 5;                                                          \
   if (p == end) return;                                            \
   goto* cases[p[0]];
+#define OPTCTL_JUMP                                                \
+  p += int64_t{5} * p[4];                                          \
+  if (p == end) return;                                            \
+  goto* cases[p[0]];
 #define OPTCTL_EACH(name, expression)                              \
   name : {                                                         \
     double* const d = slot(1);                                     \
@@ -129,6 +133,25 @@ __attribute__((noinline)) void run_tape(const int32_t* code, int64_t from, int64
   OPTCTL_LANES(erfc, std::erfc(x))
   OPTCTL_LANES(pow, std::pow(x, y))
   OPTCTL_LANES(rem, std::fmod(x, y))
+  OPTCTL_EACH(copy, A())
+  leave : {  // a loop that is done in all lanes
+    const double* const on = slot(2);
+    bool going = false;
+    for (int i = 0; i < W; ++i) going |= on[i] != 0;
+    if (going) {
+      OPTCTL_NEXT
+    }
+    OPTCTL_JUMP
+  }
+  repeat : {
+    double* const turns = slot(1);
+    turns[0] += 1;
+    if (!(turns[0] < p[3])) {
+      OPTCTL_NEXT
+    }
+    OPTCTL_JUMP
+  }
+#undef OPTCTL_JUMP
 #undef OPTCTL_EACH
 #undef OPTCTL_LANES
 #undef OPTCTL_NEXT

@@ -77,20 +77,24 @@ _FLAT = {CODE[name] for name in FLAT}
 _OPERANDS = {name: len(inspect.signature(rule).parameters) - 2 for name, rule in PARTIALS.items()}
 
 
+def smooth_operands(g: Expressions, node: int) -> Sequence[int]:
+    """Return the operands of a node in which it may have derivatives."""
+    if node in g.rules:
+        return g.rules[node][0]
+    operation, *abc = g.nodes[node]
+    return () if operation < 0 or operation in _FLAT else abc[: _OPERANDS[OPERATIONS[operation]]]
+
+
 def partials(g: Expressions, node: int) -> Sequence[tuple[int, int]]:
     """Return the operands of a node and the partials in them that are not zero."""
     found = g.partials.get(node)
     if found is None:
-        operation, *abc = g.nodes[node]
-        operands: Sequence[int] = ()
+        operands = smooth_operands(g, node)
         values: Sequence[int] = ()
         if node in g.rules:
-            operands, rule = g.rules[node]
-            values = rule()
-        elif operation >= 0 and operation not in _FLAT:
-            name = OPERATIONS[operation]
-            operands = abc[: _OPERANDS[name]]
-            values = PARTIALS[name](g, node, *operands)
+            values = g.rules[node][1]()
+        elif operands:
+            values = PARTIALS[OPERATIONS[g.nodes[node][0]]](g, node, *operands)
         pairs = [pair for pair in zip(operands, values, strict=False) if pair[1] != ZERO]
         found = g.partials[node] = tuple(pairs)
     return found
@@ -129,14 +133,14 @@ def tangents(
     add, mul = g.add, g.mul
     top = max(results, default=-1)
     depends = _depends(g, top, variables, held)
+    moves: dict[int, dict[int, int]] = {i: {place: ONE} for place, i in enumerate(variables)}
     needed, stack = set(), [i for i in set(results) if depends[i]]
     while stack:
         i = stack.pop()
-        if i not in needed:
+        if i not in needed and i not in moves:
             needed.add(i)
             stack.extend([operand for operand, _ in partials(g, i) if depends[operand]])
-    moves: dict[int, dict[int, int]] = {i: {place: ONE} for place, i in enumerate(variables)}
-    for i in sorted(needed.difference(variables)):
+    for i in sorted(needed):
         total: dict[int, int] = {}
         for operand, partial in partials(g, i):
             if depends[operand]:

@@ -3,6 +3,7 @@
 With JAX it is a function like any other: compiled, batched, differentiated, in any precision, on any device.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,8 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optctl.tape.expressions import CONSTANT, EVALUATE, GIVEN, INPUT, LOAD, LOOKUP, OPERATIONS, TABLES, Expressions
-from optctl.tape.program import READS, Graph
+from optctl.tape.expressions import (
+    CONSTANT,
+    EVALUATE,
+    GIVEN,
+    LOAD,
+    LOOKUP,
+    OPERATIONS,
+    TABLES,
+    TURNS,
+)
+from optctl.tape.loops import Part
+from optctl.tape.program import Graph
 
 
 def _number(test: Callable) -> Callable:
@@ -65,7 +76,7 @@ def by_numpy(graph: Graph, *leaves: Any, many: int | None = None) -> list[np.nda
         return flat[place] if flat.ndim == 1 else flat[place, np.arange(many)]  # type: ignore[arg-type]
 
     with np.errstate(all="ignore"):
-        values = _values(graph, arrays, flat, float, BY_NUMPY, look_up)
+        values = _values(graph, arrays, flat, float, BY_NUMPY, look_up, _turns_by_numpy)
     shape = () if many is None else (many,)
     made = [np.empty((of.size, *shape)) for of in graph.results]
     for of, to in zip(graph.results, made, strict=True):
@@ -86,7 +97,7 @@ def by_jax(graph: Graph, *leaves: Any) -> list[Any]:
     def look_up(flat: Any, first: int, step: int, index: Any) -> Any:
         return flat[first + step * lax.convert_element_type(index, np.int32)]
 
-    values = _values(graph, arrays, flat, number, BY_JAX, look_up)
+    values = _values(graph, arrays, flat, number, BY_JAX, look_up, functools.partial(_turns_by_jax, dtype))
     return [
         jnp.stack([jnp.asarray(values[i], dtype) for i in of.flat]).reshape(of.shape) if of.size else number(of)
         for of in graph.results
@@ -94,53 +105,92 @@ def by_jax(graph: Graph, *leaves: Any) -> list[Any]:
 
 
 def needed(graph: Graph) -> list[int]:
-    """Return the expressions that the results need, in an order in which they can be worked out."""
-    _nodes, stack = graph.g.nodes, [int(i) for of in graph.results for i in of.flat]
-    found = set(stack)
-    while stack:
-        for i in operands(graph.g, stack.pop()):
-            if i not in found:
-                found.add(i)
-                stack.append(i)
-    return sorted(found)
+    """Return the expressions that the results need outside of loops, in an order in which they can be worked out."""
+    return sorted(_part(graph).nodes)
 
 
-def operands(g: Expressions, node: int) -> Sequence[int]:
-    """Return the expressions that one is made of."""
-    operation, *abc = g.nodes[node]
-    if operation in (CONSTANT, INPUT, LOAD):
-        return ()
-    if operation in (GIVEN, LOOKUP):
-        return abc[:1]
-    return [abc[k] for k in READS[operation]]
+def _part(graph: Graph) -> Part:
+    part = Part(graph.g)
+    part.need([int(i) for of in graph.results for i in of.flat])
+    return part
 
 
 def _looks_up(graph: Graph) -> bool:
-    return any(graph.g.nodes[i][0] == LOOKUP for i in needed(graph))
+    return any(node[0] == LOOKUP for node in graph.g.nodes)
 
 
 def _values(
-    graph: Graph, arrays: Sequence[Any], flat: Any, number: Callable, functions: dict[str, Callable], look_up: Callable
+    graph: Graph,
+    arrays: Sequence[Any],
+    flat: Any,
+    number: Callable,
+    functions: dict[str, Callable],
+    look_up: Callable,
+    turns: Callable,
 ) -> dict[int, Any]:
     g = graph.g
     uniforms = sum(leaf.size for leaf in graph.uniform)
-    values: dict[int, Any] = {}
-    wanted = needed(graph)
-    used = set(wanted)
-    for of, numbers in zip(graph.inputs, arrays, strict=False):
-        values.update({i: numbers[k] for k, i in enumerate(of.ravel().tolist()) if i in used})
-    for i in wanted:
-        operation, a, b, c = g.nodes[i]
-        if i in values:
-            continue
-        if operation == CONSTANT:
-            values[i] = number(g.values[i])
-        elif operation == LOAD:
-            values[i] = flat[a]
-        elif operation == LOOKUP:
-            values[i] = look_up(flat, b - TABLES + uniforms if b >= TABLES else b, c, values[a])
-        elif operation == GIVEN:
-            values[i] = values[a]
-        else:
-            values[i] = functions[OPERATIONS[operation]](*[values[k] for k in operands(g, i)])
-    return values
+
+    def work_out(part: Part, roots: Sequence[int], values: dict[int, Any]) -> dict[int, Any]:
+        for i in part.order(roots):
+            operation, a, b, c = g.nodes[i] if i >= 0 else (0, 0, 0, 0)
+            if i < 0:
+                values.update(loop(part.loops[~i], values))
+            elif i in values:
+                continue
+            elif operation == CONSTANT:
+                values[i] = number(g.values[i])
+            elif operation == LOAD:
+                values[i] = flat[a]
+            elif operation == LOOKUP:
+                values[i] = look_up(flat, b - TABLES + uniforms if b >= TABLES else b, c, values[a])
+            elif operation == GIVEN:
+                values[i] = values[a]
+            else:
+                values[i] = functions[OPERATIONS[operation]](*[values[k] for k in g.operands(i)])
+        return values
+
+    def loop(part: Part, values: dict[int, Any]) -> dict[int, Any]:
+        of, places = part.loop, list(part.places)
+        outside = {i: values[i] for i in part.reads}
+        variables, following = [[row[k] for k in places] for row in (of.variables, of.following)]
+
+        def inside(roots: Sequence[int], carry: Sequence[Any]) -> list[Any]:
+            found = work_out(part, roots, outside | dict(zip(variables, carry, strict=True)))
+            return [found[i] for i in roots]
+
+        ends = turns(
+            lambda carry: inside([of.condition], carry)[0],
+            lambda carry: inside(following, carry),
+            [values[of.starts[k]] for k in places],
+        )
+        return {of.results[k]: end for k, end in zip(places, ends, strict=True)}
+
+    given: dict[int, Any] = {}
+    for leaf, numbers in zip(graph.inputs, arrays, strict=False):
+        given.update({i: numbers[k] for k, i in enumerate(leaf.ravel().tolist())})
+    return work_out(_part(graph), [int(i) for of in graph.results for i in of.flat], given)
+
+
+def _turns_by_numpy(going: Callable, turn: Callable, carry: list[Any]) -> list[Any]:
+    """Return what is left of what a loop carries; some numbers of an array may have ended, and stay."""
+    for _ in range(TURNS):
+        on = np.asarray(going(carry)) != 0
+        if not on.any():
+            return carry
+        carry = [np.where(on, new, old) for new, old in zip(turn(carry), carry, strict=True)]
+    return [np.where(on, np.nan, number) for number in carry]
+
+
+def _turns_by_jax(dtype: Any, going: Callable, turn: Callable, carry: list[Any]) -> list[Any]:
+    """Return what is left of what a loop carries."""
+
+    def following(state: tuple[int, list[Any]]) -> tuple[int, list[Any]]:
+        return state[0] + 1, [jnp.asarray(number, dtype) for number in turn(state[1])]
+
+    def on(state: tuple[int, list[Any]]) -> Any:
+        return going(state[1]) != 0
+
+    start = 0, [jnp.asarray(number, dtype) for number in carry]
+    count, ends = lax.while_loop(lambda state: on(state) & (state[0] < TURNS), following, start)
+    return [jnp.where(count < TURNS, number, jnp.nan) for number in ends]

@@ -6,10 +6,15 @@ depends on an input that changes from call to call; the others are coefficients,
 
 The rules are those of the real numbers: x * 0 = 0, x - x = 0 and 0 / x = 0 also where x is infinite or NaN, zero has
 no sign, and products of coefficients are collected. Thus the zeros in a derivative cost nothing.
+
+A loop carries numbers from turn to turn, as long as its condition is not zero. Within a turn they are *variables*, and
+what they will be in the next one, like the condition, is made of expressions as all others are: those that do not
+depend on the variables are worked out once, elsewhere. What is left when the loop ends are expressions again.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,12 +25,30 @@ OPERATIONS = (
     *("neg", "abs", "sign", "floor", "ceil", "round", "rint", "trunc", "sqrt", "isfinite"),
     *("min", "max", "select", "eq", "ne", "lt", "le", "sin", "cos", "exp", "log", "pow", "tan", "asin", "acos", "atan"),
     *("atan2", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "exp2", "expm1", "log1p", "cbrt", "erf", "erfc"),
-    "rem",
+    *("rem", "copy", "leave", "repeat"),
 )
 CODE = {name: code for code, name in enumerate(OPERATIONS)}
 LOAD, LOOKUP, ADD, SUB, MUL, DIV = (CODE[name] for name in ("load", "lookup", "add", "sub", "mul", "div"))
 NEG, SELECT, EQ, NE = (CODE[name] for name in ("neg", "select", "eq", "ne"))
-CONSTANT, INPUT, GIVEN = -1, -2, -3  # nodes that are not instructions
+CONSTANT, INPUT, GIVEN, VARIABLE, LOOPED = -1, -2, -3, -4, -5  # nodes that are not instructions
+TURNS = 2**20
+"""Turns after which a loop is given up: what it would leave is NaN."""
+
+_BINARY = ("add", "sub", "mul", "div", "min", "max", "eq", "ne", "lt", "le", "pow", "atan2", "rem")
+_TERNARY = ("muladd", "negmuladd", "mulsub", "select")
+
+
+def _slots_read(name: str) -> tuple[int, ...]:
+    if name in ("load", "repeat"):
+        return ()
+    if name.endswith("_m"):
+        return (1, 2) if name[:-2] in _TERNARY else (1,)
+    if name.endswith("_c"):
+        return (0, 1)
+    return (0, 1, 2) if name in _TERNARY else (0, 1) if name in _BINARY else (0,)
+
+
+READS = [_slots_read(name) for name in OPERATIONS]  # which of the operands a, b, c are slots
 
 # Where numbers lie in memory: addresses that are moved to their places when all are known.
 TABLES, CAPTURED = 1 << 40, 1 << 41
@@ -92,6 +115,30 @@ EVALUATE: dict[str, Callable] = {
 }
 
 
+@dataclass
+class Loop:
+    """Numbers that are carried from turn to turn; derivatives are added to them when they are asked for.
+
+    Attributes:
+        condition: of a further turn, an expression of the variables.
+        starts: what is carried before the first turn, expressions from outside.
+        variables: what is carried, within a turn.
+        following: what is carried into the next turn, expressions of the variables.
+        results: what is left in the end.
+        reads: of each carried number, the expressions from outside that it, and its derivatives, may depend on.
+        slopes: of each carried number that was differentiated, its derivatives that are not zero:
+            expression from outside -> place of the derivative among what is carried.
+    """
+
+    condition: int = ONE
+    starts: list[int] = field(default_factory=list)
+    variables: list[int] = field(default_factory=list)
+    following: list[int] = field(default_factory=list)
+    results: list[int] = field(default_factory=list)
+    reads: list[Sequence[int]] = field(default_factory=list)
+    slopes: dict[int, dict[int, int]] = field(default_factory=dict)
+
+
 class Expressions:
     """All expressions of one function."""
 
@@ -102,6 +149,7 @@ class Expressions:
         self.tables: list[float] = []
         self.partials: dict[int, Sequence[tuple[int, int]]] = {}  # of nodes: operands, and the derivatives in them
         self.rules: dict[int, tuple[Sequence[int], Callable]] = {}  # operands, and what gives `partials` when asked for
+        self.loops: list[Loop] = []
         self._index: dict[tuple[int, int, int, int], int] = {}
         self._constants: dict[Any, int] = {}
         self._places: dict[bytes, int] = {}
@@ -171,14 +219,28 @@ class Expressions:
             i = stack.pop()
             if i in sought:
                 return True
-            operation, *operands = self.nodes[i]
-            if operation in (LOAD, CONSTANT, INPUT):
-                continue
-            for k in operands[: 1 if operation in (LOOKUP, GIVEN) else 3]:
+            for k in self.operands(i):
                 if k not in seen:
                     seen.add(k)
                     stack.append(k)
         return False
+
+    def operands(self, node: int) -> Sequence[int]:
+        """Return the expressions that one is made of; of what a loop leaves, those that the loop reads."""
+        operation, a, b, c = self.nodes[node]
+        if operation >= 0:
+            return [(a, b, c)[k] for k in READS[operation]]
+        return self.loops[a].reads[b] if operation == LOOPED else (a,) if operation == GIVEN else ()
+
+    def carried(self, number: int, count: int, varies: bool) -> list[int]:
+        """Return so many new variables of a loop."""
+        variables, first = self.loops[number].variables, len(self.nodes)
+        start = len(variables)
+        self.nodes.extend([(VARIABLE, number, start + k, 0) for k in range(count)])
+        self.varies.extend([varies] * count)
+        made = list(range(first, first + count))
+        variables.extend(made)
+        return made
 
     def table(self, values: np.ndarray) -> np.ndarray:
         """Return the addresses of constants that are put into memory side by side."""

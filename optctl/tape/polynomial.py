@@ -102,7 +102,9 @@ class Degrees(Walker):
         carry = _settled(lambda carry: body(carry, row)[0], carry)
         return [*carry, *body(carry, row)[1]]
 
-    def loop(self, eqn: Any, going: Callable, body: Callable, carry: list[np.ndarray]) -> list[np.ndarray] | None:
+    def loop(
+        self, eqn: Any, going: Callable, body: Callable, carry: list[np.ndarray], held: list[np.ndarray]
+    ) -> list[np.ndarray] | None:
         """Go through the loop until nothing is raised; its number of turns must not depend on the variables."""
         carry = _settled(body, carry)
         return None if _greatest(going(carry)) else carry

@@ -6,6 +6,15 @@ An instruction (operation, d, a, b, c) writes slot d and reads slots a, b, c, of
 An operand of the operations `*_m` (a) and `*_c` (c) is an address in memory, the same numbers for all stages;
 `load` reads address a, and `lookup` reads address b + c * slot a. The first instructions, the prologue, do not depend
 on what changes between calls; the others, the body, can be run again and again without them.
+
+Loops jump, by c instructions: `leave` goes on if slot a is zero at all stages that are run together, `repeat` goes
+back, for b turns at most, which it counts in slot d. What a loop carries has slots of its own; a turn writes into them
+but for stages whose condition is zero, which keep what they have, whatever the others still do:
+
+    var <- start; count <- 0
+    A:  condition; leave B; what follows; var <- condition ? what follows : var; repeat A
+        var <- condition ? NaN : var
+    B:
 """
 
 import dataclasses
@@ -27,31 +36,23 @@ from optctl.tape.expressions import (
     GIVEN,
     INPUT,
     LOAD,
+    LOOPED,
     ONE,
-    OPERATIONS,
+    READS,
     TABLES,
+    TURNS,
+    ZERO,
     Expressions,
 )
+from optctl.tape.loops import Part
 from optctl.tape.unroll import INDEX, Unroller, Unsupported
 
 _ADD, _SUB, _MUL, _DIV = (CODE[name] for name in ("add", "sub", "mul", "div"))
-_MULADD, _NEGMULADD, _MULSUB = (CODE[name] for name in ("muladd", "negmuladd", "mulsub"))
-_BINARY = ("add", "sub", "mul", "div", "min", "max", "eq", "ne", "lt", "le", "pow", "atan2", "rem")
-_TERNARY = ("muladd", "negmuladd", "mulsub", "select")
-
-
-def _slots_read(name: str) -> tuple[int, ...]:
-    if name == "load":
-        return ()
-    if name.endswith("_m"):
-        return (1, 2) if name[:-2] in _TERNARY else (1,)
-    if name.endswith("_c"):
-        return (0, 1)
-    return (0, 1, 2) if name in _TERNARY else (0, 1) if name in _BINARY else (0,)
-
+_MULADD, _NEGMULADD, _MULSUB, _SELECT = (CODE[name] for name in ("muladd", "negmuladd", "mulsub", "select"))
+_COPY, _LEAVE, _REPEAT = (CODE[name] for name in ("copy", "leave", "repeat"))
+_LOOP, _LEAVE_HERE = -6, -7  # a whole loop, as one instruction; where its turns may end
 
 _WINDOW = 1024  # instructions; found by timing
-READS = [_slots_read(name) for name in OPERATIONS]  # which of the operands a, b, c are slots
 _WITH_FACTOR = {CODE[name]: CODE[name + "_m"] for name in ("add", "mul", "muladd", "negmuladd", "mulsub")}
 _WITH_TERM = {CODE[name]: CODE[name + "_c"] for name in ("muladd", "negmuladd")}
 
@@ -230,45 +231,24 @@ def _spec(leaf: Any) -> jax.ShapeDtypeStruct:
 def _assemble(
     g: Expressions, inputs: list[int], outputs: list[int], uniforms: int, captured: tuple, limit: int
 ) -> Tape:
-    nodes, outputs = _plain(g, outputs)
-    instructions = _fuse(nodes, g.varies, outputs)
-    _use_memory(g, instructions, outputs)
-    body, before = _order(instructions, g.varies, outputs)
-    if len(body) + len(before) > limit:
-        raise Unsupported(f"{len(body) + len(before)} instructions; the limit is {limit}")
-    used, slot_of, slots = _slots(instructions, before, body, inputs, outputs, g.varies)
-    addresses: dict[int, int] = {}
-    constants = list(g.tables)
-
-    def address(node: int) -> int:
-        operation, place, _, _ = g.nodes[node]
-        if operation == LOAD:
-            return place
-        if node not in addresses:
-            addresses[node] = TABLES + len(constants)
-            constants.append(g.values[node])
-        return addresses[node]
-
-    code = []
-    for i in before + body:
-        operation, *operands = instructions[i]
-        reads = READS[operation]
-        if operation == LOAD or reads[0] == 1:
-            operands[0] = address(operands[0])
-        elif reads == (0, 1) and operation in _WITH_TERM.values():
-            operands[2] = address(operands[2])
-        for k in reads:
-            operands[k] = slot_of[operands[k]]
-        code.append((operation, slot_of[i], *operands))
-    table = np.array(code, np.int64).reshape(-1, 5)
+    nodes, value = _plain(g)
+    part = Part(g)
+    part.need(outputs)
+    block = _Block(g, nodes, value, part, [value[i] for i in outputs])
+    writer = _Writer(g, nodes)
+    used, slot_of, prologue = writer.write_all(block, inputs)
+    if len(writer.code) > limit:
+        raise Unsupported(f"{len(writer.code)} instructions; the limit is {limit}")
+    constants = writer.constants
+    table = np.array(writer.code, np.int64).reshape(-1, 5)
     table = np.where(table >= CAPTURED, table - CAPTURED + uniforms + len(constants), table)
     table = np.where(table >= TABLES, table - TABLES + uniforms, table)
     return Tape(
         code=table.astype(np.int32),
-        prologue=len(before),
-        slots=slots,
+        prologue=prologue,
+        slots=writer.slots,
         inputs=np.array([slot_of[i] if i in used else -1 for i in inputs], np.int32),
-        outputs=np.array([slot_of[i] for i in outputs], np.int32),
+        outputs=np.array([slot_of[value[i]] for i in outputs], np.int32),
         once=np.array([not g.varies[i] for i in outputs], bool),
         constants=np.array(constants, np.float64),
         captured=captured,
@@ -276,11 +256,11 @@ def _assemble(
     )
 
 
-def _plain(g: Expressions, outputs: list[int]) -> tuple[list[tuple[int, int, int, int]], list[int]]:
-    """Return nodes and outputs that read values in place of expressions with given derivatives."""
-    if not any([node[0] == GIVEN for node in g.nodes]):
-        return g.nodes, outputs
+def _plain(g: Expressions) -> tuple[list[tuple[int, int, int, int]], Sequence[int]]:
+    """Return nodes that read values in place of expressions with given derivatives, and the value of each node."""
     value = list(range(len(g.nodes)))
+    if not any([node[0] == GIVEN for node in g.nodes]):
+        return g.nodes, value
     nodes: list[tuple[int, int, int, int]] = []
     for i, (operation, a, b, c) in enumerate(g.nodes):
         if operation == GIVEN:
@@ -288,24 +268,81 @@ def _plain(g: Expressions, outputs: list[int]) -> tuple[list[tuple[int, int, int
         reads = READS[operation] if operation >= 0 else ()
         a, b, c = [value[x] if k in reads else x for k, x in enumerate((a, b, c))]
         nodes.append((operation, a, b, c))
-    return nodes, [value[i] for i in outputs]
+    return nodes, value
 
 
-def _fuse(
-    nodes: list[tuple[int, int, int, int]], varies: list[bool], outputs: list[int]
-) -> dict[int, tuple[int, int, int, int]]:
-    """Return the nodes that the outputs need, a product with one use as part of the sum that uses it."""
-    uses = [0] * len(nodes)
-    for i in outputs:
+def _reads(instruction: tuple[int, ...]) -> Sequence[int]:
+    """Return the nodes that an instruction reads."""
+    operation = instruction[0]
+    return [instruction[k + 1] for k in READS[operation]] if operation >= 0 else instruction[1:]
+
+
+class _Block:
+    """The instructions of a part, in their order; those of the loops within stand in blocks of their own.
+
+    Attributes:
+        instructions: (operation, operands) of each node; a loop is one that reads what it needs from here, and whose
+            results read it.
+        order: of the turns of a loop: up to its condition, then `LEAVE`, then the rest. Outside, the body's.
+        before: the prologue's order.
+        reads: nodes that a loop needs from elsewhere.
+        following: place -> what a loop carries into its next turn.
+    """
+
+    def __init__(self, g: Expressions, nodes: list, value: Sequence[int], part: Part, outputs: Sequence[int]) -> None:
+        self.part, self.varies, self.outputs = part, g.varies, outputs
+        self.inner: dict[int, _Block] = {}
+        self.following: dict[int, int] = {}
+        if part.number is not None:
+            self.condition = value[part.loop.condition]
+            self.starts = {k: value[part.loop.starts[k]] for k in part.places}
+            self.following = {k: value[part.loop.following[k]] for k in part.places}
+            self.outputs = outputs = [self.condition, *self.following.values()]
+        for number, inner in part.loops.items():
+            self.inner[len(nodes) + number] = _Block(g, nodes, value, inner, ())
+        self.instructions = _fuse(nodes, g.varies, self, len(nodes))
+        loads = _use_memory(nodes, self.instructions, outputs)
+        if part.number is None:
+            self.instructions.update((i, (LOAD, i, 0, 0)) for i in loads)
+            self.order, self.before = self._outside(nodes)
+        else:
+            own = {*self.instructions, *[part.loop.variables[k] for k in part.places]}
+            outside = [i for i in self.starts.values() if nodes[i][0] not in (LOAD, CONSTANT)]
+            every = [*outputs, *[i for instruction in self.instructions.values() for i in _reads(instruction)]]
+            self.reads = list(dict.fromkeys([*[i for i in every if i not in own], *outside]))
+            order = _depth_first(self.instructions, outputs, None, {})
+            first = len(_depth_first(self.instructions, [self.condition], None, {}))
+            self.order = [*order[:first], _LEAVE_HERE, *_group(self.instructions, order[first:])]
+
+    def _outside(self, nodes: list) -> tuple[list[int], list[int]]:
+        """Return the body and the prologue, each depth-first from the outputs: results are used soon."""
+        outputs, count = self.outputs, len(nodes)
+
+        def varies(i: int) -> bool:
+            return self.varies[i] if i < count else self.varies[self.inner[i].part.loop.variables[0]]
+
+        coefficients: dict[int, None] = {}
+        body = _depth_first(self.instructions, [i for i in outputs if varies(i)], varies, coefficients)
+        body = _group(self.instructions, body)
+        roots = [*coefficients, *(i for i in outputs if not varies(i))]
+        return body, _depth_first(self.instructions, roots, None, {})
+
+
+def _fuse(nodes: list, varies: list[bool], block: _Block, count: int) -> dict[int, tuple[int, ...]]:
+    """Return the nodes of a block as instructions, a product with one use as part of the sum that uses it."""
+    uses = [0] * count
+    needed = sorted(block.part.nodes)
+    for i in block.outputs:
         uses[i] += 1
-    needed = []
-    for i in range(len(nodes) - 1, -1, -1):
-        if uses[i] and nodes[i][0] >= 0:
-            needed.append(i)
-            node = nodes[i]
+    for inner in block.inner.values():
+        for i in inner.reads:
+            uses[i] += 1
+    for i in needed:
+        node = nodes[i]
+        if node[0] >= 0:
             for k in READS[node[0]]:
                 uses[node[k + 1]] += 1
-    instructions: dict[int, tuple[int, int, int, int]] = {}
+    instructions: dict[int, tuple[int, ...]] = {key: (_LOOP, *inner.reads) for key, inner in block.inner.items()}
 
     def product(i: int, j: int) -> tuple[int, int] | None:
         found = instructions.get(i)
@@ -314,8 +351,13 @@ def _fuse(
         del instructions[i]
         return found[1], found[2]
 
-    for i in reversed(needed):
+    for i in needed:
         operation, a, b, c = nodes[i]
+        if operation == LOOPED:
+            instructions[i] = (LOOPED, count + a)
+            continue
+        if operation < 0:
+            continue
         if operation == _MUL:
             for x, y in ((a, b), (b, a)):
                 quotient = instructions.get(y)
@@ -337,36 +379,30 @@ def _fuse(
     return instructions
 
 
-def _use_memory(g: Expressions, instructions: dict[int, tuple[int, int, int, int]], outputs: list[int]) -> None:
-    """Let instructions read from memory where they can; loads are added for other operands that lie there."""
-    nodes = g.nodes
-    loads = set(outputs)
-    for i, (operation, a, b, c) in instructions.items():
-        in_memory = [k in READS[operation] and nodes[(a, b)[k]][0] in (LOAD, CONSTANT) for k in (0, 1)]
-        if operation in _WITH_FACTOR and (in_memory[0] or in_memory[1]):
-            if not in_memory[0]:
-                a, b = b, a
-            instructions[i] = (_WITH_FACTOR[operation], a, b, c)
-        elif operation in (_SUB, _DIV) and in_memory[0]:
-            instructions[i] = (CODE["sub_m" if operation == _SUB else "div_m"], a, b, c)
-        elif operation == _SUB and in_memory[1]:
-            instructions[i] = (CODE["rsub_m"], b, a, c)
-        elif operation in _WITH_TERM and nodes[c][0] in (LOAD, CONSTANT):
-            instructions[i] = (_WITH_TERM[operation], a, b, c)
-        found = instructions[i]
-        loads.update(found[k + 1] for k in READS[found[0]])
-    for i in loads:
-        if nodes[i][0] in (LOAD, CONSTANT):
-            instructions[i] = (LOAD, i, 0, 0)
+def _use_memory(nodes: list, instructions: dict[int, tuple[int, ...]], outputs: Sequence[int]) -> list[int]:
+    """Let instructions read from memory where they can; return the other operands and outputs that lie there."""
+    loads = dict.fromkeys(outputs)
+    for i, instruction in instructions.items():
+        if instruction[0] >= 0:
+            instructions[i] = instruction = _with_memory(nodes, *instruction)
+        if instruction[0] != LOOPED:
+            loads.update(dict.fromkeys(_reads(instruction)))
+    return [i for i in loads if nodes[i][0] in (LOAD, CONSTANT)]
 
 
-def _order(instructions: dict, varies: list[bool], outputs: list[int]) -> tuple[list[int], list[int]]:
-    """Return the body and the prologue, each depth-first from the outputs: results are used soon."""
-    coefficients: dict[int, None] = {}
-    body = _depth_first(instructions, [i for i in outputs if varies[i]], varies, coefficients)
-    body = _group(instructions, body)
-    roots = [*coefficients, *(i for i in outputs if not varies[i])]
-    return body, _depth_first(instructions, roots, None, {})
+def _with_memory(nodes: list, operation: int, a: int, b: int, c: int) -> tuple[int, int, int, int]:
+    in_memory = [k in READS[operation] and nodes[(a, b)[k]][0] in (LOAD, CONSTANT) for k in (0, 1)]
+    if operation in _WITH_FACTOR and (in_memory[0] or in_memory[1]):
+        if not in_memory[0]:
+            a, b = b, a
+        return _WITH_FACTOR[operation], a, b, c
+    if operation in (_SUB, _DIV) and in_memory[0]:
+        return CODE["sub_m" if operation == _SUB else "div_m"], a, b, c
+    if operation == _SUB and in_memory[1]:
+        return CODE["rsub_m"], b, a, c
+    if operation in _WITH_TERM and nodes[c][0] in (LOAD, CONSTANT):
+        return _WITH_TERM[operation], a, b, c
+    return operation, a, b, c
 
 
 def _group(instructions: dict, order: list[int]) -> list[int]:
@@ -377,7 +413,7 @@ def _group(instructions: dict, order: list[int]) -> list[int]:
     ready: dict[int, list[int]] = {}
     for at, i in enumerate(order):
         node = instructions[i]
-        for operand in {node[k + 1] for k in READS[node[0]]}:
+        for operand in set(_reads(node)):
             if operand in place:
                 users[place[operand]].append(at)
                 waiting[at] += 1
@@ -404,7 +440,9 @@ def _group(instructions: dict, order: list[int]) -> list[int]:
     return grouped
 
 
-def _depth_first(instructions: dict, roots: list[int], varies: list[bool] | None, skipped: dict) -> list[int]:
+def _depth_first(
+    instructions: dict, roots: Sequence[int], varies: Callable[[int], bool] | None, skipped: dict
+) -> list[int]:
     order: list[int] = []
     done: set[int] = set()
     stack = roots[::-1]
@@ -413,40 +451,135 @@ def _depth_first(instructions: dict, roots: list[int], varies: list[bool] | None
         if i < 0:
             order.append(~i)
         elif i not in done and i in instructions:
-            if varies and not varies[i]:
+            if varies and not varies(i):
                 skipped[i] = None
                 continue
             done.add(i)
             stack.append(~i)
-            node = instructions[i]
-            stack.extend([node[k + 1] for k in READS[node[0]]])
+            stack.extend(_reads(instructions[i]))
     return order
 
 
-def _slots(
-    instructions: dict, before: list[int], body: list[int], inputs: list[int], outputs: list[int], varies: list[bool]
-) -> tuple[set[int], dict[int, int], int]:
-    """Return the inputs that are used, the slot of each node, and the number of slots."""
-    order = before + body
-    last: dict[int, int] = {}
-    for at, i in enumerate(order):
-        node = instructions[i]
-        for k in READS[node[0]]:
-            last[node[k + 1]] = at
-    kept = set(outputs)
-    kept.update(i for i, at in last.items() if at >= len(before) and not varies[i])
-    used = {i for i in inputs if i in last or i in kept}
-    slot_of = {i: slot for slot, i in enumerate(i for i in inputs if i in used)}
-    slots = len(slot_of)
-    free: list[int] = []
-    for at, i in enumerate(order):
-        node = instructions[i]
-        operands = {node[k + 1] for k in READS[node[0]]}
-        over = [j for j in operands if last[j] == at and j not in kept and (at >= len(before) or j not in used)]
-        free.extend(slot_of[j] for j in over)
-        if free:
-            slot_of[i] = free.pop()
-        else:
-            slot_of[i] = slots
-            slots += 1
-    return used, slot_of, slots
+class _Writer:
+    """Gives results their slots, and writes the instructions that fill them."""
+
+    def __init__(self, g: Expressions, nodes: list) -> None:
+        self.g, self.nodes = g, nodes
+        self.code: list[tuple[int, int, int, int, int]] = []
+        self.slots, self.free = 0, list[int]()
+        self.constants = list(g.tables)
+        self._addresses: dict[int, int] = {}
+
+    def write_all(self, block: _Block, inputs: list[int]) -> tuple[set[int], dict[int, int], int]:
+        """Write prologue and body; return the inputs that are used, slots of nodes, and the length of the prologue."""
+        order, start = block.before + block.order, len(block.before)
+        last = _last(block.instructions, order)
+        kept = set(block.outputs)
+        kept.update(i for i, at in last.items() if at >= start and i < len(self.nodes) and not self.g.varies[i])
+        used = {i for i in inputs if i in last or i in kept}
+        slot_of = {i: slot for slot, i in enumerate(i for i in inputs if i in used)}
+        self.slots = len(slot_of)
+        self.write(block, block.before, slot_of, last, kept | used)
+        prologue = len(self.code)
+        self.write(block, block.order, slot_of, last, kept)
+        return used, slot_of, prologue
+
+    def write(
+        self, block: _Block, order: Sequence[int], slot_of: dict[int, int], last: dict[int, int], kept: set[int]
+    ) -> None:
+        """Write instructions one after another; a slot is used again when its number is read no more and not kept."""
+        for i in order:
+            instruction = block.instructions[i]
+            if instruction[0] == LOOPED:
+                continue  # the loop itself left it in its slot
+            over = [slot_of[j] for j in set(_reads(instruction)) if last[j] == i and j not in kept]
+            if instruction[0] == _LOOP:
+                self.write_loop(block, i, slot_of)
+                self.free.extend(over)
+                continue
+            self.free.extend(over)
+            slot_of[i] = self.slot()
+            operation, *operands = instruction
+            reads = READS[operation]
+            if operation == LOAD or reads[0] == 1:
+                operands[0] = self.address(operands[0])
+            elif reads == (0, 1) and operation in _WITH_TERM.values():
+                operands[2] = self.address(operands[2])
+            for k in reads:
+                operands[k] = slot_of[operands[k]]
+            self.put(operation, slot_of[i], *operands)
+
+    def write_loop(self, outer: _Block, key: int, slot_of: dict[int, int]) -> None:
+        """Write a loop; what it needs from elsewhere stays where it is, what it leaves gets slots of its own."""
+        block, nodes = outer.inner[key], self.nodes
+        loop, free, first = block.part.loop, list(self.free), self.slots
+        inside = {i: slot_of[i] for i in block.reads}
+        for k, start in block.starts.items():
+            inside[loop.variables[k]] = (
+                self.load(start) if nodes[start][0] in (LOAD, CONSTANT) else self.copy(inside[start])
+            )
+        count = self.load(ZERO)
+        begin = len(self.code)
+        split = block.order.index(_LEAVE_HERE)
+        last = _last(block.instructions, [*block.order[:split], *block.order[split + 1 :]])
+        kept = {*block.outputs, *inside}
+        self.write(block, block.order[:split], inside, last, kept)
+        own = {loop.variables[k] for k in block.starts}
+
+        def taken(i: int) -> int:  # before variables are written over
+            return self.copy(inside[i]) if i in own else inside[i]
+
+        condition, leave = taken(block.condition), len(self.code)
+        self.put(_LEAVE, 0, condition)
+        self.write(block, block.order[split + 1 :], inside, last, kept)
+        ends = {k: taken(i) for k, i in block.following.items()}
+        for k, end in ends.items():
+            variable = inside[loop.variables[k]]
+            self.put(_SELECT, variable, condition, end, variable)
+        self.put(_REPEAT, count, 0, TURNS, begin - len(self.code))
+        missing, left = self.load(self.g.constant(np.nan)), {}
+        for k in ends:
+            if loop.results[k] in outer.instructions:
+                left[loop.results[k]] = variable = inside[loop.variables[k]]
+                self.put(_SELECT, variable, condition, missing, variable)
+        self.code[leave] = (_LEAVE, 0, condition, 0, len(self.code) - leave)
+        slot_of.update(left)
+        self.free = [slot for slot in (*free, *range(first, self.slots)) if slot not in set(left.values())]
+
+    def put(self, operation: int, d: int, a: int = 0, b: int = 0, c: int = 0) -> None:
+        """Write an instruction."""
+        self.code.append((operation, d, a, b, c))
+
+    def slot(self) -> int:
+        """Return a slot that is free."""
+        if self.free:
+            return self.free.pop()
+        self.slots += 1
+        return self.slots - 1
+
+    def load(self, node: int) -> int:
+        """Return a new slot with a number from memory."""
+        slot = self.slot()
+        self.put(LOAD, slot, self.address(node))
+        return slot
+
+    def copy(self, slot: int) -> int:
+        """Return a new slot with the number of another."""
+        made = self.slot()
+        self.put(_COPY, made, slot)
+        return made
+
+    def address(self, node: int) -> int:
+        """Return where a number lies in memory."""
+        operation, place, _, _ = self.g.nodes[node]
+        if operation == LOAD:
+            return place
+        if node not in self._addresses:
+            self._addresses[node] = TABLES + len(self.constants)
+            self.constants.append(self.g.values[node])
+        return self._addresses[node]
+
+
+def _last(instructions: dict, order: Sequence[int]) -> dict[int, int]:
+    """Return for each node the instruction that reads it last."""
+    return {j: i for i in order for j in _reads(instructions[i])}

@@ -1,4 +1,4 @@
-"""From a jaxpr to scalar expressions: arrays become arrays of expressions, loops are unrolled.
+"""From a jaxpr to scalar expressions: arrays become arrays of expressions, loops are unrolled where they can be.
 
 Each primitive has a rule, which is given the arrays of expressions of its operands and returns those of its results.
 Equations of constants without a rule are evaluated by JAX.
@@ -12,8 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from optctl._jaxpr import Literal
 from optctl.tape.derivatives import jacobian
-from optctl.tape.expressions import CAPTURED, INPUT, LOAD, ONE, ZERO, Expressions
+from optctl.tape.expressions import CAPTURED, INPUT, LOAD, ONE, TURNS, ZERO, Expressions
+from optctl.tape.loops import end_loop, new_loop
 from optctl.tape.walk import INLINED, LOOPS, MOVES, Walker, bind, call, factors, registrar
 
 CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
@@ -61,6 +63,8 @@ class Unroller(Walker):
         self.trusts = False  # whole numbers not to wrap around
         self.asked: Any = None  # by NumPy for its index, a moment ago
         self.inside = 0  # functions of NumPy's that are being traced
+        self.here = ONE  # whether what is being walked through counts: in the branch that is taken, and in its loops
+        self._loops: dict[Any, tuple[Any, list[np.ndarray]]] = {}  # what is known of loops that were met
         self.sizes: dict[int, float] = {}  # of whole numbers: bounds, since a tape's do not wrap around
 
     def constant(self, value: Any) -> np.ndarray:
@@ -117,25 +121,78 @@ class Unroller(Walker):
                 column[i] = result
         return carry + stacked
 
-    def loop(self, eqn: Any, going: Callable, body: Callable, carry: list[np.ndarray]) -> list[np.ndarray]:
-        """Unroll a loop whose number of turns is known."""
-        for _ in range(self.limit):
-            goes = self.value(going(carry))
-            if goes is None:
-                raise Unsupported("the primitive `while` with a number of steps that depends on data")
-            if goes == 0:
-                return carry
+    def loop(
+        self, eqn: Any, going: Callable, body: Callable, carry: list[np.ndarray], held: list[np.ndarray]
+    ) -> list[np.ndarray]:
+        """Unroll a loop whose number of turns is known; else return what is left by a loop of the graph."""
+        goes = self.value(going(carry))
+        if goes == 0:
+            return carry
+        if goes is None or not _counts(eqn, [self.is_constant(a) for a in (*held, *carry)]):
+            return self._repeat(eqn, going, body, carry, held)
+        first, most = carry, len(self.g.nodes) + self.limit
+        while goes:
             carry = body(carry)
-        raise Unsupported("the primitive `while` with many steps")
+            goes = self.value(going(carry))
+            if goes is None or len(self.g.nodes) > most:
+                return self._repeat(eqn, going, body, first, held)
+        return carry
+
+    def _repeat(
+        self, eqn: Any, going: Callable, body: Callable, carry: list[np.ndarray], held: list[np.ndarray]
+    ) -> list[np.ndarray]:
+        """Return what a loop of the graph leaves; the same one where the same loop is met again, as in derivatives."""
+        jaxprs = id(eqn.params["cond_jaxpr"]), id(eqn.params["body_jaxpr"])
+        key = *jaxprs, self.here, *_flat([*carry, *held])
+        if key not in self._loops:
+            varies = any([self.g.varies[i] for i in key[2:]])
+            self._loops[key] = eqn, self._looped(eqn, going, body, carry, varies)  # with the equation, that ids stay
+        return self._loops[key][1]
+
+    def _looped(
+        self, eqn: Any, going: Callable, body: Callable, carry: list[np.ndarray], varies: bool
+    ) -> list[np.ndarray]:
+        g, starts, outside = self.g, _flat(carry), self.here
+        types = [v.aval.dtype for v, a in zip(eqn.outvars, carry, strict=True) for _ in range(a.size)]
+        changed = range(len(starts))  # places of what a turn may change
+        while changed:
+            number, variables = new_loop(g, [starts[k] for k in changed], varies)
+            now = list(starts)
+            for k, i in zip(changed, variables, strict=True):
+                now[k] = i
+                self.sizes[i] = WHOLE
+            condition = self.here = g.both(outside, going(_like(carry, now)).item())  # a loop within may depend on it
+            following = _flat(body(_like(carry, now)))
+            self.here = outside
+            if all([following[k] != now[k] for k in changed]):
+                for k in changed:
+                    self._check_growth(types[k], following[k])
+                results = end_loop(g, number, condition, [following[k] for k in changed])
+                for k, i in zip(changed, results, strict=True):
+                    starts[k] = i
+                return _like(carry, starts)
+            changed = [k for k in changed if following[k] != now[k]]
+        raise Unsupported("a loop that changes nothing")
+
+    def _check_growth(self, dtype: Any, node: int) -> None:
+        """Raise where whole numbers may leave their type after some turns."""
+        growth = self._size(node, WHOLE) - WHOLE
+        if dtype.kind in "iu" and growth * TURNS > min(INDEX * TURNS, _LARGEST.get(str(dtype), 0.0) - WHOLE):
+            raise Unsupported(f"{dtype} numbers that grow in a loop")
 
     def branch(self, index: np.ndarray, cases: list[Callable]) -> list[np.ndarray]:
         """Take the branch that is known, or select among the results of all."""
-        g, known = self.g, self.value(index)
+        g, known, outside = self.g, self.value(index), self.here
         if known is not None:
             return cases[min(max(int(known), 0), len(cases) - 1)]()
-        chosen, *others = [case() for case in cases]
-        for k, other in enumerate(others, 1):
-            here = g.binary("le", g.constant(float(k)), index.item())
+        reached = [ONE, *[g.binary("le", g.constant(float(k)), index.item()) for k in range(1, len(cases))], ZERO]
+        found = []
+        for k, case in enumerate(cases):
+            self.here = g.both(outside, g.both(reached[k], g.negation(reached[k + 1])))
+            found.append(case())
+        self.here = outside
+        chosen = found[0]
+        for other, here in zip(found[1:], reached[1:], strict=False):
             chosen = [self.map(g.select, np.intp(here), a, b) for a, b in zip(other, chosen, strict=True)]
         return chosen
 
@@ -841,3 +898,31 @@ def _own_partials(un: Unroller, eqn: Any, args: Sequence[np.ndarray]) -> list[li
 
 def _flat(arrays: Sequence[np.ndarray]) -> list[int]:
     return [i for array in arrays for i in array.ravel().tolist()]
+
+
+def _like(arrays: Sequence[np.ndarray], flat: Sequence[int]) -> list[np.ndarray]:
+    """Return arrays of these shapes, of other expressions."""
+    ends = np.cumsum([array.size for array in arrays])[:-1]
+    parts = np.split(np.array(flat, np.intp), ends)
+    return [part.reshape(array.shape) for part, array in zip(parts, arrays, strict=True)]
+
+
+def _counts(eqn: Any, known: list[bool]) -> bool:
+    """Return whether the number of turns of a loop follows from those operands that are known."""
+    p = eqn.params
+    first, last = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
+    carry, before = known[last:], None
+    while carry != before:
+        before = carry
+        carry = [a and b for a, b in zip(carry, _known(p["body_jaxpr"], known[first:last] + carry), strict=True)]
+    return _known(p["cond_jaxpr"], known[:first] + carry)[0]
+
+
+def _known(closed: Any, arguments: list[bool]) -> list[bool]:
+    """Return which results follow from those arguments that are known."""
+    known = {v: not isinstance(c, jax.core.Tracer) for v, c in zip(closed.jaxpr.constvars, closed.consts, strict=True)}
+    known.update(zip(closed.jaxpr.invars, arguments, strict=True))
+    for eqn in closed.jaxpr.eqns:
+        follows = all([isinstance(v, Literal) or known[v] for v in eqn.invars])
+        known.update(dict.fromkeys(eqn.outvars, follows))
+    return [isinstance(v, Literal) or known[v] for v in closed.jaxpr.outvars]

@@ -27,8 +27,10 @@ class Walker:
         """Return the elements of an equation's results."""
         raise NotImplementedError
 
-    def loop(self, eqn: Any, going: Callable, body: Callable, carry: list[np.ndarray]) -> list[np.ndarray] | None:
-        """Return what `while` leaves: carry <- body(carry) as long as going(carry)."""
+    def loop(
+        self, eqn: Any, going: Callable, body: Callable, carry: list[np.ndarray], held: list[np.ndarray]
+    ) -> list[np.ndarray] | None:
+        """Return what `while` leaves: carry <- body(carry) as long as going(carry); both of them hold `held`."""
         raise NotImplementedError
 
     def scan(self, eqn: Any, body: Callable, carry: list[np.ndarray], rows: list[np.ndarray]) -> list[np.ndarray]:
@@ -177,7 +179,7 @@ def _while(walker: Walker, eqn: Any, *args: np.ndarray) -> list[np.ndarray] | No
     def body(carry: list[np.ndarray]) -> list[np.ndarray]:
         return walker.closed(p["body_jaxpr"], [*args[first:last], *carry])
 
-    return walker.loop(eqn, going, body, list(args[last:]))
+    return walker.loop(eqn, going, body, list(args[last:]), list(args[:last]))
 
 
 def _cond(walker: Walker, eqn: Any, index: np.ndarray, *args: np.ndarray) -> list[np.ndarray] | None:

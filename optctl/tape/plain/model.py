@@ -23,7 +23,7 @@ from optctl._jaxpr import Primitive
 from optctl._reads import user_line
 from optctl._validate import TracedError, through_jax
 from optctl.tape import polynomial, unroll
-from optctl.tape.evaluate import by_jax, by_numpy, needed, operands
+from optctl.tape.evaluate import by_jax, by_numpy, needed
 from optctl.tape.expressions import CODE, CONSTANT, GIVEN, INPUT, LOAD, LOOKUP, OPERATIONS, TABLES
 from optctl.tape.plain.arrays import BOOL, FLOAT, WHOLE, Array, Mixed, Refused, as_array, cast
 from optctl.tape.plain.names import copied
@@ -306,7 +306,7 @@ def _degree_of(walk: Any, model: Model, arrays: Sequence[np.ndarray]) -> np.ndar
         operation, a, b, _ = g.nodes[i]
         if operation == INPUT:
             continue
-        degrees = [degree[k] for k in operands(g, i)]
+        degrees = [degree[k] for k in g.operands(i)]
         if operation in (CONSTANT, LOAD):
             degree[i] = int(held[a]) if operation == LOAD else 0
         elif operation == GIVEN or (not any(degrees) and operation != LOOKUP):
