@@ -800,8 +800,11 @@ def _solved(un: Unroller, jaxprs: Any, matrix: Sequence[Any], solver: Sequence[A
     @functools.cache
     def products() -> list[list[int]]:
         """Return d (A x) / d numbers of A, where x does not move."""
-        rows = _flat(un.closed(jaxprs.matvec, [*matrix, *split(found)]))
-        return jacobian(g, rows, numbers, held=found)
+        # each number by itself: else a product with one may be written as one with what it is made of
+        alone = {i: g.given(i, [i], lambda: [ONE]) for i in numbers}
+        A = [un.map(lambda i: alone.get(i, i), part) for part in matrix]
+        rows = _flat(un.closed(jaxprs.matvec, [*A, *split(found)]))
+        return jacobian(g, rows, list(alone.values()), held=found)
 
     @functools.cache
     def inverse() -> list[list[int]]:

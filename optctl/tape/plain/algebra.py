@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from optctl.tape import unroll
-from optctl.tape.derivatives import jacobian
 from optctl.tape.expressions import MINUS_ONE, ONE, ZERO
 from optctl.tape.plain.along import along_sum
 from optctl.tape.plain.arrays import (
@@ -162,8 +161,8 @@ def _solved(un: Unroller, A: np.ndarray, B: np.ndarray) -> np.ndarray:
     def products(column: int) -> list[list[int]]:
         """Return d (A x) / d numbers of A, where x does not move."""
         x = found[:, column].tolist()
-        rows = [functools.reduce(g.add, map(g.mul, row, x), ZERO) for row in A.tolist()]
-        return jacobian(g, rows, numbers, held=x)
+        places = [[[k for k, i in enumerate(row) if i == number] for number in numbers] for row in A.tolist()]
+        return [[functools.reduce(g.add, [x[k] for k in at], ZERO) for at in row] for row in places]
 
     @functools.cache
     def inverse() -> list[list[int]]:
