@@ -15,6 +15,7 @@ Reference: Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -62,23 +63,35 @@ def trapezoid(f: Callable, x: Any, t: Any, h: Any) -> Any:
 
 def newton(F: Callable, guess: Any) -> Any:
     """Return the root of F near `guess`, differentiable by the implicit function theorem; NaN if not found."""
+    F, held = jax.closure_convert(F, guess)
 
-    def solve(F: Callable, guess: Any) -> Any:
+    def solve(guess: Any, *held: Any) -> Any:
         tolerance = 100 * jnp.finfo(guess.dtype).eps
         scale = jnp.max(jnp.abs(guess))
 
         def step(carry: tuple) -> tuple:
             x, _, k = carry
-            dx = jnp.linalg.solve(jax.jacfwd(F)(x), F(x))
+            dx = jnp.linalg.solve(jax.jacfwd(F)(x, *held), F(x, *held))
             return x - dx, jnp.max(jnp.abs(dx)) > tolerance * (scale + jnp.max(jnp.abs(x))), k + 1
 
         x, moving, _ = jax.lax.while_loop(lambda c: c[1] & (c[2] < NEWTON_ITERATIONS), step, (guess, True, 0))
         return jnp.where(moving, jnp.nan, x)
 
-    def tangent_solve(g: Callable, y: Any) -> Any:
-        return jnp.linalg.solve(jax.jacfwd(g)(jnp.zeros_like(y)), y)
+    return _root(F, jax.closure_convert(solve, guess, *held)[0], guess, *held)
 
-    return jax.lax.custom_root(F, guess, solve, tangent_solve)
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _root(F: Callable, solve: Callable, guess: Any, *held: Any) -> Any:
+    """Return x = solve(guess, held), where F(x, held) = 0."""
+    return solve(guess, *held)
+
+
+@_root.defjvp
+def _tangent(F: Callable, solve: Callable, primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+    """F_x dx = -F_held dheld."""
+    x, held = _root(F, solve, *primals), primals[1:]
+    dF = jax.jvp(lambda *held: F(x, *held), held, tangents[1:])[1]
+    return x, -jnp.linalg.solve(jax.jacfwd(F)(x, *held), dF)
 
 
 METHODS: dict[str, Callable] = {
