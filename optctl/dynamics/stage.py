@@ -151,8 +151,8 @@ class StageFunction:
         return bind(model, leaves)
 
 
-CHANGING = {"sort", "fill", "put", "resize", "partition", "itemset"}
-"""Methods that change an array."""
+CHANGING = {"sort", "argsort", "fill", "put", "resize", "partition", "itemset"}
+"""Methods that change an array, and `argsort`, which JAX's arrays take from NumPy's function and cannot compile."""
 
 
 def changes_in_place(function: Any, seen: Any = ()) -> bool:
