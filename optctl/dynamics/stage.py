@@ -7,7 +7,6 @@ A plain function is structure (static): the same function object never recompile
 a pytree (a cost helper, a model with masses and lengths) is data: its arrays may change without recompilation.
 """
 
-import dis
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from optctl._code import changes_in_place, note, warn_of_changes
 from optctl._record import Identity, Static, record, remember
 from optctl._validate import NEEDS_NUMBERS, explained, through_jax
 
@@ -74,6 +74,11 @@ class StageFunction:
                 raise
             return self._tried_in_numpy(given, error)
 
+    def warn_of_changes(self) -> None:
+        """Warn where numbers that the function read from outside when it was traced are others by now."""
+        if isinstance(self.call, Static):
+            warn_of_changes(self.call.identity.value, self.name)
+
     def _run(self, tree: tuple[Any, list[Any]], prepare: Callable = lambda f: f) -> Any:
         """Call the user's function, or what `prepare` makes of it."""
         call, given = tree
@@ -93,6 +98,7 @@ class StageFunction:
             return True
         if not any([isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(given)]):
             return False
+        note(self.call.identity.value)
         if changes_in_place(self.call.identity.value):
             try:
                 self._in_numpy(given)
@@ -149,40 +155,6 @@ class StageFunction:
             model = Model(self._run, structure, avals, uniform, self.name)
             remember(_MODELS, key, model, REMEMBERED)
         return bind(model, leaves)
-
-
-CHANGING = {"sort", "argsort", "fill", "put", "resize", "partition", "itemset"}
-"""Methods that change an array, and `argsort`, which JAX's arrays take from NumPy's function and cannot compile."""
-
-
-def changes_in_place(function: Any, seen: Any = ()) -> bool:
-    """True if the code of a function, or of functions of the user that it calls, may change an array in place."""
-    function = inspect.unwrap(getattr(function, "__func__", function))
-    code = getattr(function, "__code__", None)
-    if code is None or function in seen or str(function.__module__).split(".")[0] in ("numpy", "jax", "optctl"):
-        return False
-    seen = (*seen, function)
-    cells = [cell.cell_contents for cell in function.__closure__ or () if _filled(cell)]
-    names = [function.__globals__.get(name) for name in code.co_names]
-    if any([changes_in_place(other, seen) for other in (*cells, *names) if inspect.isfunction(other)]):
-        return True
-    codes = [code]
-    while codes:
-        inner = codes.pop()
-        codes += [constant for constant in inner.co_consts if inspect.iscode(constant)]
-        for step in dis.get_instructions(inner):
-            called = step.opname in ("LOAD_METHOD", "LOAD_ATTR") and step.argval in CHANGING
-            if called or step.opname == "STORE_SUBSCR" or (step.opname == "BINARY_OP" and step.argrepr.endswith("=")):
-                return True
-    return False
-
-
-def _filled(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
 
 
 def stage_function(f: Callable, name: str, arguments: tuple[str, ...] = STAGE, least: int = 2) -> StageFunction:
