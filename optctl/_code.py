@@ -19,6 +19,8 @@ REMEMBERED = 1024
 MOST = 1000
 """Most numbers of one value that are looked at."""
 _READ: dict[Any, list[tuple[str, Callable, Any]]] = {}
+FRESH: dict[int, Any] = {}
+"""Functions that are being traced for the first time."""
 
 
 def changes_in_place(function: Any) -> bool:
@@ -37,6 +39,15 @@ def note(function: Any) -> None:
     if key not in _READ or _READ[key][0][1]() is not function:
         found = [(name, get, _copied(get())) for name, get in _outside(function)]
         remember(_READ, key, [("", lambda: function, None), *found], REMEMBERED)
+        FRESH[key] = function
+
+
+def forget_what_changed() -> None:
+    """Forget numbers that functions changed while they were traced: those count their calls, or keep a record."""
+    for key in FRESH:
+        known = _READ.get(key, [])
+        known[1:] = [read for read in known[1:] if _equal(read[2], _copied(read[1]()))]
+    FRESH.clear()
 
 
 def warn_of_changes(function: Any, name: str) -> None:

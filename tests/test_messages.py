@@ -456,4 +456,17 @@ def test_numbers_from_outside_that_changed_are_named(where):
     oc.solve(problem)  # said once
 
 
+def test_a_record_that_a_function_keeps_is_no_change():
+    calls, many = [], [0]
+
+    def cost(x, u):
+        calls.append(1.0)
+        many[0] += 1
+        return x @ x + u @ u
+
+    for horizon in (3, 3, 4):
+        oc.solve(oc.Problem(oc.LinearDynamics([[1.0]], [[1.0]]), cost, horizon=horizon, x0=[1.0]))
+    assert calls
+
+
 GAINS = [1.0]

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from optctl._code import changes_in_place, note, warn_of_changes
+from optctl._code import FRESH, changes_in_place, forget_what_changed, note, warn_of_changes
 from optctl._record import Identity, Static, record, remember
 from optctl._validate import NEEDS_NUMBERS, explained, through_jax
 
@@ -65,6 +65,12 @@ class StageFunction:
             ValueError: where the function asks a traced array for its numbers, with the line and the remedy.
         """
         given = [arguments[k] for k in self.picks]
+        result = self._value(given)
+        if FRESH:
+            forget_what_changed()
+        return result
+
+    def _value(self, given: list[Any]) -> Any:
         if self._changes_arrays(given) or (_NUMPY and self._key in _NUMPY):
             return self._in_numpy(given)
         try:
