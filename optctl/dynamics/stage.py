@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from optctl._code import FRESH, changes_in_place, forget_what_changed, note, warn_of_changes
@@ -33,7 +34,7 @@ _REBINDING: dict[Any, bool] = {}
 _MODELS: dict[Any, Any] = {}
 
 
-@record(static=("picks", "keywords", "arguments", "name"))
+@record(static=("picks", "keywords", "arguments", "name", "vector"))
 class StageFunction:
     """A user's function, called with those of the full argument list that it takes.
 
@@ -43,6 +44,7 @@ class StageFunction:
         keywords: names of the last ones of these where they are passed by keyword.
         arguments: the full argument list.
         name: what errors call it.
+        vector: whether it returns a vector, which may then be a list or tuple of scalars.
     """
 
     call: Any
@@ -50,6 +52,7 @@ class StageFunction:
     keywords: tuple[str, ...]
     arguments: tuple[str, ...]
     name: str
+    vector: bool = False
 
     def takes(self, argument: str) -> bool:
         """True if this is among its arguments."""
@@ -68,6 +71,8 @@ class StageFunction:
         result = self._value(given)
         if FRESH:
             forget_what_changed()
+        if self.vector and isinstance(result, list | tuple):
+            result = jnp.stack([jnp.asarray(v) for v in result])
         return result
 
     def _value(self, given: list[Any]) -> Any:
@@ -163,7 +168,9 @@ class StageFunction:
         return bind(model, leaves)
 
 
-def stage_function(f: Callable, name: str, arguments: tuple[str, ...] = STAGE, least: int = 2) -> StageFunction:
+def stage_function(
+    f: Callable, name: str, arguments: tuple[str, ...] = STAGE, least: int = 2, *, vector: bool = False
+) -> StageFunction:
     """Wrap `f`, reading its positional arguments without a default (those named `t` or `params` count too).
 
     Arguments are taken in order; where all of them carry the names in `arguments`, they are taken by name. A last one
@@ -199,7 +206,7 @@ def stage_function(f: Callable, name: str, arguments: tuple[str, ...] = STAGE, l
             " stands for the parameters."
         )
     plain = jax.tree_util.all_leaves([f])
-    return StageFunction(Static(Identity(f)) if plain else f, tuple(picks), keywords, arguments, name)
+    return StageFunction(Static(Identity(f)) if plain else f, tuple(picks), keywords, arguments, name, vector)
 
 
 def takes_all(call: Callable, name: str, arguments: tuple[str, ...]) -> StageFunction:
