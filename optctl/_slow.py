@@ -16,7 +16,6 @@ _LARGE = "For large arrays XLA is the better choice, and new numbers do not comp
 _FITS = (
     ("large", _LARGE),
     ("instructions", _LARGE),
-    ("while", "A loop with a known number of turns would fit."),
     ("random", "Random numbers drawn beforehand and given as params or data would fit."),
     ("float32", "float64 would fit."),
 )

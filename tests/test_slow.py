@@ -51,8 +51,8 @@ def test_a_call_that_is_over_says_nothing(caplog):
 
 
 def test_it_is_said_once(caplog):
-    f = of_the_package("def f():\n    refused('a while')\n    sleep(0.2)")
+    f = of_the_package("def f():\n    refused('random keys')\n    sleep(0.2)")
     f()
     f()
     (said,) = caplog.messages
-    assert "a known number of turns" in said
+    assert "drawn beforehand" in said

@@ -95,7 +95,7 @@ class AbstractDynamics:
         raise NotImplementedError
 
     def like_step(self, x: Any, u: Any, t: Any, params: Any) -> Any:
-        """Return what is a polynomial in (x, u) of the step's degree: the step, unless a loop hides its structure."""
+        """Return what has the shape and the degree in (x, u) of the step: itself, unless a loop hides its structure."""
         return self.step(x, u, t, params)
 
     def rollout(self, x0: Any, us: Any, params: Any = None) -> Any:
@@ -211,7 +211,8 @@ class AbstractDynamics:
         """Raise ValueError unless shapes fit and `step` returns a state; runs on shapes only."""
         check_shape(x0, "x0", (self.nx,))
         check_shape(us, "us", (self.horizon, self.nu))
-        got = result_shape(self.step, "f", x0, jax.ShapeDtypeStruct(us.shape[1:], us.dtype), _last_stage(us), params)
+        u = jax.ShapeDtypeStruct(us.shape[1:], us.dtype)
+        got = result_shape(self.like_step, "f", x0, u, _last_stage(us), params)
         if not hasattr(got, "shape") or got.shape != x0.shape:
             raise ValueError(f"`f` returns {returned(got)}; expected {x0.shape}, the shape of the state x.")
         if got.dtype != x0.dtype:

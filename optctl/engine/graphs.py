@@ -24,6 +24,7 @@ from optctl._slow import refused
 from optctl.problem import PATH, TERMINAL, Problem, parts_of, signature
 from optctl.tape import Graph, Tape, Unsupported, adjoints, jacobian, trace
 from optctl.tape.expressions import LOOKUP, ONE, TABLES, ZERO
+from optctl.tape.loops import is_within
 
 LONGEST = 30_000
 """Most instructions of a tape; beyond, matrices are large and XLA is the better choice."""
@@ -95,6 +96,7 @@ class Place:
             Unsupported: where an index that is computed picks a parameter.
         """
         graph, nodes = self.graph, self.graph.g.nodes
+        self._check_picks()
         wanted = [i for leaf in leaves for i in graph.uniform[leaf].ravel().tolist()]
         places = {nodes[i][1] for i in wanted}
         if any([operation == LOOKUP and base in places for operation, _, base, _ in nodes]):
@@ -102,6 +104,13 @@ class Place:
         with np.errstate(all="ignore"):  # the next state has a price, and nothing else: rows play no part in a gradient
             found = adjoints(graph.g, self.weights(int(self.staged)), wanted)
         return graph.tape([*graph.inputs, self.ys[0]] if self.staged else graph.inputs, [np.array(found, np.intp)])
+
+    def _check_picks(self) -> None:
+        """Raise where the turns of a loop pick numbers: derivatives in them are not found."""
+        g = self.graph.g
+        for i, (operation, _, base, _) in enumerate(g.nodes):
+            if operation == LOOKUP and base < TABLES and is_within(g, i):
+                raise Unsupported("the derivative in data that a loop picks")
 
     def moved(self, leaves: Sequence[int]) -> Tape:
         """Return the tape of the second derivatives in z and all prices, and in those of the uniform values.
@@ -114,6 +123,7 @@ class Place:
             Unsupported: if the tape would be too long.
         """
         graph, g = self.graph, self.graph.g
+        self._check_picks()
         wanted = [i for leaf in leaves for i in graph.uniform[leaf].ravel().tolist()]
         dz, dk, dys = graph.variable(len(self.z)), graph.variable(1), [graph.variable(y.size) for y in self.ys]
         with np.errstate(all="ignore"):

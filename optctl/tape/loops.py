@@ -147,6 +147,11 @@ class _Smooth(_Whole):
         return smooth_operands(self.g, node)
 
 
+def is_within(g: Expressions, node: int) -> bool:
+    """Return whether an expression depends on the variables of some loop."""
+    return any(Part(g, number).is_inside(node) for number, loop in enumerate(g.loops) if loop.results)
+
+
 def new_loop(g: Expressions, starts: Sequence[int], varies: bool) -> tuple[int, list[int]]:
     """Begin a loop that carries these numbers; return its number, and its variables."""
     number = len(g.loops)

@@ -445,7 +445,7 @@ def _depth_first(
 ) -> list[int]:
     order: list[int] = []
     done: set[int] = set()
-    stack = roots[::-1]
+    stack = list(roots[::-1])
     while stack:
         i = stack.pop()
         if i < 0:
@@ -472,10 +472,9 @@ class _Writer:
 
     def write_all(self, block: _Block, inputs: list[int]) -> tuple[set[int], dict[int, int], int]:
         """Write prologue and body; return the inputs that are used, slots of nodes, and the length of the prologue."""
-        order, start = block.before + block.order, len(block.before)
-        last = _last(block.instructions, order)
-        kept = set(block.outputs)
-        kept.update(i for i, at in last.items() if at >= start and i < len(self.nodes) and not self.g.varies[i])
+        last = _last(block.instructions, block.before + block.order)
+        before = {*block.before, *[i for i in inputs if not self.g.varies[i]]}
+        kept = {*block.outputs, *before.intersection(_last(block.instructions, block.order))}
         used = {i for i in inputs if i in last or i in kept}
         slot_of = {i: slot for slot, i in enumerate(i for i in inputs if i in used)}
         self.slots = len(slot_of)

@@ -172,7 +172,7 @@ class Unroller(Walker):
     ) -> list[np.ndarray]:
         g, starts, outside = self.g, _flat(carry), self.here
         types = [v.aval.dtype for v, a in zip(eqn.outvars, carry, strict=True) for _ in range(a.size)]
-        changed = range(len(starts))  # places of what a turn may change
+        changed = list(range(len(starts)))  # places of what a turn may change
         while changed:
             number, variables = new_loop(g, [starts[k] for k in changed], varies)
             now = list(starts)
