@@ -336,6 +336,16 @@ extern "C" void optctl_hessian_product(const int64_t* sizes, const double* const
   optctl::find_hessian_product()(sizes, in, out);
 }
 
+// Steps through time, states between them, and back; see march.cpp.
+#define OPTCTL_MARCH_DOOR(name)                                                                                          \
+  extern "C" void optctl_##name(const int32_t* program, const double* memory, const int64_t* sizes, const double* numbers, \
+                                const double* const* in, const int32_t* pieces, double* const* out, int32_t* const* marks) { \
+    optctl::find_##name()(program, memory, sizes, numbers, in, pieces, out, marks);                                     \
+  }
+OPTCTL_MARCH_DOOR(march)
+OPTCTL_MARCH_DOOR(dense)
+OPTCTL_MARCH_DOOR(pull_back)
+
 extern "C" const char* optctl_operand_names() { return operand_names(); }
 XLA_FFI_DEFINE_HANDLER_SYMBOL(optctl_tape, tape_door,
                               ffi::Ffi::Bind()

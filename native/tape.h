@@ -197,6 +197,15 @@ class StageTape {
     for (int k = first; k < outputs_count_; ++k) out[k - first] = first_[outputs_[k] * step_lanes];
   }
 
+  // One point after another where no input is fixed: the prologue, and then all results of each point, lane 0 of `in`.
+  void begin() { run_tape<step_lanes>(code_, 0, prologue_, memory_, numbers_, first_); }
+  void again(const double* in, double* out) {
+    for (int k = 0; k < inputs_count_; ++k)
+      if (inputs_[k] >= 0) std::fill_n(first_ + inputs_[k] * step_lanes, step_lanes, in[k]);
+    run_tape<step_lanes>(code_, prologue_, length_, memory_, numbers_, first_);
+    for (int k = 0; k < outputs_count_; ++k) out[k] = first_[outputs_[k] * step_lanes];
+  }
+
   int inputs() const { return inputs_count_; }
   int outputs() const { return outputs_count_; }
 
