@@ -234,6 +234,29 @@ class Flow:
         _native.step_through("dense", *given, [made], [mesh.anchor, steps])
         return made
 
+    def slopes_of_loss(self, mesh: Mesh, value: Any, gzs: np.ndarray, gtimes: Any) -> tuple[Any, ...]:
+        """Return a loss, running cost included, and its slopes: at the anchors, at the end, in the mesh's times.
+
+        Args:
+            mesh: the steps.
+            value: the loss without the running cost.
+            gzs: (K, ...) its slope in the states observed.
+            gtimes: that in the times of events, as `replay.event_times` has them.
+        """
+        system, grid, shape = self.system, self.grid, self.free.z0.shape
+        gzs = gzs.reshape(len(gzs), -1)
+        gat, gy_end, gts = np.zeros(mesh.at.shape), np.zeros(mesh.y.size), np.zeros(int(mesh.count) + 1)
+        reached = grid.where <= mesh.last
+        gat[grid.where[reached], : gzs.shape[1]] = gzs[reached]
+        gy_end[: gzs.shape[1]] = gzs[~reached].sum(0)
+        if system.running_cost is not None:
+            value = value + system.integral(mesh.y, shape)
+            gy_end[gzs.shape[1]] = 1.0
+        every = gtimes if system.listed else [gtimes] if system.events else []
+        for steps, gtime in zip(mesh.event_steps, every, strict=True):
+            gts[steps[steps >= 0] + 1] += system.sign * gtime[steps >= 0]
+        return value, gat, gy_end, gts
+
     def pull_back(self, mesh: Mesh, gat: np.ndarray, gy_end: np.ndarray, gts: np.ndarray, gys: Any = None) -> tuple[Free, Any]:
         """Return the slope in what is free, and the costates at ts; operands as of `replay.pull_back`."""
         m, shape, grid, (starts, coefficients) = self.functions.m, self.free.z0.shape, self.grid, self.pieces
