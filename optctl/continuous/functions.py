@@ -140,7 +140,8 @@ class Function:
         spread = np.where(x == 0, 0.5, 0.2 * np.abs(x))
         points = x + spread * rng.uniform(-1, 1, (POINTS, x.size))
         points[0] = x
-        d = np.maximum(np.abs(points), 0.1) * rng.uniform(0.5, 1.0, points.shape) * rng.choice([-1.0, 1.0], points.shape)
+        size = rng.uniform(0.5, 1.0, points.shape) * rng.choice([-1.0, 1.0], points.shape)
+        d = np.maximum(np.abs(points), 0.1) * size
         move = self.directions if kind == "along" else rng.choice([-1.0, 1.0], len(self.params)) * 0.5
         with_params = kind in ("along", "back", "priced") and move.size > 0
         w = rng.normal(size=(POINTS, len(self.results)))
@@ -180,7 +181,7 @@ class Function:
         else:
             along = np.hstack([d, np.tile(move, (POINTS, 1))])[:, : claimed.shape[1]]
             slopes, size = (claimed * along).sum(1), np.abs(claimed * along).sum(1)
-            contract = (lambda v: (v * w).sum(-1)) if kind == "back" else (lambda v: v[..., 0])  # noqa: E731
+            contract = (lambda v: (v * w).sum(-1)) if kind == "back" else (lambda v: v[..., 0])
         several = [differences(contract(values(h)), h) for h in STEPS]
         size = size + np.abs(several[0].slope) + np.abs(several[0].values)
         return not differ(slopes, several, size, SLOPE).any()

@@ -25,7 +25,7 @@ from optctl.tape import Unsupported, memories_now
 
 REMEMBERED = 64
 _FUNCTIONS: dict[Any, Any] = {}
-_FIXED = {  # as a tableau: A, b, c
+_FIXED: dict[str, tuple] = {  # as a tableau: A, b, c
     "euler": ([[0.0]], [1.0], [0.0]),
     "midpoint": ([[0.0, 0.0], [0.5, 0.0]], [0.0, 1.0], [0.0, 0.5]),
     "rk4": (
@@ -57,7 +57,8 @@ class Scheme:
 
 def _scheme(method: str) -> Scheme:
     if method in _FIXED:
-        return Scheme(*map(np.array, _FIXED[method]), np.zeros(1), 0)
+        A, b, c = map(np.array, _FIXED[method])
+        return Scheme(A, b, c, np.zeros(1), 0)
     pair = PAIRS[method]
     inner = len(pair.A)
     A = np.zeros((inner, inner))
@@ -163,7 +164,6 @@ class Flow:
         self.functions, self.system, self.free = functions, system, free
         self.leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(_held(system, free))]
         self.scheme = SCHEMES[system.method]
-        self._programs: dict[Any, Any] = {}
 
     @cached_property
     def grid(self) -> Grid:
@@ -178,13 +178,14 @@ class Flow:
         pieces = self.free.signal.pieces()
         return np.ascontiguousarray(pieces.starts), np.ascontiguousarray(pieces.coefficients)
 
-    def _given(self, sensitive: bool, back: bool, rest: Sequence[int]) -> tuple:
-        """Return what all kernels read: program, memory, sizes, numbers, operands, pieces."""
+    def _run(
+        self, kernel: str, tapes: tuple[bool, bool], rest: Sequence[int], more: Sequence[Any],
+        results: Sequence[np.ndarray], marks: Sequence[np.ndarray],
+    ) -> None:  # fmt: skip
+        """Run a kernel on the tapes for (sensitive, back), with more sizes and operands than all kernels have."""
         system, grid, scheme, (starts, coefficients) = self.system, self.grid, self.scheme, self.pieces
-        key = sensitive, back
-        if key not in self._programs:
-            self._programs[key] = self.functions.program(self.leaves, sensitive, back)
-        events = system.events
+        (sensitive, back), events = tapes, system.events
+        program, memory = self.functions.program(self.leaves, sensitive, back)
         sizes = [
             self.functions.m, system.moved_by_f(self.free.z0.shape), coefficients.shape[2], coefficients.shape[1] - 1,
             len(self.functions.rate.params), len(grid.anchors), len(scheme.b), scheme.order, sensitive, grid.strict,
@@ -196,7 +197,8 @@ class Flow:
         numbers = [float(system.sign), float(system.rtol), float(system.atol), longest]
         along = [direction(part.size) for part in (starts, coefficients)]
         operands = [scheme.A, scheme.b, scheme.c, scheme.e, grid.anchors, starts, coefficients, *along]
-        return *self._programs[key], [int(size) for size in (*sizes, *rest)], numbers, operands, grid.pieces
+        whole = [int(size) for size in (*sizes, *rest)]
+        _native.step_through(kernel, program, memory, whole, numbers, [*operands, *more], grid.pieces, results, marks)
 
     def march(self, sensitive: bool) -> tuple[Mesh, Any]:
         """Solve forward; `sensitive`: with step lengths that suit the solution's derivatives, too.
@@ -207,14 +209,14 @@ class Flow:
         sensitive = sensitive and self.scheme.order > 0
         last, rows = int(grid.where[-1]), system.max_steps
         jumps = self.free.signal is not None or grid.strict
-        given = self._given(sensitive, False, (last, rows, jumps, True))
         y0 = system.start(self.free)
-        given[4].append(np.concatenate([y0, direction(m)]) if sensitive else y0)
+        y0 = np.concatenate([y0, direction(m)]) if sensitive else y0
         ts, ys, at = np.empty(rows + 1), np.empty((rows + 1, m)), np.zeros((len(grid.anchors), m))
         figures, y, suspect_y = np.empty(4), np.empty(m), np.empty(m)
-        anchor, end, counts = np.empty(rows, np.int32), np.empty(rows, np.int32), np.empty(6 + len(system.events), np.int32)
+        anchor, end, counts = (np.empty(size, np.int32) for size in (rows, rows, 6 + len(system.events)))
         event_steps = [np.full(event.most + 1, -1, np.int32) for event in system.events]
-        _native.step_through("march", *given, [ts, ys, at, figures, y, suspect_y], [anchor, end, counts, *event_steps])
+        results, marks = [ts, ys, at, figures, y, suspect_y], [anchor, end, counts, *event_steps]
+        self._run("march", (sensitive, False), (last, rows, jumps, True), [y0], results, marks)
         count, rejected, status, last, retried, j = counts[:6]
         t, jump_at, suspect_t, suspect_h = figures
         suspect = Suspect(retried, suspect_t, suspect_h, j, suspect_y)
@@ -228,10 +230,9 @@ class Flow:
         """Return the states at times s, (n, m), each by one step from the stored state before it."""
         steps = np.searchsorted(mesh.ts[: mesh.count + 1], s, side="right") - 1
         steps = np.clip(steps, 0, max(int(mesh.count) - 1, 0)).astype(np.int32)
-        given = self._given(False, False, (len(s),))
-        given[4].extend([mesh.ts, mesh.ys, np.ascontiguousarray(s)])
         made = np.empty((len(s), self.functions.m))
-        _native.step_through("dense", *given, [made], [mesh.anchor, steps])
+        operands = [mesh.ts, mesh.ys, np.ascontiguousarray(s)]
+        self._run("dense", (False, False), (len(s),), operands, [made], [mesh.anchor, steps])
         return made
 
     def slopes_of_loss(self, mesh: Mesh, value: Any, gzs: np.ndarray, gtimes: Any) -> tuple[Any, ...]:
@@ -257,17 +258,18 @@ class Flow:
             gts[steps[steps >= 0] + 1] += system.sign * gtime[steps >= 0]
         return value, gat, gy_end, gts
 
-    def pull_back(self, mesh: Mesh, gat: np.ndarray, gy_end: np.ndarray, gts: np.ndarray, gys: Any = None) -> tuple[Free, Any]:
+    def pull_back(
+        self, mesh: Mesh, gat: np.ndarray, gy_end: np.ndarray, gts: np.ndarray, gys: Any = None
+    ) -> tuple[Free, Any]:
         """Return the slope in what is free, and the costates at ts; operands as of `replay.pull_back`."""
-        m, shape, grid, (starts, coefficients) = self.functions.m, self.free.z0.shape, self.grid, self.pieces
-        given = self._given(False, True, (int(mesh.count),))
-        given[4].extend([mesh.ts, mesh.ys, gat, gy_end, gts, gys])
+        m, grid, (starts, coefficients) = self.functions.m, self.grid, self.pieces
         gy0, ganchors, gp = np.empty(m), np.empty(len(grid.anchors)), np.empty(len(self.functions.rate.params))
         gstarts, gcoefficients, costates = np.zeros(starts.shape), np.zeros(coefficients.shape), np.empty(gat.shape)
         results = [gy0, ganchors, gp, gstarts, gcoefficients, costates]
-        _native.step_through("pull_back", *given, results, [mesh.anchor, mesh.end])
+        operands = [mesh.ts, mesh.ys, gat, gy_end, gts, gys]
+        self._run("pull_back", (False, True), (int(mesh.count),), operands, results, [mesh.anchor, mesh.end])
         slope = self._gather(gy0, ganchors, gp, gstarts, gcoefficients)
-        return slope, self.system.state(costates[grid.where], shape)
+        return slope, self.system.state(costates[grid.where], self.free.z0.shape)
 
     def _gather(self, gy0: Any, ganchors: Any, gp: Any, gstarts: Any, gcoefficients: Any) -> Free:
         """Return the slope in what is free from the slopes in y_0, the anchors, parameters and the signal's pieces."""

@@ -161,7 +161,7 @@ class System:
         return namespace(free.ts).concatenate(parts), 0 if free.signal is None else free.signal.ts.shape[0]
 
     def grid_slopes(self, free: Free, ganchors: np.ndarray) -> tuple[np.ndarray, Any, Any]:
-        """Return the slopes in ts, knots and jump_ts (None where there are none) from those in the anchors, on the host."""
+        """Return the slopes in ts, knots and jump_ts, if there are any, from those in the anchors; on the host."""
         if free.signal is None and free.jump_ts is None:
             return self.sign * ganchors, None, None
         ts, (extra, many) = self.sign * free.ts, self._extra(free)
