@@ -33,7 +33,7 @@ from optctl._validate import (
 from optctl.constraint import Constraint, Soft, constraint
 from optctl.dynamics.base import AbstractDynamics, check_dynamics, check_registered
 from optctl.dynamics.memory import Memory, check_memory
-from optctl.dynamics.stage import STATE, stage_function
+from optctl.dynamics.stage import STATE, StageFunction, stage_function
 from optctl.dynamics.view import View, through, variable
 
 PATH = ("path_inequality", "path_equality")
@@ -332,6 +332,20 @@ def signature(data: Any) -> tuple:
 def kinds(leaves: Sequence[Any]) -> tuple:
     """Return shape and type of each leaf."""
     return tuple([(v.shape, v.dtype) if hasattr(v, "dtype") else (np.shape(v), type(v)) for v in leaves])
+
+
+def functions_of(problem: Problem) -> tuple[StageFunction, ...]:
+    """Return all functions of the user's in a problem."""
+    found, waiting = [], [problem]
+    while waiting:
+        held: Any = waiting.pop()
+        if isinstance(held, StageFunction):
+            found.append(held)
+        elif isinstance(held, tuple | list):
+            waiting += held
+        if dataclasses.is_dataclass(held):
+            waiting += vars(held).values()
+    return tuple(found)
 
 
 def parts_of(problem: Problem, params: Any) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def test_gradients_against_differences(name):
     fixed = options | {"method": "rk4", "dt": 0.01}  # the mesh of a pair jumps
     rng = np.random.default_rng(3)
     z0, params = np.asarray(z0), jax.tree.map(np.asarray, p)
-    draw = lambda tree: jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), tree)  # noqa: E731
+    draw = lambda tree: jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), tree)
     dz, dp = draw((z0, params))
     if name == "jump":
         dp["T"] = 0.0  # its derivative comes through jump_ts
