@@ -49,7 +49,7 @@ class Function:
         self.inputs = [i for of in self.graph.inputs for i in of.tolist()]
         self.results = self.graph.results[0].ravel().tolist()
         self.params = [i for k in of_params for i in self.graph.uniform[k].ravel().tolist()]
-        self._tapes: dict[str, Tape] = {}
+        self._tapes: dict[str, Tape | Unsupported] = {}
         self._judged: dict[str, bool] = {}
 
     @property
@@ -64,15 +64,22 @@ class Function:
         return np.concatenate([np.zeros(0), *map(direction, sizes)])
 
     def tape(self, kind: str) -> Tape:
-        """Return a tape by its kind, judged.
+        """Return a tape by its kind.
 
         Raises:
-            Unsupported: if it would be too long, or NumPy does not agree with it.
+            Unsupported: if it would be too long.
         """
-        if kind not in self._tapes:
-            with np.errstate(all="ignore"):
-                self._tapes[kind] = getattr(self, f"_{kind}")()
-        return self._tapes[kind]
+        found = self._tapes.get(kind)
+        if found is None:
+            try:
+                with np.errstate(all="ignore"):
+                    found = getattr(self, f"_{kind}")()
+            except Unsupported as why:
+                found = why
+            self._tapes[kind] = found
+        if isinstance(found, Unsupported):
+            raise found
+        return found
 
     def _values(self) -> Tape:
         return self.graph.tape(self.graph.inputs, self.graph.results)
