@@ -155,35 +155,20 @@ def follow(
     library.optctl_follow(first, second, _whole(sizes), _places(operands), _places(results))
 
 
-def step_through(
-    name: str,
-    program: np.ndarray,
-    memory: np.ndarray,
-    sizes: Sequence[int],
-    numbers: Sequence[float],
-    operands: Sequence[np.ndarray | None],
-    pieces: np.ndarray,
-    results: Sequence[np.ndarray],
-    marks: Sequence[np.ndarray],
-) -> None:
-    """Run "march", "dense" or "pull_back" (`native/march.cpp`), which write into `results` and `marks`.
+def step_through(name: str, operands: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> None:
+    """Run "march", "dense" or "pull_back" (`native/march.cpp`), which write into `results`.
 
-    Arrays are contiguous, of float64; pieces and marks of int32.
+    Operands are program, memory, sizes (int64), numbers, the signal's pieces (int32), and then of float64.
     """
-    library = _library()
-    assert library is not None
-    first, second, fifth = [ctypes.c_void_p(_address(array)) for array in (program, memory, pieces)]
-    settings = (ctypes.c_double * len(numbers))(*numbers)
-    kernel = getattr(library, f"optctl_{name}")
-    kernel(first, second, _whole(sizes), settings, _places(operands), fifth, _places(results), _places(marks))
+    _call_now(name, operands, results, ())
 
 
 def _whole(numbers: Sequence[int]) -> Any:
     return (ctypes.c_int64 * len(numbers))(*numbers)
 
 
-def _places(arrays: Sequence[np.ndarray | None]) -> Any:
-    return (ctypes.c_void_p * len(arrays))(*[None if array is None else _address(array) for array in arrays])
+def _places(arrays: Sequence[np.ndarray]) -> Any:
+    return (ctypes.c_void_p * len(arrays))(*map(_address, arrays))
 
 
 def _address(array: np.ndarray) -> int:

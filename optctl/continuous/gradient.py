@@ -140,13 +140,17 @@ def exact(system: System, loss: StageFunction, free: Free, mesh: Mesh, memory: A
 
 
 def _result(
-    system: System, free: Free, mesh: Mesh, value: Any, g: Free, costates: Any, jump_at: Any = None
+    system: System, free: Free, mesh: Mesh, value: Any, g: Free, costates: Any, seen: Any = None
 ) -> ODEGradient:
-    jump_at = jump_inside_steps(system, free, mesh) if jump_at is None else jump_at
+    """Return all together; `seen` is what was observed already: states, times of events, a jump."""
+    if seen is None:
+        jump_at = jump_inside_steps(system, free, mesh)
+        seen = observed(system, free, mesh), event_times(system, mesh), jump_at
+    zs, times, jump_at = seen
     inputs, knots = (None, None) if g.signal is None else (g.signal.values, g.signal.ts)
     return ODEGradient(
-        value, observed(system, free, mesh), g.z0, g.params, g.ts, inputs, knots, g.jump_ts, costates,
-        event_times(system, mesh), jump_at, namespace(mesh.y).zeros((), mesh.y.dtype), mesh.count,
+        value, zs, g.z0, g.params, g.ts, inputs, knots, g.jump_ts, costates, times, jump_at,
+        namespace(mesh.y).zeros((), mesh.y.dtype), mesh.count,
         mesh.status, system.sign * mesh.t, system.state(mesh.y, free.z0.shape),
     )  # fmt: skip
 
@@ -387,8 +391,8 @@ def _by_compiled_code(
     found = loss_by_tape(loss, zs, times) or loss_by_jax(loss, zs, times)
     value, gat, gy_end, gts = flow.slopes_of_loss(mesh, *found)
     slope, costates = flow.pull_back(mesh, gat, gy_end, gts)
-    g = _result(system, free, mesh, value, slope, costates if mode == "exact" else None, jump_at)
-    return _masked(g)
+    g = _result(system, free, mesh, value, slope, costates if mode == "exact" else None, (zs, times, jump_at))
+    return g if g.converged else _masked(g)
 
 
 def _slope(g: ODEGradient, free: Free) -> Free:

@@ -197,8 +197,9 @@ class Flow:
         numbers = [float(system.sign), float(system.rtol), float(system.atol), longest]
         along = [direction(part.size) for part in (starts, coefficients)]
         operands = [scheme.A, scheme.b, scheme.c, scheme.e, grid.anchors, starts, coefficients, *along]
-        whole = [int(size) for size in (*sizes, *rest)]
-        _native.step_through(kernel, program, memory, whole, numbers, [*operands, *more], grid.pieces, results, marks)
+        whole = np.array([*sizes, *rest], np.int64)
+        given = [program, memory, whole, np.array(numbers), grid.pieces, *operands, *more]
+        _native.step_through(kernel, given, [*results, *marks])
 
     def march(self, sensitive: bool) -> tuple[Mesh, Any]:
         """Solve forward; `sensitive`: with step lengths that suit the solution's derivatives, too.
@@ -266,7 +267,7 @@ class Flow:
         gy0, ganchors, gp = np.empty(m), np.empty(len(grid.anchors)), np.empty(len(self.functions.rate.params))
         gstarts, gcoefficients, costates = np.zeros(starts.shape), np.zeros(coefficients.shape), np.empty(gat.shape)
         results = [gy0, ganchors, gp, gstarts, gcoefficients, costates]
-        operands = [mesh.ts, mesh.ys, gat, gy_end, gts, gys]
+        operands = [mesh.ts, mesh.ys, gat, gy_end, gts, np.zeros(0) if gys is None else gys]
         self._run("pull_back", (False, True), (int(mesh.count),), operands, results, [mesh.anchor, mesh.end])
         slope = self._gather(gy0, ganchors, gp, gstarts, gcoefficients)
         return slope, self.system.state(costates[grid.where], self.free.z0.shape)
