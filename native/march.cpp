@@ -7,14 +7,14 @@ namespace optctl::OPTCTL_ISA {
 
 // sizes: those of the flow (march.h), of its events, then last, most_steps, jumps, valid. in: those of the flow, then y_0.
 // numbers: sign, rtol, atol, the longest step. marks: anchor, end, the counts, the steps of each event. out: ts, ys, at,
-// figures (t, jump_at, suspect t and h), the last y, the suspect y.
+// figures (t, jump_at, suspect t and h), the last y, the suspect y, the points of the stages (or null).
 extern const MarchKernel march_kernel = [](const int32_t* program, const double* memory, const int64_t* sizes,
                                            const double* numbers, const double* const* in, const int32_t* pieces,
                                            double* const* out, int32_t* const* marks) {
   Flow flow(program, memory, sizes, numbers, in, pieces);
   const int64_t* rest = sizes + flow_sizes + event_sizes * flow.n.events;
   const Course course{flow.anchors, flow.n.anchors, rest[0], rest[1], numbers[3], rest[2] != 0, rest[3] != 0, flow.m};
-  Mesh mesh{out[0], out[1], out[2], marks[0], marks[1], {}};
+  Mesh mesh{out[0], out[1], out[2], out[6], marks[0], marks[1], {}};
   for (int64_t k = 0; k < flow.n.events; ++k) mesh.event_steps.push_back(marks[3 + k]);
   march(flow, flow.scheme, course, in[9], mesh);
   const int64_t counts[] = {mesh.count, mesh.rejected, mesh.status, mesh.last, mesh.suspect_count, mesh.suspect_j};
@@ -40,7 +40,7 @@ extern const MarchKernel pull_back_kernel = [](const int32_t* program, const dou
                                                double* const* out, int32_t* const* marks) {
   Flow flow(program, memory, sizes, numbers, in, pieces);
   const int64_t count = sizes[flow_sizes + event_sizes * flow.n.events];
-  Backward(flow).run({in[9], in[10], in[11], in[12], in[13], in[14], marks[0], marks[1], count, out[0], out[1], out[2],
+  Backward(flow).run({in[9], in[10], in[11], in[12], in[13], in[14], in[15], marks[0], marks[1], count, out[0], out[1], out[2],
                       out[3], out[4], out[5]});
 };
 

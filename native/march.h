@@ -77,12 +77,12 @@ struct Event {
 
 // What a flow is: sizes and numbers, as optctl/continuous/native.py hands them over.
 struct FlowSizes {
-  int64_t m, moved, nu, degree, np, anchors, inner, order, sensitive, strict, tangent, back, events;
+  int64_t m, moved, nu, degree, np, anchors, inner, order, sensitive, strict, tangent, back, rows, events;
 };
-constexpr int flow_sizes = 13, event_sizes = 4;  // of an event: ends, direction, most, whether it has a reset
+constexpr int flow_sizes = 14, event_sizes = 4;  // of an event: ends, direction, most, whether it has a reset
 
 // The right side of an ODE in s = sign t, its input signal and its events. With `sensitive` the state is (y, dy), dy its
-// derivative along one direction.
+// derivative along one direction. Where the state is a batch of `rows`, each of which moves by itself, tapes are of a row.
 class Flow {
  public:
   static constexpr bool has_events = true;
@@ -92,12 +92,15 @@ class Flow {
   Flow(const int32_t* program, const double* memory, const int64_t* sizes, const double* numbers, const double* const* in,
        const int32_t* pieces)
       : n{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7], sizes[8], sizes[9], sizes[10],
-          sizes[11], sizes[12]},
+          sizes[11], sizes[12], sizes[13]},
         scheme{static_cast<int>(n.inner), static_cast<int>(n.order), in[0], in[1], in[2], in[3]},
         m(static_cast<int>(n.m)), width(static_cast<int>(n.sensitive ? 2 * n.m : n.m)), sign(numbers[0]),
         rtol(numbers[1]), atol(numbers[2]), anchors(in[4]), starts_(in[5]), coefficients_(in[6]), dstarts_(in[7]),
         dcoefficients_(in[8]), pieces_(pieces) {
-    const auto read = [&](StageTape& tape) { program = tape.read(program, memory, 1), tape.begin(); };
+    const auto read = [&](StageTape& tape) {
+      program = tape.read(program, memory, n.rows);
+      if (n.rows == 1) tape.begin();
+    };
     read(rate_);
     if (n.tangent) read(tangent_);
     if (n.back) read(back_);
@@ -114,43 +117,56 @@ class Flow {
       of += event_sizes;
     }
     in_.resize(2 * (m + n.nu + 1) + 1);
-    out_.resize(std::max<int64_t>(2 * m + 2, m + n.nu + 1 + n.np) + 2);
+    out_.resize(2 * m + n.nu + 1 + n.np);
+    if (n.back && n.rows > 1) lanes_.resize(n.np * tape_lanes);
   }
 
   // dy/ds in interval j.
   void rate(const double* y, double s, int64_t j, double* to) {
+    if (!n.sensitive) return rate_of_state(y, s, j, to);
     arguments(y, time(s, j), j);
-    if (!n.sensitive) return rate_.again(in_.data(), to), directed(to, m);
-    std::copy_n(y + m, m, &in_[second()]);
     for (int i = 0; i < n.nu; ++i) in_[second() + m + i] = input_along(i);
     in_[second() + m + n.nu] = 0.0, in_.back() = 1.0;
-    tangent_.again(in_.data(), to), directed(to, 2 * m);
+    along(y, y + m, to);
   }
 
   // dy/ds of the state alone.
   void rate_of_state(const double* y, double s, int64_t j, double* to) {
     arguments(y, time(s, j), j);
-    rate_.again(in_.data(), to), directed(to, m);
+    if (n.rows == 1) {
+      rate_.again(in_.data(), to);
+    } else {
+      given(y, nullptr), taken(to, nullptr);
+      rate_.rows(fields_, results_);
+    }
+    directed(to, m);
   }
 
   // Its derivative along (dy, ds), behind it: to (2, m).
   void rate_along(const double* y, double s, int64_t j, const double* dy, double ds, double* to) {
     arguments(y, time(s, j), j);
-    std::copy_n(dy, m, &in_[second()]);
     for (int i = 0; i < n.nu; ++i) in_[second() + m + i] = input_slope(i) * sign * ds;
     in_[second() + m + n.nu] = sign * ds, in_.back() = 0.0;
-    tangent_.again(in_.data(), to), directed(to, 2 * m);
+    along(y, dy, to);
   }
 
-  // w' times the derivatives of dy/ds: that in y is added to gy, those in the data to the sums; that in s is returned.
-  double pull(const double* y, double s, int64_t j, const double* w, double* gy, double* gp, double* gstarts,
+  // w' times the derivatives of dy/ds, which is written to `slope`: that in y is written to gy, those in the data are
+  // added to the sums; that in s is returned.
+  double pull(const double* y, double s, int64_t j, const double* w, double* slope, double* gy, double* gp, double* gstarts,
               double* gcoefficients) {
     arguments(y, time(s, j), j);
     for (int i = 0; i < m; ++i) in_[second() + i] = sign * w[i];
-    back_.again(in_.data(), out_.data());
-    const double *gu = &out_[m], gt = out_[m + n.nu];
-    for (int i = 0; i < m; ++i) gy[i] += out_[i];
-    for (int64_t i = 0; i < n.np; ++i) gp[i] += out_[m + n.nu + 1 + i];
+    if (n.rows == 1) {
+      back_.again(in_.data(), out_.data());
+    } else {
+      given(y, &in_[second()], 0), taken(out_.data(), &out_[m]);
+      back_.rows(fields_, results_, static_cast<int>(n.nu) + 1, &out_[2 * m], lanes_.data());
+    }
+    const double *gu = &out_[2 * m], gt = gu[n.nu];
+    std::copy_n(out_.begin(), m, slope), directed(slope, m);
+    std::copy_n(&out_[m], m, gy);
+    if (n.rows == 1)
+      for (int64_t i = 0; i < n.np; ++i) gp[i] += gu[n.nu + 1 + i];
     double gs = gt;
     if (n.nu) {
       double power = 1;
@@ -162,6 +178,11 @@ class Flow {
       }
     }
     return sign * gs;
+  }
+
+  // Add what rows have left: the slopes in the parameters, lane by lane.
+  void collect(double* gp) const {
+    for (size_t k = 0; k < lanes_.size(); ++k) gp[k / tape_lanes] += lanes_[k];
   }
 
   // The root mean square of the error over its tolerance, and that of the sensitivity's.
@@ -209,9 +230,9 @@ class Flow {
     std::copy_n(y, m, in_.begin()), in_[m] = sign * s;
     std::copy_n(w, m, &in_[m + 1]);
     event.reset_back.again(in_.data(), out_.data());
-    std::copy_n(out_.begin(), m, gy);
-    for (int64_t i = 0; i < n.np; ++i) gp[i] += out_[m + 1 + i];
-    return sign * out_[m];
+    std::copy_n(&out_[m], m, gy);
+    for (int64_t i = 0; i < n.np; ++i) gp[i] += out_[2 * m + 1 + i];
+    return sign * out_[2 * m];
   }
 
   bool arrive(double*, int64_t) { return false; }  // at an anchor, whatever comes next
@@ -237,8 +258,40 @@ class Flow {
     return sign * s;
   }
 
+  // Rate and derivative along dy and what stands behind its place.
+  void along(const double* y, const double* dy, double* to) {
+    if (n.rows == 1) {
+      std::copy_n(dy, m, &in_[second()]);
+      tangent_.again(in_.data(), to);
+    } else {
+      given(y, dy, n.nu + 2), taken(to, to + m);
+      tangent_.rows(fields_, results_);
+    }
+    directed(to, 2 * m);
+  }
+
+  // Inputs of the tape of a row: y, u, t, and where given v and `more` numbers; and its results.
+  void given(const double* y, const double* v, int64_t more = 0) {
+    const ptrdiff_t q = m / n.rows;
+    fields_.clear();
+    const auto vary = [&](const double* p) {
+      for (ptrdiff_t k = 0; k < q; ++k) fields_.push_back({const_cast<double*>(p) + k, q});
+    };
+    const auto same = [&](int64_t from, int64_t count) {
+      for (int64_t k = from; k < from + count; ++k) fields_.push_back({&in_[k], 0});
+    };
+    vary(y), same(m, n.nu + 1);
+    if (v) vary(v), same(second() + m, more);
+  }
+  void taken(double* first, double* second) {
+    const ptrdiff_t q = m / n.rows;
+    results_.clear();
+    for (double* p : {first, second})
+      for (ptrdiff_t k = 0; p && k < q; ++k) results_.push_back({p + k, q});
+  }
+
   void arguments(const double* y, double t, int64_t j) {
-    std::copy_n(y, m, in_.begin());
+    if (n.rows == 1) std::copy_n(y, m, in_.begin());
     if (n.nu) {
       piece_ = pieces_[j], since_ = t - starts_[piece_];
       for (int i = 0; i < n.nu; ++i) in_[m + i] = polynomial(coefficients_, i);
@@ -269,7 +322,8 @@ class Flow {
   const double *starts_, *coefficients_, *dstarts_, *dcoefficients_;
   const int32_t* pieces_;
   StageTape rate_, tangent_, back_;
-  Numbers in_, out_, at_surface_;
+  std::vector<Field> fields_, results_;
+  Numbers in_, out_, at_surface_, lanes_;
   int64_t piece_ = 0;
   double since_ = 0;
 };
@@ -285,7 +339,7 @@ struct Course {
 
 // What it leaves: arrays for the accepted steps (or null), and where it ended.
 struct Mesh {
-  double *ts, *ys, *at;
+  double *ts, *ys, *at, *stages;  // of each step where its slopes are taken, or null
   int32_t *anchor, *end;
   std::vector<int32_t*> event_steps;
   int64_t count = 0, rejected = 0, status = 0, last = 0;
@@ -587,6 +641,11 @@ void march(System& system, const Scheme& scheme, const Course& course, const dou
         mesh.ts[mesh.count + 1] = reached;
         if (mesh.ys) std::copy_n(ends.begin(), course.kept, mesh.ys + (mesh.count + 1) * course.kept);
         mesh.anchor[mesh.count] = static_cast<int32_t>(j);
+        if (mesh.stages) {
+          const Step& taken = hit ? other : step;
+          double* to = mesh.stages + mesh.count * scheme.inner * course.kept;
+          for (int i = 0; i < scheme.inner; ++i, to += course.kept) std::copy_n(&taken.Y[i * n], course.kept, to);
+        }
         mesh.end[mesh.count] = hit ? at_event + first : arrives ? at_anchor : inside_step;
       }
       if (arrives) std::copy_n(ends.begin(), course.kept, mesh.at + (j + 1) * course.kept);
@@ -671,7 +730,7 @@ inline void dense(Flow& flow, const double* ts, const double* ys, const int32_t*
 // Slopes in: at the anchors gat (A, m), in the last state, in the mesh's times and, or null, its states.
 // Slopes out: in y_0, the anchors, the parameters, the signal's pieces; and the costates at the anchors (A, m).
 struct BackOperands {
-  const double *ts, *ys, *gat, *gy_end, *gts, *gys;
+  const double *ts, *ys, *gat, *gy_end, *gts, *gys, *stages;
   const int32_t *anchor, *end;
   int64_t count;
   double *gy0, *ganchors, *gp, *gstarts, *gcoefficients, *costates;
@@ -680,7 +739,7 @@ struct BackOperands {
 // The discrete costate recursion: lambda_n = Phi_y' lambda_{n+1}, likewise for times and data (replay.py).
 class Backward {
  public:
-  explicit Backward(Flow& flow) : flow_(flow), crossing_(flow), m_(flow.m), gY_(flow.scheme.inner * flow.m), gk_(flow.m) {
+  explicit Backward(Flow& flow) : flow_(flow), crossing_(flow), m_(flow.m), gY_(flow.scheme.inner * flow.m), gk_(2 * flow.m) {
     step_.room(flow.scheme, flow.m);
   }
 
@@ -694,7 +753,7 @@ class Backward {
     double gt = 0;
     for (int64_t n = o.count; n-- > 0;) {
       const int64_t j = o.anchor[n];
-      const double *y = o.ys + n * m, t = o.ts[n], t_next = o.ts[n + 1];
+      const double t = o.ts[n], t_next = o.ts[n + 1];
       if (o.end[n] == at_anchor) {
         for (int i = 0; i < m; ++i) costate[i] += o.gat[(j + 1) * m + i];
         std::copy(costate.begin(), costate.end(), o.costates + (j + 1) * m);
@@ -704,10 +763,10 @@ class Backward {
         for (int i = 0; i < m; ++i) costate[i] += o.gys[(n + 1) * m + i];
       std::fill(gy.begin(), gy.end(), 0.0);
       if (o.end[n] >= at_event) {
-        gt = undo_event(flow_.events[o.end[n] - at_event], y, t, t_next - t, j, costate, gt, gy.data());
+        gt = undo_event(flow_.events[o.end[n] - at_event], n, costate, gt, gy.data());
       } else {
         double gs, gh;
-        pull_step(y, t, t_next - t, j, costate.data(), gy.data(), gs, gh);
+        pull_step(n, t, t_next - t, costate.data(), gy.data(), gs, gh);
         const double later = gt + gh;
         if (o.end[n] == at_anchor) {
           o.ganchors[j + 1] += later;
@@ -722,39 +781,45 @@ class Backward {
     }
     for (int i = 0; i < m; ++i) o.gy0[i] = o.costates[i] = costate[i] + o.gat[i] + (o.gys ? o.gys[i] : 0.0);
     o.ganchors[0] += gt + o.gts[0];
+    flow_.collect(o.gp);
   }
 
  private:
-  // Pull w on the end of a step back: that in y is added to gy, that in s (h held) and in h are returned.
-  void pull_step(const double* y, double s, double h, int64_t j, const double* w, double* gy, double& gs, double& gh) {
+  // Pull w on the end of step n back: that in y is added to gy, that in s (h held) and in h are returned.
+  void pull_step(int64_t n, double s, double h, const double* w, double* gy, double& gs, double& gh) {
     const Scheme& scheme = flow_.scheme;
     const int m = m_, inner = scheme.inner;
-    const auto rate = [&](const double* at, double time, double* to) { flow_.rate_of_state(at, time, j, to); };
-    step_.take(scheme, m, rate, y, s, h, nullptr, false);
+    const int64_t j = o_.anchor[n];
+    const double* Y = o_.stages ? o_.stages + n * inner * m : step_.Y.data();
+    if (!o_.stages) {
+      const auto rate = [&](const double* at, double time, double* to) { flow_.rate_of_state(at, time, j, to); };
+      step_.take(scheme, m, rate, o_.ys + n * m, s, h, nullptr, false);
+    }
     gs = gh = 0;
-    const double* K = step_.K.data();
+    double* const K = step_.K.data();
     for (int i = inner; i-- > 0;) {
-      double* const gYi = &gY_[i * m];
-      for (int c = 0; c < m; ++c) gk_[c] = h * scheme.b[i] * w[c], gh += scheme.b[i] * K[i * m + c] * w[c];
+      for (int c = 0; c < m; ++c) gk_[c] = scheme.b[i] * w[c];
       for (int l = i + 1; l < inner; ++l) {
         const double a = scheme.A[l * inner + i];
         if (a == 0) continue;
-        for (int c = 0; c < m; ++c) gk_[c] += h * a * gY_[l * m + c], gh += a * K[i * m + c] * gY_[l * m + c];
+        for (int c = 0; c < m; ++c) gk_[c] += a * gY_[l * m + c];
       }
-      std::fill_n(gYi, m, 0.0);
-      const double by_time = flow_.pull(&step_.Y[i * m], s + scheme.c[i] * h, j, gk_.data(), gYi, o_.gp, o_.gstarts, o_.gcoefficients);
+      for (int c = 0; c < m; ++c) gk_[m + c] = h * gk_[c];
+      const double by_time =
+          flow_.pull(Y + i * m, s + scheme.c[i] * h, j, &gk_[m], K, &gY_[i * m], o_.gp, o_.gstarts, o_.gcoefficients);
       gs += by_time, gh += scheme.c[i] * by_time;
-      for (int c = 0; c < m; ++c) gy[c] += gYi[c];
+      for (int c = 0; c < m; ++c) gh += gk_[c] * K[c], gy[c] += gY_[i * m + c];
     }
     for (int c = 0; c < m; ++c) gy[c] += w[c];
   }
 
   // The step up to an event, and the reset. Its length h is the root of g(end(h), t + h) = 0; what h counts is made zero
   // by a multiple mu of g, which is the implicit function theorem. Returns the slope in the time before.
-  double undo_event(Event& event, const double* y, double t, double h, int64_t j, const Numbers& costate, double gt, double* gy) {
+  double undo_event(Event& event, int64_t n, const Numbers& costate, double gt, double* gy) {
     const int m = m_;
+    const double t = o_.ts[n], h = o_.ts[n + 1] - t;
     double closing;
-    crossing_.after(event, y, t, j, nullptr, h, closing);
+    crossing_.after(event, o_.ys + n * m, t, o_.anchor[n], nullptr, h, closing);
     Numbers before(costate);
     double by_time = gt;
     const Numbers end(crossing_.end(), crossing_.end() + m), gp(flow_.surface_in_params(), flow_.surface_in_params() + flow_.n.np);
@@ -765,7 +830,7 @@ class Backward {
     for (int i = 0; i < m; ++i) before[i] += mu * crossing_.slope_in_state()[i];
     for (int64_t i = 0; i < flow_.n.np; ++i) o_.gp[i] += mu * gp[i];
     double gs, gh;
-    pull_step(y, t, h, j, before.data(), gy, gs, gh);
+    pull_step(n, t, h, before.data(), gy, gs, gh);
     return gs + by_time + mu * crossing_.slope_in_time();
   }
 

@@ -386,7 +386,7 @@ def _by_compiled_code(
     flow = find_flow(system, free, sensitive=sensitive, back=True)
     if flow is None:
         return None
-    mesh, jump_at = flow.march(sensitive)
+    mesh, jump_at = flow.march(sensitive, stages=True)
     zs, times = observed(system, free, mesh), event_times(system, mesh)
     found = loss_by_tape(loss, zs, times) or loss_by_jax(loss, zs, times)
     value, gat, gy_end, gts = flow.slopes_of_loss(mesh, *found)

@@ -15,15 +15,17 @@ import numpy as np
 from optctl import _native
 from optctl._record import changed
 from optctl._validate import runs_now
-from optctl.continuous.functions import Function, direction
+from optctl.continuous.functions import LONGEST, Function, direction, rows_alike
 from optctl.continuous.march import Mesh, Suspect
 from optctl.continuous.steps import PAIRS
 from optctl.continuous.system import Free, Grid, System
 from optctl.engine.graphs import known_or_made
 from optctl.problem import signature
-from optctl.tape import Unsupported, memories_now
+from optctl.tape import Unsupported, memories_now, trace
 
 REMEMBERED = 64
+STAGES = 1 << 23
+"""Most numbers that the points of all stages may be to be kept."""
 _FUNCTIONS: dict[Any, Any] = {}
 _FIXED: dict[str, tuple] = {  # as a tableau: A, b, c
     "euler": ([[0.0]], [1.0], [0.0]),
@@ -74,7 +76,9 @@ class Functions:
     """The functions of a system: the same ones for systems that differ in numbers alone.
 
     Attributes:
-        rate: dy/dt of (y, u, t).
+        m: number of components of y.
+        rows: where the state is a batch, each of whose rows moves by itself, their number, else 1.
+        rate: dy/dt of (y, u, t); of one row, if there are several.
         surfaces: the events' g of (y, t).
         resets: the states after them, None where the integration ends.
     """
@@ -112,7 +116,18 @@ class Functions:
         def made(function: Any, *sizes: int) -> Function:
             return Function(function, sizes, held, of_params)
 
-        self.rate = made(rate, self.m, nu, 1)
+        self.rows = len(free.z0) if _may_be_rows(system, free) else 1
+        q = self.m // max(self.rows, 1)
+
+        def rate_of_rows(y: Any, u: Any, t: Any, held: Any) -> Any:
+            system, params = of(held)
+            z = y.reshape(-1, *shape[1:])
+            return system.slope(z.shape, y.reshape(-1), u if nu else None, t[0], params).reshape(y.shape)
+
+        if self.rows > 1 and _each_row_alone(rate_of_rows, q, nu, held):
+            self.rate = Function(rate_of_rows, (q, nu, 1), held, of_params, self.rows, rate)
+        else:
+            self.rows, self.rate = 1, made(rate, self.m, nu, 1)
         self.surfaces = [made(surface(k), self.m, 1) for k in range(len(system.events))]
         self.resets = [None if e.ends else made(reset(k), self.m, 1) for k, e in enumerate(system.events)]
         self._programs: dict[Any, Any] = {}
@@ -153,6 +168,22 @@ class Functions:
         return packed, memories_now(tapes, leaves)[0]
 
 
+def _may_be_rows(system: System, free: Free) -> bool:
+    """Return whether the state may be a batch whose rows move by themselves."""
+    return free.z0.ndim > 1 and len(free.z0) > 1 and not system.events and system.running_cost is None
+
+
+def _each_row_alone(rate: Any, q: int, nu: int, held: Any) -> bool:
+    """Return whether the right side treats all rows alike, each by itself, as its graph for two rows says."""
+    S = jax.ShapeDtypeStruct
+    specs = S((2, q), np.float64), S((nu,), np.float64), S((1,), np.float64)
+    try:
+        graph = trace(rate, specs, held, limit=2 * LONGEST)
+    except Exception:  # whatever a function of the user's says to other rows than it has
+        return False
+    return not graph.captured and rows_alike(graph)
+
+
 def _held(system: System, free: Free) -> tuple:
     return system.ode, system.events, system.running_cost, free.params
 
@@ -164,6 +195,7 @@ class Flow:
         self.functions, self.system, self.free = functions, system, free
         self.leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(_held(system, free))]
         self.scheme = SCHEMES[system.method]
+        self._mesh: Mesh | None = None
 
     @cached_property
     def grid(self) -> Grid:
@@ -189,7 +221,7 @@ class Flow:
         sizes = [
             self.functions.m, system.moved_by_f(self.free.z0.shape), coefficients.shape[2], coefficients.shape[1] - 1,
             len(self.functions.rate.params), len(grid.anchors), len(scheme.b), scheme.order, sensitive, grid.strict,
-            sensitive or bool(events), back, len(events),
+            sensitive or bool(events), back, self.functions.rows, len(events),
         ]  # fmt: skip
         for event in events:
             sizes += [event.ends, event.direction, event.most, not event.ends]
@@ -201,10 +233,11 @@ class Flow:
         given = [program, memory, whole, np.array(numbers), grid.pieces, *operands, *more]
         _native.step_through(kernel, given, [*results, *marks])
 
-    def march(self, sensitive: bool) -> tuple[Mesh, Any]:
+    def march(self, sensitive: bool, stages: bool = False) -> tuple[Mesh, Any]:
         """Solve forward; `sensitive`: with step lengths that suit the solution's derivatives, too.
 
-        Returns also a time at which f seems to jump inside steps, NaN if there is none.
+        Returns also a time at which f seems to jump inside steps, NaN if there is none. With `stages` their points
+        are kept, if they are not too many: `pull_back` on the same mesh need not find them again.
         """
         system, grid, m = self.system, self.grid, self.functions.m
         sensitive = sensitive and self.scheme.order > 0
@@ -216,12 +249,14 @@ class Flow:
         figures, y, suspect_y = np.empty(4), np.empty(m), np.empty(m)
         anchor, end, counts = (np.empty(size, np.int32) for size in (rows, rows, 6 + len(system.events)))
         event_steps = [np.full(event.most + 1, -1, np.int32) for event in system.events]
-        results, marks = [ts, ys, at, figures, y, suspect_y], [anchor, end, counts, *event_steps]
+        inner = len(self.scheme.b)
+        self._stages = np.empty((rows, inner, m) if stages and rows * inner * m <= STAGES else 0)
+        results, marks = [ts, ys, at, figures, y, suspect_y, self._stages], [anchor, end, counts, *event_steps]
         self._run("march", (sensitive, False), (last, rows, jumps, True), [y0], results, marks)
         count, rejected, status, last, retried, j = counts[:6]
         t, jump_at, suspect_t, suspect_h = figures
         suspect = Suspect(retried, suspect_t, suspect_h, j, suspect_y)
-        mesh = Mesh(
+        self._mesh = mesh = Mesh(
             ts, ys, anchor, end, count, rejected, status, at, last, t, y, y, counts[6:],
             tuple([steps[:-1] for steps in event_steps]), suspect,
         )  # fmt: skip
@@ -267,7 +302,9 @@ class Flow:
         gy0, ganchors, gp = np.empty(m), np.empty(len(grid.anchors)), np.empty(len(self.functions.rate.params))
         gstarts, gcoefficients, costates = np.zeros(starts.shape), np.zeros(coefficients.shape), np.empty(gat.shape)
         results = [gy0, ganchors, gp, gstarts, gcoefficients, costates]
-        operands = [mesh.ts, mesh.ys, gat, gy_end, gts, np.zeros(0) if gys is None else gys]
+        nothing = np.zeros(0)
+        stages = self._stages if mesh is self._mesh else nothing
+        operands = [mesh.ts, mesh.ys, gat, gy_end, gts, nothing if gys is None else gys, stages]
         self._run("pull_back", (False, True), (int(mesh.count),), operands, results, [mesh.anchor, mesh.end])
         slope = self._gather(gy0, ganchors, gp, gstarts, gcoefficients)
         return slope, self.system.state(costates[grid.where], self.free.z0.shape)

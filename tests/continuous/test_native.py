@@ -67,6 +67,25 @@ CASES = {
     "a matrix": (lambda z, t, W: jnp.tanh(z @ W), np.sin(np.arange(6.0)).reshape(3, 2), [0.0, 1.0],
                  np.array([[0.1, 0.4], [-0.7, 0.3]]), {}),
 }  # fmt: skip
+BATCH = np.random.default_rng(1).normal(size=(37, 2))
+WEIGHTS = {
+    "W": np.sin(np.arange(10.0)).reshape(2, 5),
+    "b": 0.1 * np.arange(5.0),
+    "V": np.cos(np.arange(10.0)).reshape(5, 2),
+}
+CASES["rows of a batch"] = (
+    lambda z, t, p: jnp.tanh(z @ p["W"] + p["b"][None]) @ p["V"] * (1 + t), BATCH, [0.0, 0.4, 1.0], WEIGHTS, {},
+)  # fmt: skip
+CASES["rows with an input"] = (
+    lambda z, u, t, p: jax.nn.softplus(z @ p["W"]) @ p["V"] * jnp.cos(u)[None], BATCH, [1.0, 0.4, 0.0], WEIGHTS,
+    {"inputs": oc.Signal(KNOTS, HEIGHTS, "spline"), "method": "dopri5"},
+)  # fmt: skip
+CASES["rows that meet"] = (
+    lambda z, t, p: jnp.tanh(z @ p["W"]) @ p["V"] - jnp.mean(z, axis=0)[None], BATCH[:5], [0.0, 1.0], WEIGHTS, {},
+)  # fmt: skip
+CASES["rows that differ"] = (
+    lambda z, t, p: -jnp.arange(1.0, 6.0)[:, None] * jnp.sin(z * p), BATCH[:5], [0.0, 1.0], 0.7, {},
+)  # fmt: skip
 for kind in ("hold", "linear", "spline"):
     rows = HEIGHTS[: 4 if kind == "hold" else 5]
     CASES[kind] = (FORCED, [0.5, 0.0], [0.0, 0.7, 1.3], SWING, {"inputs": oc.Signal(KNOTS, rows, kind)})
@@ -175,6 +194,14 @@ def test_a_tape_that_numpy_refutes_is_not_used(monkeypatch):
     other = oc.ODE(lambda z, t, p: -p * (jnp.sin(z) + 2.0 * z - 2.0 * z))
     got = oc.ode_gradient(other, lambda zs: zs[-1, 0], [1.0], [0.0, 1.0], 0.5)
     np.testing.assert_allclose(got.params, want.params, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "rows"), [("rows of a batch", 37), ("rows with an input", 37), ("a matrix", 3),
+                                            ("rows that meet", 1), ("rows that differ", 1)])  # fmt: skip
+def test_rows_are_alone_or_not(name, rows):
+    ode, z0, ts, p, options = CASES[name]
+    path = oc.integrate(ode, z0, ts, p, **options)
+    assert find_flow(path.system, path.free).functions.rows == rows
 
 
 def test_what_no_tape_holds_is_left_to_the_definition():
