@@ -132,7 +132,7 @@ class Problem:
             if given is not None:
                 self._set(name, _function(given, name))
                 self._check_rows(name)
-        self._set("params", check_tree(self.params, "params"))
+        self._set("params", own(check_tree(self.params, "params")))
         if self.x0 is not None:
             self._set("x0", own(as_float(self.x0, "x0")))
         self._check_bounds()

@@ -470,3 +470,19 @@ def test_a_record_that_a_function_keeps_is_no_change():
 
 
 GAINS = [1.0]
+
+
+def test_parameters_of_another_structure_are_shown():
+    def step(x, u, t, p):
+        return p["mass"] * x + u
+
+    problem = oc.Problem(oc.Dynamics(step, 1, 1), lambda x, u: u @ u, horizon=2, params={"mass": 1.0})
+    with pytest.raises(ValueError, match=r"no key 'mass'. Its last argument, `params`, is {m: 2\.0}"):
+        oc.gradient(problem, np.ones((2, 1)), x0=[1.0], params={"m": 2.0})
+
+
+def test_parameters_of_a_problem_are_its_own():
+    mass = np.array([2.0])
+    problem = oc.Problem(oc.Dynamics(lambda x, u, t, p: p * x + u, 1, 1), lambda x, u: x @ x, horizon=2, params=mass)
+    mass[0] = 5.0
+    assert problem.params == 2.0
