@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl import _door
-from optctl._arrays import namespace, on_host
+from optctl._arrays import namespace, on_host, to_host
 from optctl._record import changed, record
 from optctl._validate import (
     as_float,
@@ -23,6 +23,7 @@ from optctl._validate import (
     result_shape,
     returned,
 )
+from optctl.continuous.linked import linked
 from optctl.continuous.march import Mesh
 from optctl.continuous.native import find_flow
 from optctl.continuous.ode import ODE, Event, Signal, increasing
@@ -300,10 +301,19 @@ def _check_functions(system: System, free: Free) -> None:
 def _solution(system: System, free: Free) -> Trajectory:
     """Return the solution by compiled code where that can be, else by the definition."""
     flow = find_flow(system, free)
-    if flow is None:
-        return _integrate(system, free)
-    mesh, jump_at = flow.march(sensitive=False)
-    return _trajectory(system, free, mesh, jump_at)
+    if flow is not None:
+        mesh, jump_at = flow.march(sensitive=False)
+        return _trajectory(system, free, mesh, jump_at)
+    if _door.followed(free) and is_concrete(system):
+        numbers = to_host((system, _door.numbers(free)))
+        flow = find_flow(*numbers, sensitive=True, back=True)
+        if flow is not None:
+            mesh, jump_at = flow.march(sensitive=True, stages=True)
+            zs, t, times, mesh = linked(flow, mesh, free)
+            return Trajectory(
+                free.ts, zs, t, times, jump_at, mesh.count, mesh.rejected, mesh.status, system, free, mesh
+            )
+    return _integrate(system, free)
 
 
 @jax.jit

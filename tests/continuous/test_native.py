@@ -226,3 +226,39 @@ def test_room_grows_without_the_definition(monkeypatch):
     np.testing.assert_array_equal(
         few.z0, oc.ode_gradient(PREY, lambda zs: zs[-1, 0], [1.0, 1.0], [0.0, 10.0], RATES).z0
     )
+
+
+def observed(path):
+    """A number of everything that can be differentiated, states between the steps included."""
+    times = sum(jnp.sum(jnp.where(jnp.isfinite(t), t, 0.0) ** 2) for t in jax.tree.leaves(path.event_times))
+    return jnp.sum(jnp.sin(path.zs)) + path.t + times
+
+
+GRADS = ["prey", "backward", "rk4", "jump", "event with reset", "parameters that move", "a list of events", "spline"]
+
+
+@pytest.mark.parametrize("name", [*GRADS, "hold backward", "rows with an input"])
+def test_jax_grad_of_a_plain_call(name, compiled_by_xla):
+    """In state, times, parameters and signal, against jax.grad of the definition."""
+    ode, z0, ts, p, options = CASES[name]
+    signal, jumps = options.get("inputs"), options.get("jump_ts")
+    options = {k: v for k, v in options.items() if k not in ("running_cost", "inputs", "jump_ts")}
+
+    def value(z0, ts, p, signal, jumps):
+        path = oc.integrate(ode, z0, ts, p, inputs=signal, jump_ts=jumps, **options)
+        return observed(path) + jnp.sum(path(ts[0] + 0.3 * (ts[1] - ts[0])) ** 2)
+
+    given = jax.tree.map(jnp.asarray, (np.asarray(z0), np.asarray(ts), p, signal, jumps))
+    slope = jax.grad(value, (0, 1, 2, 3, 4))
+    del compiled_by_xla[:]
+    got = slope(*given)
+    assert not any("_integrate" in program for program in compiled_by_xla)
+    close(got, jax.jit(slope)(*given), 1e-9)
+
+
+def test_forward_derivatives_of_a_plain_call_are_refused():
+    run = lambda p: oc.integrate(PREY, [1.0, 1.0], [0.0, 1.0], p).zs[-1, 0]
+    with pytest.raises(TypeError, match="forward"):
+        jax.jvp(run, (RATES,), (RATES,))
+    with pytest.raises(TypeError, match="no forward derivative"):
+        jax.linearize(run, RATES)[1](RATES)
