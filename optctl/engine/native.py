@@ -4,6 +4,7 @@
 compiles nothing.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -270,10 +271,21 @@ def find_engine(
 
 
 def _fits(problem: Problem, us: Any, x0: Any, params: Any) -> bool:
-    """True if states are vectors that a step in JAX makes, all kept, in double precision."""
+    """True if states are vectors that steps in JAX make, all kept, in double precision."""
     dynamics = problem.dynamics
-    plain = type(dynamics).roll is AbstractDynamics.roll and dynamics.has_jax_step and problem.memory == "full"
+    plain = dynamics.has_jax_step and steps_alone(type(dynamics)) and problem.memory == "full"
     return plain and all(leaf.dtype == np.float64 for leaf in jax.tree.leaves((us, x0, params)))
+
+
+VERBS = ("roll", "tangent", "adjoint", "jacobians", "hessians", "map_stages", "_state_jacobians", "_input_adjoint")
+"""What a kind of dynamics may have its own way to do."""
+
+
+@functools.cache
+def steps_alone(kind: type) -> bool:
+    """True if a step says all about a kind of dynamics: its verbs are those of the package, on vectors."""
+    of_package = all([getattr(kind, verb).__module__.startswith("optctl.") for verb in VERBS])
+    return of_package and kind.roll is AbstractDynamics.roll
 
 
 def _judge(graphs: Graphs, kind: str, problem: Problem, us: Any, x0: Any, params: Any) -> bool:
