@@ -141,9 +141,7 @@ def hessian_product(sizes: Sequence[int], operands: Sequence[np.ndarray], result
     library.optctl_hessian_product(_whole(sizes), _places(operands), _places(results))
 
 
-def tangent(
-    A: np.ndarray, B: np.ndarray, c: np.ndarray, dx0: np.ndarray, dus: np.ndarray
-) -> np.ndarray:
+def tangent(A: np.ndarray, B: np.ndarray, c: np.ndarray, dx0: np.ndarray, dus: np.ndarray) -> np.ndarray:
     """Return dxs (N+1, nx) of dx+ = A dx + B du + c, from dx0 (`native/sweeps.cpp`)."""
     library, (N, nx, nu) = _library(), B.shape
     assert library is not None

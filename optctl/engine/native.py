@@ -4,7 +4,6 @@
 compiles nothing.
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -273,7 +272,7 @@ def find_engine(
 def _fits(problem: Problem, us: Any, x0: Any, params: Any) -> bool:
     """True if states are vectors that steps in JAX make, all kept, in double precision."""
     dynamics = problem.dynamics
-    plain = dynamics.has_jax_step and steps_alone(type(dynamics)) and problem.memory == "full"
+    plain = dynamics.has_jax_step and steps_alone(dynamics) and problem.memory == "full"
     return plain and all(leaf.dtype == np.float64 for leaf in jax.tree.leaves((us, x0, params)))
 
 
@@ -281,9 +280,9 @@ VERBS = ("roll", "tangent", "adjoint", "jacobians", "hessians", "map_stages", "_
 """What a kind of dynamics may have its own way to do."""
 
 
-@functools.cache
-def steps_alone(kind: type) -> bool:
-    """True if a step says all about a kind of dynamics: its verbs are those of the package, on vectors."""
+def steps_alone(dynamics: AbstractDynamics) -> bool:
+    """True if a step says all about dynamics: their verbs are those of the package, on vectors."""
+    kind = type(dynamics)
     of_package = all([getattr(kind, verb).__module__.startswith("optctl.") for verb in VERBS])
     return of_package and kind.roll is AbstractDynamics.roll
 

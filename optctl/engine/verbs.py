@@ -31,7 +31,7 @@ def evaluate(verb: str, dynamics: AbstractDynamics, first: Any, us: Any, *others
         *others: as the verb takes them, parameters included.
     """
     fits = us is not None and np.ndim(us) == 2 and np.ndim(first) == (1 if verb == "rollout" else 2)
-    if not fits or not steps_alone(type(dynamics)) or first.shape[-1] + us.shape[1] > WIDEST:
+    if not fits or not steps_alone(dynamics) or first.shape[-1] + us.shape[1] > WIDEST:
         return None
     first, us, *others = to_host((first, us, *others))
     once((verb, dynamics, first, us, others), lambda: _check(verb, dynamics, first, us, others))
