@@ -18,7 +18,7 @@ from optctl.dynamics import AbstractDynamics
 from optctl.engine.graphs import Graphs, graphs_of
 from optctl.engine.tape_check import check_priced, check_tapes, check_turned
 from optctl.judge.interpreter import Uninterpreted
-from optctl.problem import Problem, parts_of
+from optctl.problem import PATH, TERMINAL, Problem, parts_of
 from optctl.tape import Tape, Unsupported, memories
 
 
@@ -173,8 +173,8 @@ class Engine:
 
     def at_each(self, kind: str, which: int, inputs: np.ndarray, params: Any) -> np.ndarray:
         """Return the results of a tape of the stages, the end or the start, 0 to 2, for rows of its inputs."""
-        in_params = kind in IN_PARAMS
-        tape = self.graphs.in_params(kind)[which] if in_params else self.graphs.tapes(kind)[2 * which + 1]
+        of_kind = self.graphs.in_params(kind) if kind in IN_PARAMS else self.graphs.tapes(kind)[1::2]
+        tape = of_kind[which]
         program, memory, _ = self._held(f"{kind} of {which}", (tape,), params)
         rows = max(1, MANY // max(tape.outputs.size + tape.inputs.size, 1))
         parts = [inputs[begin : begin + rows] for begin in range(0, len(inputs), rows)]
@@ -218,6 +218,17 @@ class Engine:
             full[:, upper[0], upper[1]] = full[:, upper[1], upper[0]] = W
             found["V" if costates is not None else "W"] = full
         return found
+
+    def rows(self, xs: Any, us: Any, params: Any) -> dict[str, np.ndarray]:
+        """Return the values of constraints that are functions, by name: (N, m) of the path, (m,) of the end."""
+        at_path, at_end = self.at_each("values", 0, stages(xs, us), params), self.at_each("values", 1, xs[-1:], params)
+        made = {}
+        for names, values in ((PATH, at_path), (TERMINAL, at_end)):
+            begin = 1
+            for name in [name for name in names if name in self.graphs.shapes]:
+                end = begin + int(np.prod(self.graphs.shapes[name]))
+                made[name], begin = values[:, begin:end] if names is PATH else values[0, begin:end], end
+        return made
 
     def at_end(self, which: int, x: Any, params: Any) -> tuple[float, np.ndarray, np.ndarray]:
         """Return value, slope and curvature of the cost of the end or the start, 1 or 2."""
