@@ -141,6 +141,25 @@ def hessian_product(sizes: Sequence[int], operands: Sequence[np.ndarray], result
     library.optctl_hessian_product(_whole(sizes), _places(operands), _places(results))
 
 
+def tangent(A: np.ndarray, B: np.ndarray, c: np.ndarray, dx0: np.ndarray, dus: np.ndarray) -> np.ndarray:
+    """Return dxs (N+1, nx) of dx+ = A dx + B du + c, from dx0 (`native/sweeps.cpp`)."""
+    library, (N, nx, nu) = _library(), B.shape
+    assert library is not None
+    operands, dxs = [np.ascontiguousarray(array, np.float64) for array in (A, B, c, dx0, dus)], np.empty((N + 1, nx))
+    library.optctl_tangent(_whole((N, nx, nu)), _places(operands), _places([dxs]))
+    return dxs
+
+
+def costates(A: np.ndarray, B: np.ndarray, gxs: np.ndarray, gus: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return costates (N+1, nx) of lambda = gx + A' lambda+, and gu + B' lambda+ (`native/sweeps.cpp`)."""
+    library, (N, nx, nu) = _library(), B.shape
+    assert library is not None
+    operands = [np.ascontiguousarray(array, np.float64) for array in (A, B, gxs, gus)]
+    made = np.empty((N + 1, nx)), np.empty((N, nu))
+    library.optctl_costates(_whole((N, nx, nu)), _places(operands), _places(made))
+    return made
+
+
 def follow(
     program: np.ndarray,
     memory: np.ndarray,
