@@ -149,7 +149,8 @@ class StageTape {
     length_ = program[0], prologue_ = program[1], slots_ = program[2], inputs_count_ = program[3];
     outputs_count_ = program[4];
     numbers_ = program[6];
-    code_ = program + 7;
+    staged_ = program[7];
+    code_ = program + 8;
     inputs_ = code_ + 5 * length_;
     outputs_ = inputs_ + inputs_count_;
     once_ = outputs_ + outputs_count_;
@@ -157,7 +158,7 @@ class StageTape {
     count_ = count;
     const int64_t blocks = (count + tape_lanes - 1) / tape_lanes;
     size_ = slots_ * tape_lanes;
-    const size_t room = size_ * (prologue_ ? blocks : 1) + 8;
+    const size_t room = size_ * (staged_ ? blocks : 1) + 8;
     space_.resize(room);
     const auto address = reinterpret_cast<std::uintptr_t>(space_.data());
     first_ = space_.data() + (64 - address % 64) % 64 / sizeof(double);
@@ -168,16 +169,17 @@ class StageTape {
   void run(const std::vector<Field>& in, const std::vector<Field>& out, const std::vector<Field>* also = nullptr) {
     for (int64_t begin = 0; begin < count_; begin += tape_lanes) {
       const int64_t lanes = count_ - begin < tape_lanes ? count_ - begin : tape_lanes;
-      double* slots = first_ + (prologue_ ? begin / tape_lanes * size_ : 0);
+      double* slots = first_ + (staged_ ? begin / tape_lanes * size_ : 0);
       for (int k = 0; k < inputs_count_; ++k) {
         if (inputs_[k] < 0) continue;
         double* to = slots + inputs_[k] * tape_lanes;
         const double* from = in[k].p + begin * in[k].step;
-        for (int64_t l = 0; l < tape_lanes; ++l) to[l] = from[(l < lanes ? l : lanes - 1) * in[k].step];
+        for (int64_t l = 0; l < lanes; ++l) to[l] = from[l * in[k].step];
+        for (int64_t l = lanes; l < tape_lanes; ++l) to[l] = to[lanes - 1];
         if (in[k].unit == 1) continue;  // no product, which would lose subnormal numbers on XLA's threads
         for (int64_t l = 0; l < tape_lanes; ++l) to[l] *= in[k].unit;
       }
-      if (!started_) run_tape<tape_lanes>(code_, 0, prologue_, memory_, numbers_, slots);
+      if (!started_ && (staged_ || begin == 0)) run_tape<tape_lanes>(code_, 0, prologue_, memory_, numbers_, slots);
       run_tape<tape_lanes>(code_, prologue_, length_, memory_, numbers_, slots);
       for (int k = 0; k < outputs_count_; ++k) {
         if (started_ && once_[k]) continue;
@@ -189,11 +191,12 @@ class StageTape {
     started_ = true;
   }
 
-  // One stage after another, each with a prologue of its own: lane 0 of `in`, then what the outputs from `first` on are.
+  // One stage after another: lane 0 of `in`, then what the outputs from `first` on are. A tape that steps is not run.
   void step(const double* in, int first, double* out) {
     for (int k = 0; k < inputs_count_; ++k)
       if (inputs_[k] >= 0) std::fill_n(first_ + inputs_[k] * step_lanes, step_lanes, in[k]);
-    run_tape<step_lanes>(code_, 0, length_, memory_, numbers_, first_);
+    run_tape<step_lanes>(code_, started_ && !staged_ ? prologue_ : 0, length_, memory_, numbers_, first_);
+    started_ = true;
     for (int k = first; k < outputs_count_; ++k) out[k - first] = first_[outputs_[k] * step_lanes];
   }
 
@@ -212,6 +215,7 @@ class StageTape {
 
   int64_t length_, prologue_, slots_, count_, size_, numbers_;
   int inputs_count_, outputs_count_;
+  bool staged_;  // whether the prologue reads inputs; else its results are those of all stages
   const int32_t *code_, *inputs_, *outputs_, *once_;
   const double* memory_;
   std::vector<double> space_;
