@@ -7,10 +7,7 @@ namespace optctl {
 #define OPTCTL_LONG_LOOPS_OF(isa)           \
   namespace isa {                           \
   extern const TapeRunner tape_runner;      \
-  extern const TapeRoller tape_roller;      \
-  extern const GradientKernel gradient_kernel; \
-  extern const HessianProduct hessian_product_kernel; \
-  extern const FollowKernel follow_kernel;  \
+  extern const HostKernels host_kernels;    \
   extern const SolverKernel interior_point; \
   }
 #define OPTCTL_MATRICES_OF(isa)                                           \
@@ -31,17 +28,13 @@ namespace {
 struct Kernels {
   const Finders &lq, &gaussian, &square_root;
   const TapeRunner& tape_runner;
-  const TapeRoller& tape_roller;
-  const GradientKernel& gradient_kernel;
-  const HessianProduct& hessian_product_kernel;
-  const FollowKernel& follow_kernel;
+  const HostKernels& host_kernels;
   const SolverKernel& interior_point;
 };
 
-#define OPTCTL_CHOOSE(matrices, loops)                                                                       \
+#define OPTCTL_CHOOSE(matrices, loops)                                                                  \
   {matrices::lq_finders, matrices::gaussian_finders, matrices::square_root_finders, loops::tape_runner, \
-   loops::tape_roller, loops::gradient_kernel, loops::hessian_product_kernel, loops::follow_kernel, \
-    loops::interior_point}
+   loops::host_kernels, loops::interior_point}
 
 const Kernels choose() {
 #ifdef OPTCTL_X86
@@ -78,11 +71,7 @@ Kernel<double> find_kernel<double>(Name name, const Sizes& sizes) {
 }
 
 TapeRunner find_tape_runner() { return kernels().tape_runner; }
-TapeRoller find_tape_roller() { return kernels().tape_roller; }
-GradientKernel find_gradient() { return kernels().gradient_kernel; }
-HessianProduct find_hessian_product() { return kernels().hessian_product_kernel; }
-FollowKernel find_follow() { return kernels().follow_kernel; }
-
+const HostKernels& host_kernels() { return kernels().host_kernels; }
 SolverKernel find_interior_point() { return kernels().interior_point; }
 
 }  // namespace optctl

@@ -102,7 +102,7 @@ class Engine:
         made: dict[str, Any] = {name: np.empty(shape) for name, shape in shapes.items()}
         made["xs"][...] = x0 if xs is None else xs  # the first row counts, where there is a rollout
         sizes = (N, nx, nu, sum(lengths), int(xs is None), bends)
-        _native.gradient(program, memory, sizes, us, signs, list(made.values()))
+        _native.on_host_run("gradient", sizes, (program, memory, us, signs, *made.values()))
         parts = np.split(made["params"], np.cumsum(lengths)[:-1]) if lengths else []
         gradients = [part.reshape(leaf.shape) for part, leaf in zip(parts, self.leaves, strict=True)]
         made["params"] = jax.tree.unflatten(self.structure, gradients)
@@ -118,7 +118,7 @@ class Engine:
         xs, us, cost = np.empty((N + 1, nx)), np.empty((N, nu)), np.empty(())
         xs[0] = x0
         operands = [np.ascontiguousarray(array, np.float64) for array in (x_aim, u_aim, K, low, high)]
-        _native.follow(program, memory, (N, nx, nu), operands, [xs, us, cost])
+        _native.on_host_run("follow", (N, nx, nu), (program, memory, *operands, xs, us, cost))
         return xs, us, cost
 
     def hessian(self, us: Any, x0: Any, params: Any) -> tuple[Slopes, Callable]:
@@ -133,7 +133,7 @@ class Engine:
             gx0, gus, dxs, dcostates = np.empty(nx), np.empty((N, nu)), np.empty((N + 1, nx)), np.empty((N + 1, nx))
             operands = [found.A, found.B, found.V, found.Wf, found.W0]
             operands += [np.ascontiguousarray(dx0), np.ascontiguousarray(dus)]
-            _native.hessian_product((N, nx, nu), operands, [gx0, gus, dxs, dcostates])
+            _native.on_host_run("hessian_product", (N, nx, nu), (*operands, gx0, gus, dxs, dcostates))
             return dxs, dcostates, gus, gx0
 
         return found, product
