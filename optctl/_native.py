@@ -123,10 +123,7 @@ def on_host_run(name: str, sizes: tuple[int, ...], arrays: tuple[np.ndarray | No
 
 @functools.cache
 def _host_kernel(name: str) -> Any:
-    spec = importlib.util.find_spec("optctl._kernels")
-    assert spec is not None
-    assert spec.origin is not None
-    kernel = getattr(ctypes.PyDLL(spec.origin), f"optctl_{name}")  # under Python's lock, until it runs
+    kernel = getattr(_under_lock(), f"optctl_{name}")  # until it runs
     kernel.argtypes = [ctypes.py_object, ctypes.py_object]
     return kernel
 
@@ -141,11 +138,17 @@ _Room, _Options = ctypes.c_int64 * ROOM, ctypes.c_int64 * 8
 
 
 @functools.cache
-def _describer() -> Any:
+def _under_lock() -> ctypes.PyDLL:
+    """Return the library for calls under Python's lock, whose arrays they look at."""
     spec = importlib.util.find_spec("optctl._kernels")
     assert spec is not None
     assert spec.origin is not None
-    describe = ctypes.PyDLL(spec.origin).optctl_describe  # under Python's lock, whose arrays it looks at
+    return ctypes.PyDLL(spec.origin)
+
+
+@functools.cache
+def _describer() -> Any:
+    describe = _under_lock().optctl_describe
     describe.argtypes = [ctypes.py_object, ctypes.c_int64, ctypes.c_int64, _Room]
     return describe
 

@@ -40,23 +40,30 @@ class Slopes:
         V: (N, nz, nz), that of cost + costate'f.
     """
 
-    cost: np.ndarray
-    xs: np.ndarray
-    reached: np.ndarray
-    A: np.ndarray
-    B: np.ndarray
-    qs: np.ndarray
-    rs: np.ndarray
-    q0: np.ndarray
-    costates: np.ndarray
-    us: np.ndarray
-    x0: np.ndarray
-    params: Any
-    sizes: np.ndarray
-    W: np.ndarray
-    Wf: np.ndarray
-    W0: np.ndarray
-    V: np.ndarray
+    cost: Any
+    xs: Any
+    costates: Any
+    us: Any
+    x0: Any
+    params: Any = None
+    reached: Any = None
+    A: Any = None
+    B: Any = None
+    qs: Any = None
+    rs: Any = None
+    q0: Any = None
+    sizes: Any = None
+    W: Any = None
+    Wf: Any = None
+    W0: Any = None
+    V: Any = None
+
+
+KINDS = ("slopes", "curved", "exact")
+RESULTS = (
+    "cost", "xs", "reached", "A", "B", "qs", "rs", "q0", "costates", "us", "x0", "params", "sizes", "W", "Wf", "W0", "V",
+)  # fmt: skip
+"""What the gradient engine finds, in its order."""
 
 
 class Engine:
@@ -67,15 +74,27 @@ class Engine:
         self.leaves, self.structure = jax.tree.flatten(params)
         self._memories: dict[str, Any] = {}
 
-    def _held(self, kind: str, tapes: tuple[Tape, ...], params: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
+    def _held(self, kind: str, tapes: tuple[Tape, ...], params: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return tapes packed into one program, and their memory for these parameters."""
-        leaves = jax.tree.leaves(params)
-        if any(new is not old for new, old in zip(leaves, self.leaves, strict=True)):
+        leaves = jax.tree.leaves(params) if self.leaves else []
+        if any([new is not old for new, old in zip(leaves, self.leaves, strict=True)]):
             self.leaves, self._memories = leaves, {}
         if kind not in self._memories:
             memory, begins = memories(tapes, to_host(parts_of(self.problem, params)))
-            self._memories[kind] = self.graphs.packed(kind, tapes, begins), np.asarray(memory), begins
+            self._memories[kind] = self.graphs.packed(kind, tapes, begins), np.asarray(memory)
         return self._memories[kind]
+
+    def _horizon(self, kind: str, params: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return the program of the gradient engine and its memory."""
+        of_stage, slope, _, of_end, _, of_start = self.graphs.tapes(kind)
+        priced = self.graphs.priced() if self.leaves else ()
+        return self._held(f"{kind} of a horizon", (of_stage, slope, of_end, of_start, *priced), params)
+
+    def gradient(self, us: Any, x0: Any, params: Any) -> Slopes:
+        """Return cost, states, costates and derivatives along the rollout; all else is None."""
+        (N, nu), nx = us.shape, x0.size
+        shapes = {"cost": (), "xs": (N + 1, nx), "costates": (N + 1, nx), "us": (N, nu), "x0": (nx,)}
+        return self._run("slopes", us, x0, params, True, None, {name: np.empty(of) for name, of in shapes.items()})
 
     def slopes(
         self, us: Any, x0: Any, params: Any, xs: Any = None, signs: Any = None, *, exact: bool = False
@@ -83,37 +102,44 @@ class Engine:
         """Return cost, states, Jacobians, costates and derivatives; along `xs` if given, else along the rollout.
 
         With `signs`, one for each number of xs, then of us, also the `sizes` of slope and curvature of the cost, and
-        the curvature W, Wf, W0 of the cost; with `exact` that of cost + costate'f, V, too.
+        the curvature W, Wf, W0 of the cost; with `exact` that of cost + costate'f, V, too. What is not found is None.
         """
         kind = "exact" if exact else "slopes" if signs is None else "curved"
-        of_stage, slope, _, of_end, _, of_start = self.graphs.tapes(kind)
-        priced = self.graphs.priced() if self.leaves else ()
-        program, memory, _ = self._held(f"{kind} of a horizon", (of_stage, slope, of_end, of_start, *priced), params)
-        us = np.ascontiguousarray(us, np.float64)
-        (N, nu), nx, lengths = us.shape, x0.size, [leaf.size for leaf in self.leaves]
-        bends = ("slopes", "curved", "exact").index(kind)
+        (N, nu), nx = us.shape, x0.size
         square, small = (N, nx + nu, nx + nu), (nx, nx)
-        shapes = {
+        shapes: dict[str, tuple[int, ...]] = {
             "cost": (), "xs": (N + 1, nx), "reached": (N, nx), "A": (N, nx, nx), "B": (N, nx, nu), "qs": (N + 1, nx),
-            "rs": (N, nu), "q0": (nx,), "costates": (N + 1, nx), "us": (N, nu), "x0": (nx,), "params": (sum(lengths),),
-            "sizes": (2,), "W": square if bends else (0,), "Wf": small if bends else (0,),
-            "W0": small if bends else (0,), "V": square if exact else (0,),
+            "rs": (N, nu), "q0": (nx,), "costates": (N + 1, nx), "us": (N, nu), "x0": (nx,),
         }  # fmt: skip
-        made: dict[str, Any] = {name: np.empty(shape) for name, shape in shapes.items()}
-        made["xs"][...] = x0 if xs is None else xs  # the first row counts, where there is a rollout
-        sizes = (N, nx, nu, sum(lengths), int(xs is None), bends)
-        _native.on_host_run("gradient", sizes, (program, memory, us, signs, *made.values()))
-        parts = np.split(made["params"], np.cumsum(lengths)[:-1]) if lengths else []
-        gradients = [part.reshape(leaf.shape) for part, leaf in zip(parts, self.leaves, strict=True)]
-        made["params"] = jax.tree.unflatten(self.structure, gradients)
-        return Slopes(**made)
+        shapes |= {} if signs is None else {"sizes": (2,)}
+        shapes |= {} if kind == "slopes" else {"W": square, "Wf": small, "W0": small}
+        shapes |= {"V": square} if exact else {}
+        made = {name: np.empty(shape) for name, shape in shapes.items()}
+        return self._run(kind, us, x0 if xs is None else xs, params, xs is None, signs, made)
+
+    def _run(self, kind: str, us: Any, xs: Any, params: Any, rolls: bool, signs: Any, made: dict[str, Any]) -> Slopes:
+        """Run the gradient engine along `xs`, or where it `rolls` from x_0; it writes into the arrays made."""
+        program, memory = self._horizon(kind, params)
+        made["xs"][: 1 if rolls else None] = xs
+        lengths = [leaf.size for leaf in self.leaves]
+        found = np.empty(sum(lengths)) if lengths else None
+        sizes = *us.shape[:1], made["x0"].size, us.shape[1], sum(lengths), int(rolls), KINDS.index(kind)
+        us = np.ascontiguousarray(us, np.float64)
+        results = [found if name == "params" else made.get(name) for name in RESULTS]
+        _native.on_host_run("gradient", sizes, (program, memory, us, signs, *results))
+        params = None
+        if lengths:
+            parts = np.split(found, np.cumsum(lengths)[:-1])  # type: ignore[arg-type]
+            parts = [part.reshape(leaf.shape) for part, leaf in zip(parts, self.leaves, strict=True)]
+            params = jax.tree.unflatten(self.structure, parts)
+        return Slopes(**made, params=params)
 
     def follow(
         self, x_aim: Any, u_aim: Any, K: Any, low: Any, high: Any, x0: Any, params: Any
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Roll out u = clip(u_aim + K (x - x_aim), low, high); return states, inputs and cost."""
         every = self.graphs.tapes("slopes")
-        program, memory, _ = self._held("values", every[::2], params)
+        program, memory = self._held("values", every[::2], params)
         (N, nu), nx = u_aim.shape, len(x0)
         xs, us, cost = np.empty((N + 1, nx)), np.empty((N, nu)), np.empty(())
         xs[0] = x0
