@@ -337,11 +337,12 @@ static int run_on_host(optctl::HostKernel kernel, void* sizes, void* arrays) {
   return 0;
 }
 
-#define OPTCTL_HOST_DOOR(name)                                        \
-  extern "C" int optctl_##name(void* sizes, void* arrays) {           \
-    return run_on_host(optctl::host_kernels().name, sizes, arrays);   \
-  }
-OPTCTL_HOST_KERNELS(OPTCTL_HOST_DOOR)
+#define OPTCTL_HOST_DOOR(name, kernel) \
+  extern "C" int optctl_##name(void* sizes, void* arrays) { return run_on_host(kernel, sizes, arrays); }
+#define OPTCTL_BEST_HOST_DOOR(name) OPTCTL_HOST_DOOR(name, optctl::host_kernels().name)
+OPTCTL_HOST_KERNELS(OPTCTL_BEST_HOST_DOOR)
+OPTCTL_HOST_DOOR(tangent, optctl::tangent)
+OPTCTL_HOST_DOOR(costates, optctl::costates)
 
 extern "C" const char* optctl_operand_names() { return operand_names(); }
 XLA_FFI_DEFINE_HANDLER_SYMBOL(optctl_tape, tape_door,

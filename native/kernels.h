@@ -73,6 +73,12 @@ struct HostKernels {
 };
 const HostKernels& host_kernels();
 
+// The same for any instruction set (sweeps.cpp).
+//   tangent           N, nx, nu                            A, B, c, dx0, dus; dxs
+//   costates          N, nx, nu                            A, B, gxs, gus; costates, gus
+void tangent(const int64_t* sizes, void* const* arrays);
+void costates(const int64_t* sizes, void* const* arrays);
+
 // The interior point method: its operands and results as operands.h lists them.
 using SolverKernel = void (*)(const void* const* in, double* const* out);
 SolverKernel find_interior_point();

@@ -128,6 +128,23 @@ def _host_kernel(name: str) -> Any:
     return kernel
 
 
+def tangent(A: np.ndarray, B: np.ndarray, c: np.ndarray, dx0: np.ndarray, dus: np.ndarray) -> np.ndarray:
+    """Return dxs (N+1, nx) of dx+ = A dx + B du + c, from dx0 (`native/sweeps.cpp`)."""
+    N, nx, nu = B.shape
+    operands, dxs = [np.ascontiguousarray(array, np.float64) for array in (A, B, c, dx0, dus)], np.empty((N + 1, nx))
+    on_host_run("tangent", (N, nx, nu), (*operands, dxs))
+    return dxs
+
+
+def costates(A: np.ndarray, B: np.ndarray, gxs: np.ndarray, gus: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return costates (N+1, nx) of lambda = gx + A' lambda+, and gu + B' lambda+ (`native/sweeps.cpp`)."""
+    N, nx, nu = B.shape
+    operands = [np.ascontiguousarray(array, np.float64) for array in (A, B, gxs, gus)]
+    made = np.empty((N + 1, nx)), np.empty((N, nu))
+    on_host_run("costates", (N, nx, nu), (*operands, *made))
+    return made
+
+
 def _address(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0]
 

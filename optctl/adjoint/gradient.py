@@ -108,7 +108,7 @@ def arguments(problem: Problem, us: Any, x0: Any, params: Any) -> tuple[Any, Any
     if us is None and not problem.dynamics.roll_without_inputs:
         if problem.dynamics.nu != 0:
             raise ValueError(f"`us` is missing; expected inputs of shape ({problem.horizon}, {problem.dynamics.nu}).")
-        us = jnp.zeros((problem.horizon, 0), x0.dtype)
+        us = np.zeros((problem.steps, 0), x0.dtype)
     if us is not None:
         us = as_float(us, "us")
         if us.dtype != x0.dtype:

@@ -81,20 +81,24 @@ def hessian_vector_product(
         if jax.tree.structure(along[k]) != jax.tree.structure(point):  # type: ignore[operator]
             raise ValueError(f"`{name}` differs in structure from what it is a direction in.")
         check_like(along[k], name, point)
-    engine = None if jax.tree.leaves(params) else find_engine(problem, us, x0, params, curved=True)
+    engine = find_engine(problem, us, x0, params, curved=True, mixed=bool(jax.tree.leaves(params)))
     if engine is not None:
         once((problem, at), lambda: problem.check_shapes(x0, us, params))
-        return _along(engine, to_host(at), to_host((along[0], along[1])))
+        return _along(engine, to_host(at), to_host(tuple(along)))
     cast = tuple(jax.tree.map(lambda d, a: jnp.asarray(d, a.dtype), d, a) for d, a in zip(along, at, strict=True))
     return _hessian_vector_product(problem, at, cast)
 
 
 def _along(engine: Engine, at: tuple, direction: tuple) -> Gradient:
     """Return the derivative of every field by the engine's tapes."""
-    (us, x0, params), (dus, dx0) = at, direction
-    found, product = engine.hessian(us, x0, params)
-    dxs, dcostates, gus, gx0 = product(dus, dx0)
-    return Gradient(np.vdot(found.us, dus) + np.vdot(found.x0, dx0), dxs, dcostates, gus, gx0, params)
+    (us, x0, params), (dus, dx0, dparams) = at, direction
+    if not jax.tree.leaves(params):
+        found, product = engine.hessian(us, x0, params)
+        dxs, dcostates, gus, gx0 = product(dus, dx0)
+        return Gradient(np.vdot(found.us, dus) + np.vdot(found.x0, dx0), dxs, dcostates, gus, gx0, params)
+    found, product = engine.mixed_hessian(us, x0, params)
+    pairs = zip(jax.tree.leaves((found.us, found.x0, found.params)), jax.tree.leaves(direction), strict=True)
+    return Gradient(sum([np.vdot(g, d) for g, d in pairs]), *product(dus, dx0, dparams))
 
 
 def require_second_derivatives(problem: Problem) -> None:

@@ -255,8 +255,8 @@ class MPC:
         self.real_time, self.time_limit = real_time, options.time_limit
         exact = options.hessian == "exact" and problem.dynamics.twice_differentiable
         self.settings = Settings(
-            jnp.asarray(tolerance, dtype),
-            None if options.barrier is None else jnp.asarray(options.barrier, dtype),
+            _as_number(tolerance, dtype),
+            None if options.barrier is None else _as_number(options.barrier, dtype),
             exact,
             limit,
             FLOOR,

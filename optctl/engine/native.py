@@ -16,7 +16,7 @@ from optctl._arrays import to_host
 from optctl._validate import runs_now
 from optctl.dynamics import AbstractDynamics
 from optctl.engine.graphs import Graphs, graphs_of
-from optctl.engine.tape_check import check_priced, check_tapes
+from optctl.engine.tape_check import check_priced, check_tapes, check_turned
 from optctl.judge.interpreter import Uninterpreted
 from optctl.problem import Problem, parts_of
 from optctl.tape import Tape, Unsupported, memories
@@ -87,7 +87,7 @@ class Engine:
     def _horizon(self, kind: str, params: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return the program of the gradient engine and its memory."""
         of_stage, slope, _, of_end, _, of_start = self.graphs.tapes(kind)
-        priced = self.graphs.priced() if self.leaves else ()
+        priced = self.graphs.in_params("priced") if self.leaves else ()
         return self._held(f"{kind} of a horizon", (of_stage, slope, of_end, of_start, *priced), params)
 
     def gradient(self, us: Any, x0: Any, params: Any) -> Slopes:
@@ -127,12 +127,12 @@ class Engine:
         us = np.ascontiguousarray(us, np.float64)
         results = [found if name == "params" else made.get(name) for name in RESULTS]
         _native.on_host_run("gradient", sizes, (program, memory, us, signs, *results))
-        params = None
-        if lengths:
-            parts = np.split(found, np.cumsum(lengths)[:-1])  # type: ignore[arg-type]
-            parts = [part.reshape(leaf.shape) for part, leaf in zip(parts, self.leaves, strict=True)]
-            params = jax.tree.unflatten(self.structure, parts)
-        return Slopes(**made, params=params)
+        return Slopes(**made, params=params if found is None else self._like_params(found))
+
+    def roll(self, us: Any, x0: Any, params: Any) -> np.ndarray:
+        """Return the states."""
+        program, memory = self._held("steps", self.graphs.tapes("slopes")[:1], params)
+        return _native.roll(program, memory, np.asarray(x0), np.asarray(us))
 
     def follow(
         self, x_aim: Any, u_aim: Any, K: Any, low: Any, high: Any, x0: Any, params: Any
@@ -164,19 +164,123 @@ class Engine:
 
         return found, product
 
+    def mixed_hessian(self, us: Any, x0: Any, params: Any) -> tuple[Slopes, Callable]:
+        """Return the same with parameters: directions are (dus, dx0, dparams), and derivatives in params are the last.
 
-def find_engine(problem: Problem, us: Any, x0: Any, params: Any, *, curved: bool = False) -> Engine | None:
+        One tangent rollout, one second-order costate sweep, as `hessian.py` has them.
+        """
+        found = self.slopes(us, x0, params)
+        (N, nu), nx, count = us.shape, x0.size, sum([leaf.size for leaf in self.leaves])
+        inputs = stages(found.xs, us, found.costates)
+        still = np.zeros((N, nx))
+
+        def turned(which: int, *columns: np.ndarray) -> list[np.ndarray]:
+            made = self.at_each("turned", which, np.hstack(columns), params)
+            return np.split(made, np.cumsum([nx, nu if which == 0 else 0, count]), axis=1)[:3]
+
+        def product(dus: np.ndarray, dx0: np.ndarray, dparams: Any) -> tuple[Any, ...]:
+            dp = flat(dparams)
+            each = np.tile(dp, (N, 1))
+            dxs = _native.tangent(found.A, found.B, self.push(found.xs, us, params, dparams), dx0, dus)
+            of_xs, of_us, _ = turned(0, inputs, dxs[:-1], dus, each, still)
+            of_end, _, end = turned(1, found.xs[-1:], dxs[-1:], dp[None])
+            of_start, _, start = turned(2, found.xs[:1], dxs[:1], dp[None])
+            dcostates, gus = _native.costates(found.A, found.B, np.vstack([of_xs, of_end]), of_us)
+            _, _, of_params = turned(0, inputs, dxs[:-1], dus, each, dcostates[1:])
+            gparams = self._like_params(of_params.sum(axis=0) + end[0] + start[0])
+            return dxs, dcostates, gus, dcostates[0] + of_start[0], gparams
+
+        return found, product
+
+    def at_each(self, kind: str, which: int, inputs: np.ndarray, params: Any) -> np.ndarray:
+        """Return the results of a tape of the stages, the end or the start, 0 to 2, for rows of its inputs."""
+        in_params = kind in IN_PARAMS
+        tape = self.graphs.in_params(kind)[which] if in_params else self.graphs.tapes(kind)[2 * which + 1]
+        program, memory = self._held(f"{kind} of {which}", (tape,), params)
+        rows = max(1, MANY // max(tape.outputs.size + tape.inputs.size, 1))
+        parts = [inputs[begin : begin + rows] for begin in range(0, len(inputs), rows)]
+        return np.concatenate([_native.run_tape(program, memory, part, tape.outputs.size) for part in parts])
+
+    def push(self, xs: Any, us: Any, params: Any, dparams: Any) -> np.ndarray:
+        """Return f_p dparams of all stages, (N, nx)."""
+        dp = flat(dparams)
+        if not dp.any():
+            return np.zeros((len(us), xs.shape[1]))
+        return self.at_each("pushed", 0, np.hstack([stages(xs, us), np.tile(dp, (len(us), 1))]), params)
+
+    def pull(self, xs: Any, us: Any, costates: Any, params: Any) -> Any:
+        """Return the sum of l_p + f_p' costate of all stages, like the parameters."""
+        if not self.leaves:
+            return params
+        return self._like_params(self.at_each("priced", 0, stages(xs, us, costates), params).sum(axis=0))
+
+    def _like_params(self, numbers: np.ndarray) -> Any:
+        parts = np.split(numbers, np.cumsum([leaf.size for leaf in self.leaves])[:-1])
+        leaves = [part.reshape(leaf.shape) for part, leaf in zip(parts, self.leaves, strict=True)]
+        return jax.tree.unflatten(self.structure, leaves)
+
+    def along(self, xs: Any, us: Any, params: Any, costates: Any = None, *, curved: bool = False) -> dict[str, Any]:
+        """Return values and derivatives at all stages, by name: the states `reached`, A, B, the cost `l` and its slope.
+
+        With costates (N+1, nx) V, the curvature of the cost + costate'f, too; if `curved`, W, that of the cost.
+        """
+        kind = "slopes" if not curved else "curved" if costates is None else "exact"
+        place, (N, nu), nx = self.graphs.path, us.shape, xs.shape[1]
+        nz, rows = nx + nu, sum([of.size for of in place.functions[1:]])
+        prices = np.zeros((N, nx)) if costates is None else costates[1:]
+        values = np.hstack([stages(xs, us), prices, np.zeros((N, rows))])
+        made = self.at_each(kind, 0, values, params)
+        widths = [1, rows, nx, nz, nx * nx, nx * nu, rows * nz, nz * (nz + 1) // 2 if curved else 0]
+        cost, _, reached, slope, A, B, _, W = np.split(made, np.cumsum(widths)[:-1], axis=1)
+        found = {"l": cost[:, 0], "reached": reached, "slope": slope}
+        found |= {"A": A.reshape(N, nx, nx), "B": B.reshape(N, nx, nu)}
+        if curved:
+            full, upper = np.zeros((N, nz, nz)), np.triu_indices(nz)
+            full[:, upper[0], upper[1]] = full[:, upper[1], upper[0]] = W
+            found["V" if costates is not None else "W"] = full
+        return found
+
+    def at_end(self, which: int, x: Any, params: Any) -> tuple[float, np.ndarray, np.ndarray]:
+        """Return value, slope and curvature of the cost of the end or the start, 1 or 2."""
+        place, nx = (self.graphs.end, self.graphs.start)[which - 1], x.size
+        rows = sum([of.size for of in place.functions])
+        made = self.at_each("curved", which, np.concatenate([x, np.zeros(rows)])[None], params)[0]
+        value, _, slope, _, W = np.split(made, np.cumsum([1, rows, nx, rows * nx]))
+        return value[0], slope, W.reshape(nx, nx)
+
+
+IN_PARAMS = ("priced", "turned", "pushed")
+"""Kinds of tapes that hold derivatives in the parameters."""
+MANY = 1 << 22
+"""Most numbers that tapes take and give at once, about."""
+
+
+def stages(xs: Any, us: Any, costates: Any = None) -> np.ndarray:
+    """Return what tapes of the stages read, row by row: x, u, t, and the costate if given."""
+    ts = np.arange(len(us), dtype=float)[:, None]
+    return np.hstack([xs[:-1], us, ts] if costates is None else [xs[:-1], us, ts, costates[1:]])
+
+
+def flat(params: Any) -> np.ndarray:
+    """Return the numbers of a pytree as one array."""
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)] or [np.zeros(0)])
+
+
+def find_engine(
+    problem: Problem, us: Any, x0: Any, params: Any, *, curved: bool = False, mixed: bool = False
+) -> Engine | None:
     """Return the engine of a problem whose numbers are asked for now; None where the definition is to do it.
 
     That is where something is being traced, or where no tape that NumPy agrees with holds a function; or, of an engine
-    that is `curved`, its second derivatives.
+    that is `curved`, its second derivatives; `mixed`, those in states, inputs and parameters.
     """
     arrays = (problem, us, x0, params)
     if us is None or not runs_now(arrays) or not _native.available() or not _fits(problem, us, x0, params):
         return None
+    kinds = ["slopes", *(("curved", "exact") if curved else ()), *(("turned",) if mixed else ())]
     try:
         graphs = graphs_of(problem, params, x0.size, us.shape[1])
-        for kind in ("slopes", "curved", "exact") if curved else ("slopes",):
+        for kind in kinds:
             if kind not in graphs.judged:
                 graphs.judged[kind] = _judge(graphs, kind, problem, us, x0, params)
             if not graphs.judged[kind]:
@@ -204,9 +308,13 @@ def _judge(graphs: Graphs, kind: str, problem: Problem, us: Any, x0: Any, params
     try:
         for scale in (1.0, 0.0):
             at = scale * np.nan_to_num(xs), scale * np.nan_to_num(us)
-            wrong = check_tapes(graphs.tapes(kind), problem, params, uniform, *at, exact=kind == "exact")
+            if kind == "turned":
+                turned = graphs.in_params("turned"), graphs.in_params("pushed")
+                wrong = check_turned(*turned, problem, params, uniform, *at)
+            else:
+                wrong = check_tapes(graphs.tapes(kind), problem, params, uniform, *at, exact=kind == "exact")
             if wrong is None and kind == "slopes" and jax.tree.leaves(params):
-                wrong = check_priced(graphs.priced(), problem, params, uniform, *at)
+                wrong = check_priced(graphs.in_params("priced"), problem, params, uniform, *at)
             if wrong is None:
                 return True
     except Uninterpreted:
