@@ -23,7 +23,7 @@ from optctl._record import record
 from optctl._validate import as_float, check_tree, is_concrete
 from optctl.adjoint.known import with_slope
 from optctl.dynamics.memory import reverse, schedule
-from optctl.engine.native import Slopes, find_engine
+from optctl.engine.native import Slopes, find_engine, known_engine
 from optctl.problem import Problem, once
 
 
@@ -86,10 +86,12 @@ def gradient(problem: Problem, us: Any, *, x0: Any = None, params: Any = None) -
     """
     point = arguments(problem, us, x0, params)
     us, x0, params = point
-    once((problem, point), lambda: problem.check_shapes(x0, us, params))
-    engine = find_engine(problem, *point)
+    engine = known_engine(problem, *point)
+    if engine is None:
+        once((problem, point), lambda: problem.check_shapes(x0, us, params))
+        engine = find_engine(problem, *point)
     if engine is not None:
-        return as_gradient(engine.slopes(us, x0, params))
+        return as_gradient(engine.gradient(us, x0, params))
     if problem.memory == "full" or is_concrete(point):
         return _gradient(problem, *point)
     g = _gradient(problem, *jax.lax.stop_gradient(point))

@@ -4,8 +4,10 @@
 compiles nothing.
 """
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -18,7 +20,7 @@ from optctl.dynamics import AbstractDynamics
 from optctl.engine.graphs import Graphs, graphs_of
 from optctl.engine.tape_check import check_priced, check_tapes, check_turned
 from optctl.judge.interpreter import Uninterpreted
-from optctl.problem import Problem, parts_of
+from optctl.problem import Problem, kinds, parts_of
 from optctl.tape import Tape, Unsupported, memories
 
 
@@ -70,9 +72,14 @@ class Engine:
     """A problem's functions on tapes, with its numbers in their memory; calls of one solve share it."""
 
     def __init__(self, graphs: Graphs, problem: Problem, params: Any) -> None:
-        self.graphs, self.problem = graphs, problem
+        self.graphs, self.parts = graphs, parts_of(problem, params)
         self.leaves, self.structure = jax.tree.flatten(params)
         self._memories: dict[str, Any] = {}
+
+    @cached_property
+    def lasts(self) -> bool:
+        """True if nobody can change the numbers of the problem's functions."""
+        return all([_lasts(leaf) for leaf in jax.tree.leaves(self.parts)])
 
     def _held(self, kind: str, tapes: tuple[Tape, ...], params: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return tapes packed into one program, and their memory for these parameters."""
@@ -80,7 +87,7 @@ class Engine:
         if any([new is not old for new, old in zip(leaves, self.leaves, strict=True)]):
             self.leaves, self._memories = leaves, {}
         if kind not in self._memories:
-            memory, begins = memories(tapes, to_host(parts_of(self.problem, params)))
+            memory, begins = memories(tapes, to_host(self.parts | {"params": params}))
             self._memories[kind] = self.graphs.packed(kind, tapes, begins), np.asarray(memory)
         return self._memories[kind]
 
@@ -274,6 +281,9 @@ def find_engine(
     That is where something is being traced, or where no tape that NumPy agrees with holds a function; or, of an engine
     that is `curved`, its second derivatives; `mixed`, those in states, inputs and parameters.
     """
+    known = known_engine(problem, us, x0, params, curved=curved, mixed=mixed)
+    if known is not None:
+        return known
     arrays = (problem, us, x0, params)
     if us is None or not runs_now(arrays) or not _native.available() or not _fits(problem, us, x0, params):
         return None
@@ -287,7 +297,36 @@ def find_engine(
                 return None
     except Unsupported:
         return None
-    return Engine(graphs, problem, params)
+    engine = Engine(graphs, problem, params)
+    _ENGINES.setdefault(problem, {})[us.shape, x0.shape, curved, mixed] = engine
+    return engine
+
+
+_ENGINES: weakref.WeakKeyDictionary[Problem, dict[tuple, Engine]] = weakref.WeakKeyDictionary()
+
+
+def known_engine(
+    problem: Problem, us: Any, x0: Any, params: Any, *, curved: bool = False, mixed: bool = False
+) -> Engine | None:
+    """Return the engine of this very problem where one was found for arrays like these, which fit therefore; or None.
+
+    None is no verdict. Numbers that somebody can change, and other parameters, are read anew.
+    """
+    if us is None or problem not in _ENGINES:
+        return None
+    known = _ENGINES[problem].get((us.shape, x0.shape, curved, mixed))
+    if known is None or us.dtype != np.float64 or x0.dtype != np.float64 or not runs_now((us, x0, params)):
+        return None
+    if known.lasts and params is known.parts["params"]:
+        return known
+    leaves, structure = jax.tree.flatten(params)
+    alike = structure == known.structure and kinds(leaves) == kinds(known.leaves)
+    return Engine(known.graphs, problem, params) if alike else None
+
+
+def _lasts(leaf: Any) -> bool:
+    """True if nobody can write to an array."""
+    return not leaf.flags.writeable if isinstance(leaf, np.ndarray) else True
 
 
 def _fits(problem: Problem, us: Any, x0: Any, params: Any) -> bool:
