@@ -64,7 +64,10 @@ TapeRunner find_tape_runner();
 //   hessian_product   N, nx, nu                            A, B, W, Wf, W0, dx0, dus; gx0, gus, dxs, dcostates
 //   follow            N, nx, nu                            program, memory, x_aim, u_aim, K, low, high; xs, whose first
 //                                                          row is given, us, cost
-#define OPTCTL_HOST_KERNELS(X) X(run_tape) X(roll) X(gradient) X(hessian_product) X(follow)
+//   ilqr              N, nx, nu, exact, bounded, max_iterations, patience, rounds
+//                                                          program, memory, those of `follow`, x0, us, lower, upper, signs,
+//                                                          numbers; xs, us, slope, K, costates, history, figures
+#define OPTCTL_HOST_KERNELS(X) X(run_tape) X(roll) X(gradient) X(hessian_product) X(follow) X(ilqr)
 using HostKernel = void (*)(const int64_t* sizes, void* const* arrays);
 struct HostKernels {
 #define OPTCTL_FIELD(name) HostKernel name;

@@ -2,6 +2,7 @@
 #include "tape.h"
 
 #include "gradient.h"
+#include "ilqr.h"
 #include "kernels.h"
 
 namespace optctl::OPTCTL_ISA {
@@ -48,6 +49,20 @@ extern const HostKernels host_kernels = {
     [](const int64_t* n, void* const* a) {
       follow(array<int32_t>(a, 0), array(a, 1), n[0], whole(n[1]), whole(n[2]), array(a, 2), array(a, 3), array(a, 4),
              array(a, 5), array(a, 6), array(a, 7), array(a, 8), array(a, 9));
+    },
+    [](const int64_t* n, void* const* a) {
+      const double* of = array(a, 9);
+      const IlqrSettings settings{n[0], whole(n[1]), whole(n[2]), n[3] != 0, n[4] != 0, n[5], n[6], n[7], of[0],
+                                  of[1], of[2], of[3], of[4], of[5], of[6], of[7], of[8]};
+      Ilqr solver(settings, array<int32_t>(a, 0), array(a, 1), array<int32_t>(a, 2), array(a, 3), array(a, 4), array(a, 5),
+                  array(a, 6), array(a, 7), array(a, 8));
+      solver.run(array(a, 15));
+      int k = 10;
+      for (const Numbers* part : {&solver.xs(), &solver.us(), &solver.slope(), &solver.policy().K, &solver.policy().costates})
+        std::copy(part->begin(), part->end(), array(a, k++));
+      double* const figures = array(a, 16);
+      figures[0] = solver.cost();
+      figures[1] = static_cast<double>(solver.iterations()), figures[2] = solver.status();
     },
 };
 

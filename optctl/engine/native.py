@@ -154,6 +154,24 @@ class Engine:
         _native.on_host_run("follow", (N, nx, nu), (program, memory, *operands, xs, us, cost))
         return xs, us, cost
 
+    def ilqr(
+        self, us: Any, x0: Any, params: Any, lower: Any, upper: Any, signs: Any, *, exact: bool, bounded: bool,
+        counts: tuple[int, ...], numbers: tuple[float, ...],
+    ) -> dict[str, np.ndarray]:  # fmt: skip
+        """Solve by iterative LQR from us (`solvers/ilqr.py`); figures are cost, iterations and status."""
+        horizon = self._horizon("exact" if exact else "curved", params)
+        values = self._held("values", self.graphs.tapes("slopes")[::2], params)
+        (N, nu), nx = us.shape, x0.size
+        shapes = {
+            "xs": (N + 1, nx), "us": (N, nu), "slope": (N, nu), "K": (N, nu, nx), "costates": (N + 1, nx),
+            "history": (4, counts[0] + 1), "figures": (3,),
+        }  # fmt: skip
+        made = {name: np.full(shape, np.nan) for name, shape in shapes.items()}
+        given = [np.ascontiguousarray(array, np.float64) for array in (x0, us, lower, upper, signs, numbers)]
+        sizes = N, nx, nu, int(exact), int(bounded), *counts
+        _native.on_host_run("ilqr", sizes, (*horizon, *values, *given, *made.values()))
+        return made
+
     def hessian(self, us: Any, x0: Any, params: Any) -> tuple[Slopes, Callable]:
         """Return the slopes at a point, and the Hessian of the cost there, as a function of a direction (dus, dx0).
 
