@@ -1,9 +1,10 @@
-# The two commands: `make demo` and `make test`. Both make .venv and install into it when needed.
+# The two commands: `make demo` and `make test`. Both make .venv and install into it when needed. `make test-big` has the
+# tests that take long.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types contracts unit examples benchmark sanitize clean
+.PHONY: demo test test-big lint types contracts unit examples benchmark sanitize clean
 
 demo: $(VENV)/.demo
 	$(BIN)/optctl demo
@@ -21,10 +22,15 @@ contracts: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 # Most of the time goes into compiling, so the tests do without XLA's optimization, and those of a file stay together,
-# which share compiled functions.
+# which share compiled functions. The big ones, which compile for many seconds each, are the second target's.
+PYTEST := XLA_FLAGS="--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 $$XLA_FLAGS" \
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+
 unit: $(VENV)/.dev
-	XLA_FLAGS="--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 $$XLA_FLAGS" \
-		$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+	$(PYTEST) -m 'not big'
+
+test-big: $(VENV)/.dev
+	$(PYTEST) -m big
 
 examples: $(VENV)/.dev
 	$(BIN)/python examples/run_all.py

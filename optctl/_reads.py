@@ -80,6 +80,11 @@ def user_line(frames: Sequence[tuple[str, int]]) -> str:
     return ""
 
 
+def line_of(eqn: Any) -> str:
+    """Return the user's line from which an equation comes, as text."""
+    return user_line(_frames(eqn))
+
+
 def is_library(filename: str) -> bool:
     """True for files of this package, of JAX and of NumPy."""
     return not _LIBRARIES.isdisjoint(Path(filename).parents)
@@ -202,7 +207,7 @@ def _fault(eqn: Any, starts: Any, limit: int, size: int, verb: str = "takes") ->
         return None
     index = int(outside[0])
     written = index - size if index < 0 else index  # negative ones have the size added to them
-    return Fault(written, size, verb, user_line(_frames(eqn)))
+    return Fault(written, size, verb, line_of(eqn))
 
 
 def _frames(eqn: Any) -> list[tuple[str, int]]:

@@ -84,17 +84,18 @@ def _getter(names: Sequence[str]) -> Callable[[Any], tuple]:
 
 def _brief(obj: Any) -> str:
     """Show a record on one line: arrays by type and shape, not by their numbers."""
-    parts = [f"{field.name}={_brief_value(getattr(obj, field.name))}" for field in dataclasses.fields(obj)]
+    parts = [f"{field.name}={brief(getattr(obj, field.name))}" for field in dataclasses.fields(obj)]
     return f"{type(obj).__name__}({', '.join(parts)})"
 
 
-def _brief_value(value: Any) -> str:
+def brief(value: Any) -> str:
+    """Show a value on one line, as `_brief` does."""
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         return f"{value.dtype}{list(value.shape)}" if value.shape else f"{value}"
     if isinstance(value, list | tuple):
-        return f"[{', '.join(_brief_value(v) for v in value)}]"
+        return f"[{', '.join(brief(v) for v in value)}]"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{k}: {_brief_value(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{k}: {brief(v)}" for k, v in value.items()) + "}"
     return getattr(value, "__name__", None) or repr(value)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from optctl._jaxpr import get_opaque_trace_state
 from optctl._reads import fault_in, is_jax, user_line
+from optctl._record import brief
 
 MOST = 2**31 - 1
 """Greatest whole number that anything may count."""
@@ -304,8 +305,12 @@ def result_shape(function: Any, name: str, *arguments: Any) -> Any:
             raise ValueError(f"`{name}` returns a {kind.group(1)}; expected arrays of numbers.") from error
         held = jax.tree.leaves(arguments[-1], is_leaf=lambda leaf: leaf is None)
         none = "None" in reason and any(leaf is None for leaf in held)
-        missing = " Its `params` are None: pass params=..." if none else ""
-        raise ValueError(f"`{name}` fails on arguments of shapes {shapes}: {reason}.{missing}") from error
+        params = " Its `params` are None: pass params=..." if none else ""
+        takes = getattr(function, "takes", lambda argument: len(arguments) > 3)
+        of_params = isinstance(error, KeyError | IndexError | TypeError | AttributeError) and held and not none
+        if of_params and takes("params"):
+            params = f" Its last argument, `params`, is {brief(arguments[-1])}."
+        raise ValueError(f"`{name}` fails on arguments of shapes {shapes}: {reason}.{params}") from error
     _check_reads(closed, name, arguments)
     return shape
 

@@ -119,8 +119,8 @@ def constraint(given: Any, name: str) -> Constraint:
         return given
     arguments, least = (STAGE, 2) if name.startswith("path") else (STATE, 1)
     if isinstance(given, Soft):
-        return Constraint(stage_function(given.g, name, arguments, least), given.l1, given.l2)
-    return Constraint(stage_function(given, name, arguments, least))
+        return Constraint(stage_function(given.g, name, arguments, least, vector=True), given.l1, given.l2)
+    return Constraint(stage_function(given, name, arguments, least, vector=True))
 
 
 @record()

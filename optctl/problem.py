@@ -33,7 +33,7 @@ from optctl._validate import (
 from optctl.constraint import Constraint, Soft, constraint
 from optctl.dynamics.base import AbstractDynamics, check_dynamics, check_registered
 from optctl.dynamics.memory import Memory, check_memory
-from optctl.dynamics.stage import STATE, stage_function
+from optctl.dynamics.stage import STATE, StageFunction, stage_function
 from optctl.dynamics.view import View, through, variable
 
 PATH = ("path_inequality", "path_equality")
@@ -132,7 +132,7 @@ class Problem:
             if given is not None:
                 self._set(name, _function(given, name))
                 self._check_rows(name)
-        self._set("params", check_tree(self.params, "params"))
+        self._set("params", own(check_tree(self.params, "params")))
         if self.x0 is not None:
             self._set("x0", own(as_float(self.x0, "x0")))
         self._check_bounds()
@@ -333,6 +333,20 @@ def signature(data: Any) -> tuple:
 def kinds(leaves: Sequence[Any]) -> tuple:
     """Return shape and type of each leaf."""
     return tuple([(v.shape, v.dtype) if hasattr(v, "dtype") else (np.shape(v), type(v)) for v in leaves])
+
+
+def functions_of(problem: Problem) -> tuple[StageFunction, ...]:
+    """Return all functions of the user's in a problem."""
+    found, waiting = [], [problem]
+    while waiting:
+        held: Any = waiting.pop()
+        if isinstance(held, StageFunction):
+            found.append(held)
+        elif isinstance(held, tuple | list):
+            waiting += held
+        if dataclasses.is_dataclass(held):
+            waiting += vars(held).values()
+    return tuple(found)
 
 
 def parts_of(problem: Problem, params: Any) -> dict[str, Any]:

@@ -12,6 +12,15 @@ import optctl  # noqa: F401  (turns 64-bit mode on)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of a big test, the cases that the kernels compute are not big: XLA compiles nothing for them."""
+    for item in items:
+        natively = "native" in str(getattr(getattr(item, "callspec", None), "params", ""))
+        item.own_markers = [mark for mark in item.own_markers if mark.name != "big" or not natively]
+
+
 COUNT = itertools.count(1)
 
 # Tracing makes millions of small objects, few of them garbage: look for it less often, and at each of them once.

@@ -171,6 +171,7 @@ def random_series(rng, N=6, nx=3, ny=2, nu=2, varying=False):
     return model, ys, rng.normal(size=(N + 1, nu))
 
 
+@pytest.mark.big
 @pytest.mark.parametrize("roots", [False, True])
 @pytest.mark.parametrize("f", [oc.kalman_filter, oc.kalman_smoother, oc.log_likelihood])
 def test_series_equal_their_definition(rng, f, roots):

@@ -428,3 +428,61 @@ WITHOUT_PARAMS = {
 def test_missing_parameters_are_told(door, cost):
     with pytest.raises(ValueError, match=r"`stage_cost` fails .* Its `params` are None: pass params="):
         WITHOUT_PARAMS[door](problem(cost=cost))
+
+
+@pytest.mark.parametrize("where", ["a global", "a cell", "a helper's", "in NumPy"])
+def test_numbers_from_outside_that_changed_are_named(where):
+    held = {"K": np.array([2.0, 1.0])}
+    weights = [3.0]
+
+    def helper(x):
+        return weights[0] * x @ x
+
+    costs = {
+        "a global": lambda x, u: GAINS[0] * x @ x + u @ u,
+        "a cell": lambda x, u: held["K"] @ x**2 + u @ u,
+        "a helper's": lambda x, u: helper(x) + u @ u,
+        "in NumPy": lambda x, u: held["K"] @ np.square(x) + u @ u + np.zeros(2)[0],
+    }
+    dynamics = oc.LinearDynamics([[1.0, 0.1], [0.0, 1.0]], [[0.0], [0.1]])
+    problem = oc.Problem(dynamics, costs[where], horizon=3, x0=[1.0, 0.0])
+    oc.solve(problem)
+    oc.solve(problem)  # nothing has changed
+    GAINS[0], held["K"][0], weights[0] = GAINS[0] + 1.0, 5.0, 4.0
+    name = {"a global": "GAINS", "a helper's": "weights"}.get(where, "held")
+    with pytest.warns(UserWarning, match=rf"`stage_cost` read `{name}` = \[.*when it was traced; now it is \[") as told:
+        oc.solve(problem)
+    assert told[0].filename == __file__
+    oc.solve(problem)  # said once
+
+
+def test_a_record_that_a_function_keeps_is_no_change():
+    calls, many = [], [0]
+
+    def cost(x, u):
+        calls.append(1.0)
+        many[0] += 1
+        return x @ x + u @ u
+
+    for horizon in (3, 3, 4):
+        oc.solve(oc.Problem(oc.LinearDynamics([[1.0]], [[1.0]]), cost, horizon=horizon, x0=[1.0]))
+    assert calls
+
+
+GAINS = [1.0]
+
+
+def test_parameters_of_another_structure_are_shown():
+    def step(x, u, t, p):
+        return p["mass"] * x + u
+
+    problem = oc.Problem(oc.Dynamics(step, 1, 1), lambda x, u: u @ u, horizon=2, params={"mass": 1.0})
+    with pytest.raises(ValueError, match=r"no key 'mass'. Its last argument, `params`, is {m: 2\.0}"):
+        oc.gradient(problem, np.ones((2, 1)), x0=[1.0], params={"m": 2.0})
+
+
+def test_parameters_of_a_problem_are_its_own():
+    mass = np.array([2.0])
+    problem = oc.Problem(oc.Dynamics(lambda x, u, t, p: p * x + u, 1, 1), lambda x, u: x @ x, horizon=2, params=mass)
+    mass[0] = 5.0
+    assert problem.params == 2.0

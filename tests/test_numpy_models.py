@@ -231,6 +231,7 @@ FUNCTIONS = {
     "polynomials": lambda x, u: np.polyval([1.0, 2, 3], np.sin(x)) + np.vander(np.sin(x), 3) @ x,
     "interpolation": lambda x, u: np.interp(np.sin(x), [0, 0.3, 0.5, 1], [0, 1, 4, 9.0]),
     "order": lambda x, u: np.sort(np.sin(x)) + x * np.argmax(np.sin(x)) + np.sin(x)[np.argsort([3, 1, 2])],
+    "order of others": lambda x, u: x[np.argsort(np.sin(x))] + np.sin(x).argsort()[::-1] + np.median(np.sin(x)),
     "joined": lambda x, u: np.concatenate(
         [np.hstack([np.sin(x), u[0], 2]), np.vstack([x, x]).sum(0), np.r_[x, u], x[3:]]
     ),
@@ -652,3 +653,37 @@ def test_options_of_sums_are_refused_not_dropped():
     cost = lambda x, u: np.sum(np.maximum(x, 3.0), dtype=int) + u @ u
     with pytest.raises(ValueError, match=r"another type"):
         oc.Problem(oc.Dynamics(lambda x, u: x + u, 1, 1), cost, horizon=2, x0=[1.0])
+
+
+def test_modules_that_a_function_imports_and_modules_of_the_user(tmp_path, monkeypatch):
+    (tmp_path / "models_of_mine.py").write_text("import math\n\n\ndef lift(v):\n    return 2.0 * math.sin(v)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def f(x, u):
+        import math
+        from math import cos
+
+        import models_of_mine
+
+        return np.array([math.sin(x[0]), cos(x[1]), models_of_mine.lift(u[0])])
+
+    dynamics = oc.Dynamics(f, 3, 1)
+    x, u = np.array([0.3, 0.2, 0.1]), np.array([0.7])
+    A, B = dynamics.linearize(np.tile(x, (2, 1)), u[None])
+    np.testing.assert_allclose(dynamics.rollout(x, u[None])[1], [math.sin(0.3), math.cos(0.2), 2 * math.sin(0.7)])
+    np.testing.assert_allclose(A[0], np.diag([math.cos(0.3), -math.sin(0.2), 0.0]), atol=1e-15)
+    np.testing.assert_allclose(B[0, :, 0], [0.0, 0.0, 2 * math.cos(0.7)], atol=1e-15)
+
+
+@pytest.mark.parametrize("name", ["sort", "argsort", "argmax", "argmin", "median", "interp"])
+def test_what_is_no_number_goes_where_numpy_puts_it(name):
+    call = {"interp": lambda v: np.interp(v, [0, 1], [2, 5])}.get(name, getattr(np, name))
+
+    def f(x, u):
+        return np.zeros(4) + call(np.log(x))
+
+    of = stage_function(f, "f")
+    graph = trace(lambda x, u, p: of(x, u, 0, None), (np.zeros(4), np.zeros(1)), None)
+    for x in ([1.3, -1.0, 0.2, 1.3], [-1.0, 2.0, -2.0, 1.5], [2.0, 1.0, 0.5, 0.25]):
+        with np.errstate(invalid="ignore"):
+            np.testing.assert_allclose(by_numpy(graph, np.array(x), np.zeros(1))[0], f(np.array(x), 0), rtol=1e-15)

@@ -94,6 +94,7 @@ oc.smoothing_problem(oc.problems.local_level(), oc.data.nile()[1].astype(np.floa
 """
 
 
+@pytest.mark.big
 def test_float32_throughout(monkeypatch):
     """With 64-bit mode kept off everything runs, and agrees with float64 to single precision."""
     environment = os.environ | {"JAX_ENABLE_X64": "0", "PYTHONPATH": str(ROOT)}

@@ -7,7 +7,6 @@ import numpy as np
 
 from optctl._record import record
 from optctl._validate import as_float, check_choice, is_concrete, keep_whole
-from optctl.dynamics.base import as_state
 from optctl.dynamics.pde import tridiagonal_solve
 from optctl.dynamics.stage import StageFunction, own_arguments, stage_function
 
@@ -46,7 +45,9 @@ class ODE:
         own = own_arguments(self.f)[0] if callable(self.f) else None
         names = own if own is None or set(own) <= set(STATE_INPUT_TIME) else own[1:]  # the first name is the user's
         driven = own is not None and names is not None and (len(own) > 3 or "u" in names)
-        object.__setattr__(self, "f", stage_function(self.f, "f", STATE_INPUT_TIME if driven else STATE_TIME, least=1))
+        object.__setattr__(
+            self, "f", stage_function(self.f, "f", STATE_INPUT_TIME if driven else STATE_TIME, least=1, vector=True)
+        )
 
     @property
     def takes_input(self) -> bool:
@@ -64,7 +65,7 @@ class ODE:
 
     def __call__(self, z: Any, u: Any, t: Any, params: Any) -> Any:
         """Return dz/dt, whatever arguments f takes; so an ODE can be handed to `discretize`."""
-        return as_state(self.f(z, u, t, params) if self.takes_input else self.f(z, t, params))
+        return self.f(z, u, t, params) if self.takes_input else self.f(z, t, params)
 
 
 @record(static=("kind",))
@@ -198,7 +199,9 @@ class Event:
         for name in ("when", "reset", "reset_params"):
             function = getattr(self, name)
             if function is not None or name == "when":
-                object.__setattr__(self, name, stage_function(function, name, STATE_TIME, least=1))
+                object.__setattr__(
+                    self, name, stage_function(function, name, STATE_TIME, least=1, vector=name == "reset")
+                )
         keep_whole(self, "most", "events")
         check_choice(self.direction, "direction", (-1, 0, 1))
 
@@ -213,7 +216,7 @@ class Event:
 
     def after(self, z: Any, t: Any, params: Any) -> Any:
         """Return the state after the reset."""
-        return z if self.reset is None else as_state(self.reset(z, t, params))
+        return z if self.reset is None else self.reset(z, t, params)
 
     def params_after(self, z: Any, t: Any, params: Any) -> Any:
         """Return the parameters after the reset, z the state before it."""

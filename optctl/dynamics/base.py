@@ -353,7 +353,7 @@ class Dynamics(AbstractDynamics):
     labels: Labels | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "f", stage_function(self.f, "f"))
+        object.__setattr__(self, "f", stage_function(self.f, "f", vector=True))
         keep_whole(self, "nx", "states", optional=True)
         keep_whole(self, "nu", "inputs", least=0, optional=True)
         check_labels(self.labels, self.nx, self.nu)
@@ -363,12 +363,7 @@ class Dynamics(AbstractDynamics):
 
     def step(self, x: Any, u: Any, t: Any, params: Any) -> Any:
         """Return f(x, u, t, params) as one array."""
-        return as_state(self.f(x, u, t, params))
-
-
-def as_state(value: Any) -> Any:
-    """Return an array from what a user's function returned: an array, or a list or tuple of scalars."""
-    return jnp.stack([jnp.asarray(v) for v in value]) if isinstance(value, list | tuple) else value
+        return self.f(x, u, t, params)
 
 
 def check_dynamics(dynamics: Any) -> None:

@@ -43,7 +43,7 @@ class ClosedLoop(AbstractDynamics):
                 f"`dynamics` is a {type(self.dynamics).__name__}; a closed loop is differentiated through its step and"
                 " needs a kind with a JAX step: Dynamics, LinearDynamics or discretize(...)."
             )
-        object.__setattr__(self, "policy", stage_function(self.policy, "policy", POLICY, least=1))
+        object.__setattr__(self, "policy", stage_function(self.policy, "policy", POLICY, least=1, vector=True))
         object.__setattr__(self, "plant_params", check_tree(self.plant_params, "plant_params"))
 
     @property

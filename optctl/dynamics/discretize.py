@@ -24,7 +24,7 @@ import numpy as np
 from optctl._arrays import to_device
 from optctl._record import record
 from optctl._validate import as_float, as_whole, check_choice, default_float, is_concrete, result_shape, returned
-from optctl.dynamics.base import AbstractDynamics, Labels, as_state, check_labels
+from optctl.dynamics.base import AbstractDynamics, Labels, check_labels
 from optctl.dynamics.linear import LinearDynamics
 from optctl.dynamics.stage import StageFunction, stage_function
 
@@ -165,7 +165,7 @@ class Discretized(AbstractDynamics):
 
     def rate(self, x: Any, u: Any, seconds: Any, params: Any) -> Any:
         """Return dx/dt of the ODE; u as it sees it, t in seconds."""
-        return as_state(self.ode(x, u, seconds, params))
+        return self.ode(x, u, seconds, params)
 
 
 @record()
@@ -246,7 +246,7 @@ def discretize(
     if both != nu and labels is not None:
         inputs = tuple(f"{name} at the {end}" for end in ("start", "end") for name in labels.inputs)
         labels = Labels(labels.states, inputs)
-    dynamics = Discretized(stage_function(ode, "ode"), step, method, nx, both, labels, hold)
+    dynamics = Discretized(stage_function(ode, "ode", vector=True), step, method, nx, both, labels, hold)
     if nx is not None and nu is not None and not dynamics.ode.takes("params"):
         dtype = default_float()
         got = result_shape(
@@ -302,7 +302,7 @@ def _probe_linear(ode: StageFunction, x: Any, u: Any, params: Any) -> tuple[Any,
     """A, B, c at the origin; and at each probe the distance from A x + B u + c, and the size of that."""
 
     def f(x: Any, u: Any, seconds: Any = 0.0) -> Any:
-        return as_state(ode(x, u, seconds, params))
+        return ode(x, u, seconds, params)
 
     zeros = jnp.zeros_like(x), jnp.zeros_like(u)
     A, B = jax.jacfwd(f, argnums=(0, 1))(*zeros)

@@ -7,14 +7,15 @@ A plain function is structure (static): the same function object never recompile
 a pytree (a cost helper, a model with masses and lengths) is data: its arrays may change without recompilation.
 """
 
-import dis
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from optctl._code import FRESH, changes_in_place, forget_what_changed, note, warn_of_changes
 from optctl._record import Identity, Static, record, remember
 from optctl._validate import NEEDS_NUMBERS, explained, through_jax
 
@@ -33,7 +34,7 @@ _REBINDING: dict[Any, bool] = {}
 _MODELS: dict[Any, Any] = {}
 
 
-@record(static=("picks", "keywords", "arguments", "name"))
+@record(static=("picks", "keywords", "arguments", "name", "vector"))
 class StageFunction:
     """A user's function, called with those of the full argument list that it takes.
 
@@ -43,6 +44,7 @@ class StageFunction:
         keywords: names of the last ones of these where they are passed by keyword.
         arguments: the full argument list.
         name: what errors call it.
+        vector: whether it returns a vector, which may then be a list or tuple of scalars.
     """
 
     call: Any
@@ -50,6 +52,7 @@ class StageFunction:
     keywords: tuple[str, ...]
     arguments: tuple[str, ...]
     name: str
+    vector: bool = False
 
     def takes(self, argument: str) -> bool:
         """True if this is among its arguments."""
@@ -65,6 +68,14 @@ class StageFunction:
             ValueError: where the function asks a traced array for its numbers, with the line and the remedy.
         """
         given = [arguments[k] for k in self.picks]
+        result = self._value(given)
+        if FRESH:
+            forget_what_changed()
+        if self.vector and isinstance(result, list | tuple):
+            result = jnp.stack([jnp.asarray(v) for v in result])
+        return result
+
+    def _value(self, given: list[Any]) -> Any:
         if self._changes_arrays(given) or (_NUMPY and self._key in _NUMPY):
             return self._in_numpy(given)
         try:
@@ -73,6 +84,11 @@ class StageFunction:
             if not jax.tree.leaves((self.call, given)):
                 raise
             return self._tried_in_numpy(given, error)
+
+    def warn_of_changes(self) -> None:
+        """Warn where numbers that the function read from outside when it was traced are others by now."""
+        if isinstance(self.call, Static):
+            warn_of_changes(self.call.identity.value, self.name)
 
     def _run(self, tree: tuple[Any, list[Any]], prepare: Callable = lambda f: f) -> Any:
         """Call the user's function, or what `prepare` makes of it."""
@@ -93,6 +109,7 @@ class StageFunction:
             return True
         if not any([isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(given)]):
             return False
+        note(self.call.identity.value)
         if changes_in_place(self.call.identity.value):
             try:
                 self._in_numpy(given)
@@ -151,41 +168,9 @@ class StageFunction:
         return bind(model, leaves)
 
 
-CHANGING = {"sort", "fill", "put", "resize", "partition", "itemset"}
-"""Methods that change an array."""
-
-
-def changes_in_place(function: Any, seen: Any = ()) -> bool:
-    """True if the code of a function, or of functions of the user that it calls, may change an array in place."""
-    function = inspect.unwrap(getattr(function, "__func__", function))
-    code = getattr(function, "__code__", None)
-    if code is None or function in seen or str(function.__module__).split(".")[0] in ("numpy", "jax", "optctl"):
-        return False
-    seen = (*seen, function)
-    cells = [cell.cell_contents for cell in function.__closure__ or () if _filled(cell)]
-    names = [function.__globals__.get(name) for name in code.co_names]
-    if any([changes_in_place(other, seen) for other in (*cells, *names) if inspect.isfunction(other)]):
-        return True
-    codes = [code]
-    while codes:
-        inner = codes.pop()
-        codes += [constant for constant in inner.co_consts if inspect.iscode(constant)]
-        for step in dis.get_instructions(inner):
-            called = step.opname in ("LOAD_METHOD", "LOAD_ATTR") and step.argval in CHANGING
-            if called or step.opname == "STORE_SUBSCR" or (step.opname == "BINARY_OP" and step.argrepr.endswith("=")):
-                return True
-    return False
-
-
-def _filled(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
-
-
-def stage_function(f: Callable, name: str, arguments: tuple[str, ...] = STAGE, least: int = 2) -> StageFunction:
+def stage_function(
+    f: Callable, name: str, arguments: tuple[str, ...] = STAGE, least: int = 2, *, vector: bool = False
+) -> StageFunction:
     """Wrap `f`, reading its positional arguments without a default (those named `t` or `params` count too).
 
     Arguments are taken in order; where all of them carry the names in `arguments`, they are taken by name. A last one
@@ -221,7 +206,7 @@ def stage_function(f: Callable, name: str, arguments: tuple[str, ...] = STAGE, l
             " stands for the parameters."
         )
     plain = jax.tree_util.all_leaves([f])
-    return StageFunction(Static(Identity(f)) if plain else f, tuple(picks), keywords, arguments, name)
+    return StageFunction(Static(Identity(f)) if plain else f, tuple(picks), keywords, arguments, name, vector)
 
 
 def takes_all(call: Callable, name: str, arguments: tuple[str, ...]) -> StageFunction:

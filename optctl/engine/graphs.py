@@ -23,6 +23,7 @@ import jax
 import numpy as np
 
 from optctl._record import remember
+from optctl._slow import refused
 from optctl.problem import PATH, TERMINAL, Problem, parts_of, signature
 from optctl.tape import Graph, Tape, Unsupported, adjoints, jacobian, trace
 from optctl.tape.expressions import LOOKUP, ONE, TABLES, ZERO
@@ -291,5 +292,6 @@ def known_or_made(table: dict, key: Any, make: Callable[[], Any], most: int) -> 
         if isinstance(found, Unsupported) or not found.captured:
             remember(table, key, found, most)
     if isinstance(found, Unsupported):
+        refused(str(found))
         raise found
     return found

@@ -76,7 +76,7 @@ def closed_loop(problem: Problem, policy: Callable) -> Problem:
     """
     if not isinstance(problem, Problem):
         raise ValueError(f"`problem` is a {type(problem).__name__}; expected optctl.Problem.")
-    wrapped = stage_function(policy, "policy", POLICY, least=1)
+    wrapped = stage_function(policy, "policy", POLICY, least=1, vector=True)
     view = UnderPolicy(wrapped, problem.params)
     dynamics = ClosedLoop(problem.dynamics, wrapped, problem.params)
     bounded = _with_bounds_as_rows(problem)

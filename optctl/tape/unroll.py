@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from optctl._reads import line_of
 from optctl.tape.derivatives import jacobian
 from optctl.tape.expressions import CAPTURED, INPUT, LOAD, ONE, ZERO, Expressions
 from optctl.tape.walk import INLINED, LOOPS, MOVES, Walker, bind, call, factors, registrar
@@ -29,7 +30,12 @@ _LARGEST = {"int32": 2.0**31, "uint32": 2.0**32, "int64": 2.0**53}
 
 
 class Unsupported(Exception):  # noqa: N818
-    """The function has no tape; the message says why."""
+    """The function has no tape; the message says why, and where."""
+
+    line = ""
+
+    def __str__(self) -> str:
+        return super().__str__() + self.line
 
 
 def _growth(name: str, of: list[float], count: int, params: Any) -> float:
@@ -88,7 +94,19 @@ class Unroller(Walker):
         return np.array([constant(float(v)) for v in value.ravel().tolist()], np.intp).reshape(value.shape)
 
     def equation(self, eqn: Any, args: list[np.ndarray]) -> list[np.ndarray]:
-        """Return the expressions of an equation's results."""
+        """Return the expressions of an equation's results.
+
+        Raises:
+            Unsupported: naming the primitive, and the user's line.
+        """
+        try:
+            return self._expressed(eqn, args)
+        except Unsupported as why:
+            if not why.line:  # of the innermost equation that tells
+                why.line = line_of(eqn)
+            raise
+
+    def _expressed(self, eqn: Any, args: list[np.ndarray]) -> list[np.ndarray]:
         if len(self.g.nodes) > 8 * self.limit:
             raise Unsupported(f"more than {self.limit} instructions")
         name = eqn.primitive.name

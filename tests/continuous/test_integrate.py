@@ -162,6 +162,7 @@ def test_the_time_reached_is_differentiated():
     np.testing.assert_allclose(jax.grad(landing)(9.81), -np.sqrt(20 / 9.81) / (2 * 9.81), rtol=1e-10)
 
 
+@pytest.mark.big
 @pytest.mark.parametrize("options", [{}, {"mode": "continuous"}, {"memory": "sqrt", "max_steps": 32}])
 def test_the_value_of_a_gradient_is_differentiated_by_that_gradient(options):
     def value(p):

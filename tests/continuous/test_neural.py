@@ -37,6 +37,7 @@ def test_states_between_the_steps_are_differentiated_too():
     np.testing.assert_allclose(jax.grad(value)(2.0), want, rtol=1e-8)
 
 
+@pytest.mark.big
 def test_model_in_layers_and_under_vmap():
     model = oc.neural_ode(NET, 1.0, rtol=1e-8, atol=1e-8)
     params, z = NET.init(1), jnp.sin(jnp.arange(6.0)).reshape(3, 2)

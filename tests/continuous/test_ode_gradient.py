@@ -93,6 +93,7 @@ def test_piecewise_constant_input(mode):
     np.testing.assert_allclose(g.z0[0], 0.4412080255819953, rtol=1e-13)
 
 
+@pytest.mark.big
 @pytest.mark.parametrize("kind", ["hold", "linear", "spline"])
 def test_input_signals_against_differences(kind):
     knots = np.array([-0.2, 0.3, 0.45, 1.1, 1.6])
@@ -191,6 +192,7 @@ def test_bouncing_ball():
         np.testing.assert_allclose(g.event_times, [fall], rtol=1e-13)
 
 
+@pytest.mark.big
 @pytest.mark.parametrize("most", [1, 4])
 def test_events_against_differences_also_of_second_order(most):
     """Several bounces, and a terminal event (the loss sees the state there)."""

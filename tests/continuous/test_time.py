@@ -43,6 +43,7 @@ def test_the_state_may_be_called_u():
 STEP = oc.Signal([0.0, 1.0, 2.0], [[1.0], [3.0]])
 
 
+@pytest.mark.big
 @pytest.mark.parametrize("mode", MODES)
 def test_backward_is_forward_of_the_reversed_equation(mode):
     """z' = -p z + t from t = 1.5 down to 0.2 is, in s = -t, z' = p z + s from -1.5 to -0.2; cost rates change sign."""
@@ -70,6 +71,7 @@ def test_there_and_back(method):
         back(2.1)
 
 
+@pytest.mark.big
 @pytest.mark.parametrize("kind", ["hold", "linear", "spline"])
 def test_an_input_backward(kind):
     """The same signal is met, knots and values are differentiated."""
@@ -249,6 +251,7 @@ AGAIN = oc.Event(
 )
 
 
+@pytest.mark.big
 @pytest.mark.parametrize(("ts", "modes"), [([0.0, 0.3, 2.0], MODES), ([2.0, 1.4, 0.0], MODES[:2])])
 def test_resets_that_change_parameters(ts, modes):
     """Against differences, by every mode; f, events, later resets and the running cost see the new ones."""

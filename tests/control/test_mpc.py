@@ -32,6 +32,7 @@ CONTROLLER = oc.MPC(PROBLEM)
 MOVE = jax.jit(lambda x, u: CARTPOLE.step(x, u, 0, None))
 
 
+@pytest.mark.big
 def test_the_cartpole_recovers_from_200_random_disturbances():
     """The whole closed loop in one compiled program; limits hold at every sample."""
     kicks = GOAL + np.random.default_rng(0).uniform(-1, 1, size=(200, 4)) * [1.0, 0.6, 1.0, 2.0]

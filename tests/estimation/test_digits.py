@@ -155,6 +155,7 @@ def assert_moments(means, covs, want, tolerance=1e-6):
     assert np.max(np.abs(means - of_means) / (spread + 1e-8 * np.abs(of_means))) < 1e-5
 
 
+@pytest.mark.big
 @pytest.mark.parametrize(("name", "method"), PARAMETERS)
 def test_moments_and_likelihood_keep_their_digits(name, method):
     model, ys = CASES[name]()
@@ -189,6 +190,7 @@ def slopes(name):
     return found
 
 
+@pytest.mark.big
 @pytest.mark.parametrize(("name", "method"), PARAMETERS)
 def test_the_gradient_of_the_likelihood_keeps_its_digits(name, method):
     """In every field of the model, against differences of the textbook; moments move by standard deviations."""
@@ -247,6 +249,7 @@ def test_each_member_of_a_batch_takes_its_own_form():
             np.testing.assert_allclose(together[k], f(prior), rtol=1e-12)
 
 
+@pytest.mark.big
 def test_single_precision_keeps_its_digits():
     model, ys = trend(1e4)
     single = jax.tree.map(lambda leaf: leaf.astype(np.float32), model)
@@ -261,6 +264,7 @@ def test_single_precision_keeps_its_digits():
     np.testing.assert_allclose(slope.W, want.W, rtol=2e-2, atol=2e-2 * np.abs(want.W).max())
 
 
+@pytest.mark.big
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_known_exactly_has_no_variance(method):
     """Without measurement noise the measured variance is zero, never below."""
@@ -273,6 +277,7 @@ def test_what_is_known_exactly_has_no_variance(method):
         np.testing.assert_allclose(post.covs[:, 0, 0], 0, atol=1e-15)
 
 
+@pytest.mark.big
 @pytest.mark.parametrize("method", METHODS)
 def test_a_variance_that_overflows_is_not_called_singular(method):
     """Nothing is measured for 24 steps of an unstable model: (2^64)^16 is beyond the largest number."""

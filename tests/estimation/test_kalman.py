@@ -28,6 +28,7 @@ def value_and_score(model, ys, method):
 # Known values.
 
 
+@pytest.mark.big
 @pytest.mark.parametrize("method", METHODS)
 def test_nile_likelihood_moments_and_score(method):
     value, _ = value_and_score(nile_model(), NILE, method)
@@ -184,6 +185,7 @@ def assert_trees_close(got, want, tolerance):
 CASES = [(8, 3, 2, 1, False), (6, 2, 3, 0, True)]
 
 
+@pytest.mark.big
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("method", METHODS)
 def test_everything_equals_the_dense_joint_gaussian(method, case, rng):
@@ -208,6 +210,7 @@ def test_everything_equals_the_dense_joint_gaussian(method, case, rng):
     assert_trees_close({name: got[name] for name in want}, want, 1e-9)
 
 
+@pytest.mark.big
 @pytest.mark.parametrize(("nx", "ny"), [(3, 1), (2, 6), (13, 5)])
 def test_native_of_all_sizes_equals_the_definition(nx, ny, rng):
     n = 7
@@ -462,6 +465,7 @@ def test_wrong_models_are_refused():
         oc.kalman_filter(model, np.ones((3, 2)))
 
 
+@pytest.mark.big
 @pytest.mark.parametrize("method", METHODS)
 def test_covariances_count_by_their_symmetric_part(method):
     eye, ys = np.eye(2), np.array([[1.0, 2.0], [3.0, -1.0]])

@@ -102,6 +102,7 @@ KINDS = {
 }
 
 
+@pytest.mark.big
 @pytest.mark.parametrize(("nx", "ny"), SIZES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_equal_to_the_covariance_form(nx, ny, kind, rng):

@@ -153,6 +153,7 @@ def test_neural_controller_comes_within_two_percent_of_the_optimum():
     assert result.cost > oc.problems.OPTIMAL_COST["cartpole_push"]
 
 
+@pytest.mark.big
 def test_balancing_controller_stabilizes_unseen_states():
     problem = oc.problems.cartpole_balance()
     result = balance.train_balance(problem, steps=400)

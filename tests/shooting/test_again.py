@@ -31,6 +31,7 @@ def seen():
     solved(cart())
 
 
+@pytest.mark.big
 @pytest.mark.parametrize("change", [{"u_max": 0.2}, {"mass": 1.0}, {"goal": (0.3, 0.0)}, {"price": 0.01}])
 def test_other_numbers_are_seen(change):
     """After a solve of a problem alike, the answer is that of the definition, which remembers nothing."""

@@ -78,6 +78,7 @@ def quadratic():
     )
 
 
+@pytest.mark.big
 @pytest.mark.parametrize("make", [everything, detour, quadratic])
 def test_iterates_are_those_of_the_definition(make):
     x0 = np.zeros(2) if make is everything else None
@@ -154,6 +155,7 @@ def beyond(**changes):
     return problem.replace(**changes)
 
 
+@pytest.mark.big
 def test_the_second_beginning_is_that_of_the_definition():
     ours, definition = (oc.solve(beyond(), method=method) for method in (NATIVE, DEFINITION))
     for s in (ours, definition):
@@ -191,6 +193,7 @@ def test_a_batch_is_its_problems_one_by_one():
     assert len(set(np.asarray(sols.iterations).tolist())) > 1
 
 
+@pytest.mark.big
 def test_what_no_tape_holds_is_solved_by_the_definition():
     M = jnp.array([[2.0, 0.3], [0.3, 1.0]])
     problem = oc.Problem(
@@ -232,6 +235,7 @@ def test_the_kernel_carries_the_numbers_of_the_state():
     assert set(_native.operand_names()["numbers"]) == set(NUMBERS)
 
 
+@pytest.mark.big
 def test_units_change_on_the_way_into_tapes_and_out_of_them(rng):
     """Whatever the units of states, inputs, rows and cost: iterates, expansion and gains are the definition's."""
     problem, settings = everything(), Settings(1e-8, None, True, 20)

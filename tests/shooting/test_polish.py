@@ -72,6 +72,7 @@ def first_input(x0, l1, l2=0.0, problem=INTEGRATOR, method=None):
     return oc.solve(problem.replace(x0=jnp.stack([x0]), terminal_inequality=soft), method=method).us[0, 0]
 
 
+@pytest.mark.big
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     ("l1", "x0", "u", "in_x0", "in_l1"),

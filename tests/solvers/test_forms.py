@@ -143,6 +143,7 @@ def test_export_keeps_the_prices():
 WAY = oc.Problem(DOUBLE, lambda x, u: u @ u, horizon=40, x0=[0.0, 0.0], terminal_equality=lambda x: x)
 
 
+@pytest.mark.big
 @pytest.mark.parametrize("method", [NATIVE, DEFINITION])
 def test_rows_that_t_switches_on(method):
     waypoint = WAY.replace(path_equality=lambda x, u, t: jnp.where(t == 20, x[:1] - 1, 0.0))

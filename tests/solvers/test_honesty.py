@@ -59,6 +59,7 @@ def test_a_cost_that_vanishes_at_its_minimum_is_solved(method):
     assert float(sol.cost) < 1e-18
 
 
+@pytest.mark.big
 @pytest.mark.parametrize("backend", ["native", "jax"])
 def test_scales_of_a_large_guess_do_not_loosen_the_certificate(backend):
     step = lambda x, u: jnp.stack([x[0] + 0.1 * x[1], x[1] + 0.1 * u[0] - 0.1 * jnp.sin(x[0])])
@@ -80,6 +81,7 @@ def around_a_disc(backend, horizon=20):
     return oc.solve(problem, us, xs=xs, method=oc.InteriorPoint(backend=backend))
 
 
+@pytest.mark.big
 @pytest.mark.parametrize("backend", ["native", "jax"])
 def test_the_violation_at_a_maximum_or_saddle_is_not_called_least(backend):
     assert around_a_disc(backend)
@@ -92,6 +94,7 @@ def test_the_violation_at_a_maximum_or_saddle_is_not_called_least(backend):
     np.testing.assert_allclose(sol.residuals["path_equality"], 0.1, atol=1e-3)
 
 
+@pytest.mark.big
 @pytest.mark.parametrize("backend", ["native", "jax"])
 def test_infeasible_is_still_said_at_a_minimum_of_the_violation(backend):
     problem = oc.Problem(LINEAR, lambda x, u: u @ u, horizon=5, x0=[1.0, 0.0], path_equality=lambda x, u: u**2 + 1)
@@ -108,6 +111,7 @@ def test_a_deep_minimum_between_bounds_is_no_bottomless_cost():
         assert float(sol.cost) == pytest.approx(-1.25e12, rel=1e-9)
 
 
+@pytest.mark.big
 def test_unbounded_needs_variables_that_grow():
     """A cost that falls a billion times to a kink, where no method gets further, is not unbounded."""
     steep = lambda x, u: 1e9 * (jnp.sqrt((u[0] - 1) ** 2) - 1)

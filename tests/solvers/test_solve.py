@@ -41,6 +41,7 @@ def test_solve_picks_and_says_which():
     assert type(pick(Objective(problem, us, problem.x0, problem.params, ("params",)))) is oc.LBFGS
 
 
+@pytest.mark.big
 def test_the_pick_is_the_same_under_jit_grad_and_vmap():
     """By structure: "lq", with derivatives of first and second order, in x0, in a weight, and of a batch."""
     golden = (1 + 5**0.5) / 2
@@ -68,6 +69,7 @@ def test_the_pick_is_the_same_under_jit_grad_and_vmap():
     assert oc.solve(problem).method == "lq"
 
 
+@pytest.mark.big
 def test_derivatives_of_a_linear_quadratic_solution_in_its_parameters():
     """The function's own structure: parameters in dynamics and costs, references, against central differences."""
     dynamics = oc.discretize(lambda x, u, t, p: [x[1], u[0] - p["k"] * x[0]], 0.2, nx=2, nu=1)

@@ -151,7 +151,8 @@ def _place_of(beats: Callable) -> Callable:
     def scalar(g: Expressions, row: list[int]) -> int:
         best, place = row[0], ZERO
         for k, x in enumerate(row[1:], 1):
-            wins = beats(g, x, best)
+            first_nan = g.both(g.symmetric("ne", x, x), g.symmetric("eq", best, best))
+            wins = g.either(beats(g, x, best), first_nan)
             best, place = g.select(wins, x, best), g.select(wins, g.constant(float(k)), place)
         return place
 
@@ -165,15 +166,32 @@ FUNCTIONS[np.argmax] = _place_of(lambda g, x, best: g.binary("lt", best, x))
 FUNCTIONS[np.argmin] = _place_of(lambda g, x, best: g.binary("lt", x, best))
 
 
-@function(np.sort)
-def _sort(un: Unroller, a: Any, axis: Any = -1, kind: Any = None, order: Any = None, *, stable: Any = None) -> Array:
-    a, g = as_array(un, a), un.g
-    rows = list(np.moveaxis(a.nodes, axis, 0))
+def _in_order(un: Unroller, a: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return rows in order along the first axis, NaN last, and their places: neighbors change places."""
+    g, rows = un.g, list(a)
+    places = [np.full(a.shape[1:], g.constant(float(k))) for k in range(len(rows))]
     for end in range(len(rows), 1, -1):
         for i in range(end - 1):
-            low, high = rows[i], rows[i + 1]
-            rows[i], rows[i + 1] = un.map(g.minimum, low, high), un.map(g.maximum, low, high)
-    return Array(un, np.moveaxis(np.stack(rows), 0, axis), a.dtype)
+            swap = un.map(functools.partial(unroll._before, g), rows[i + 1], rows[i])
+            for of in (rows, places):
+                first, second = of[i], of[i + 1]
+                of[i], of[i + 1] = un.map(g.select, swap, second, first), un.map(g.select, swap, first, second)
+    return rows, places
+
+
+def _ordering(which: int) -> Callable:
+    def rule(un: Unroller, a: Any, axis: Any = -1, kind: Any = None, order: Any = None, *, stable: Any = None) -> Array:
+        a = as_array(un, a)
+        if axis is None:
+            a, axis = a.ravel(), 0
+        rows = _in_order(un, np.moveaxis(a.nodes, axis, 0))[which]
+        nodes = np.moveaxis(np.stack(rows), 0, axis) if rows else a.nodes
+        return Array(un, nodes, WHOLE if which else a.dtype)
+
+    return rule
+
+
+FUNCTIONS[np.sort], FUNCTIONS[np.argsort] = _ordering(0), _ordering(1)
 
 
 @function(np.searchsorted)
@@ -193,7 +211,8 @@ def _interp(un: Unroller, x: Any, xp: Any, fp: Any, left: Any = None, right: Any
     for k in range(len(slopes)):
         y = np.where(x >= xp[k], fp[k] + slopes[k] * (x - xp[k]), y)
     y = np.where(x >= xp[-1], fp[-1], y)
-    return y if right is None else np.where(x > xp[-1], right, y)
+    y = y if right is None else np.where(x > xp[-1], right, y)
+    return np.where(np.isnan(x), math.nan, y)
 
 
 # Choices.
@@ -248,8 +267,8 @@ def _median(
 ) -> Any:
     a = as_array(un, a)
     rows = np.moveaxis(a, axis, 0) if axis is not None else a.ravel()
-    rows, n = _sort(un, rows, 0), a.size if axis is None else a.shape[axis]
-    middle = (rows[(n - 1) // 2] + rows[n // 2]) / 2
+    rows, n = np.sort(rows, 0), a.size if axis is None else a.shape[axis]
+    middle = np.where(np.isnan(rows[-1]), math.nan, (rows[(n - 1) // 2] + rows[n // 2]) / 2)
     return np.expand_dims(middle, axis) if keepdims and axis is not None else middle
 
 

@@ -152,7 +152,22 @@ METHODS.update(
     {
         name: getattr(np, name)
         for name in (
-            *("sum", "prod", "max", "min", "mean", "var", "std", "all", "any", "cumsum", "cumprod", "argmax", "argmin"),
+            *(
+                "sum",
+                "prod",
+                "max",
+                "min",
+                "mean",
+                "var",
+                "std",
+                "all",
+                "any",
+                "cumsum",
+                "cumprod",
+                "argmax",
+                "argmin",
+                "argsort",
+            ),
             *("ravel", "swapaxes", "squeeze", "repeat", "diagonal", "dot", "clip", "take", "trace"),
             *("round", "conjugate"),
         )

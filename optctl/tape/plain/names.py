@@ -34,15 +34,13 @@ _STANDARD = Path(os.__file__).parent
 class Namespace:
     """A module in which some functions are others."""
 
-    def __init__(self, un: Unroller, module: types.ModuleType) -> None:
-        self._un, self._module = un, module
+    def __init__(self, un: Unroller, module: types.ModuleType, memo: dict[int, Any]) -> None:
+        self._un, self._module, self._memo = un, module, memo
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._module, name)
-        if isinstance(value, types.ModuleType):
-            made = Namespace(self._un, value) if _of_numpy(value) else value
-        else:
-            made = _replaced(self._un, value)
+        whole = isinstance(value, types.ModuleType) or not _of_numpy(self._module)
+        made = _other(self._un, value, self._memo, library=False) if whole else _replaced(self._un, value)
         setattr(self, name, made)
         return made
 
@@ -82,6 +80,11 @@ def _is_standard(filename: str) -> bool:
 
 def _of_numpy(module: types.ModuleType) -> bool:
     return module is math or module.__name__.split(".")[0] == "numpy"
+
+
+def _of_user(module: types.ModuleType) -> bool:
+    filename = getattr(module, "__file__", None)
+    return filename is not None and not is_library(filename) and not _is_standard(filename)
 
 
 def _replaced(un: Unroller, value: Any) -> Any:
@@ -125,7 +128,10 @@ def _other(un: Unroller, value: Any, memo: dict[int, Any], *, library: bool) -> 
     if id(value) in memo:
         return memo[id(value)]
     if isinstance(value, types.ModuleType):
-        return Namespace(un, value) if _of_numpy(value) else value
+        if not _of_numpy(value) and (library or not _of_user(value)):
+            return value
+        memo[id(value)] = space = Namespace(un, value, memo)
+        return space
     if isinstance(value, types.FunctionType):
         if value in MADE:
             return _replaced(un, value)
@@ -206,6 +212,8 @@ def _class(un: Unroller, kind: type, memo: dict[int, Any]) -> type:
 def _function(un: Unroller, function: types.FunctionType, memo: dict[int, Any], *, library: bool) -> Callable:
     names = _names(function.__code__)
     others = dict(function.__globals__)
+    if not library:
+        others["__builtins__"] = vars(builtins) | {"__import__": functools.partial(_imported, un, memo)}
     made = types.FunctionType(function.__code__, others, function.__name__, function.__defaults__, function.__closure__)
     memo[id(function)] = made
     for name in names:
@@ -231,6 +239,11 @@ def _function(un: Unroller, function: types.FunctionType, memo: dict[int, Any], 
     keywords = function.__kwdefaults__ or {}
     made.__kwdefaults__ = {name: _other(un, value, memo, library=library) for name, value in keywords.items()}
     return made
+
+
+def _imported(un: Unroller, memo: dict[int, Any], name: str, *rest: Any) -> Any:
+    """Return the module that an `import` within a function asks for."""
+    return _other(un, builtins.__import__(name, *rest), memo, library=False)
 
 
 def _names(code: types.CodeType) -> set[str]:
