@@ -570,6 +570,10 @@ def _unguided(program: Program, x: Any, us: Any) -> tuple[Any, Any]:
     return xp.where(xp.all(xp.isfinite(xs)), xs, x), us
 
 
+def _as_number(value: Any, dtype: Any) -> Any:
+    return (np if is_concrete(value) else jnp).asarray(value, dtype)
+
+
 @record()
 class _Tried:
     """A plan, and how the solver came to it."""

@@ -5,8 +5,8 @@
     curved      slopes, then the curvature of the cost in z: the upper triangle of a stage, all of an end
     exact       slopes, then the curvature of cost + costate'f + y'(g, h)
     priced      the derivatives in the parameters: of l + costate'f at stages, of l at the ends
-    turned      the derivatives in z, in the parameters and, at stages, in the costate of the derivative of l + costate'f
-                along a direction (dz, dparams, dcostate): a Hessian of all that is free, times a vector
+    turned      the derivatives in z, in the parameters and in the costate of the derivative of l + costate'f along a
+                direction (dz, dparams, dcostate), at the ends without costate: a Hessian times a vector
     pushed      the derivative of f along a direction in the parameters
     moved       the derivatives, in those of the uniform values that are wanted, of the derivative of
                 k l + costate'f + y'(g, h) along a direction (dz, dk, dcostate, dy), at k = 1

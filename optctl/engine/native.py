@@ -348,10 +348,21 @@ def _lasts(leaf: Any) -> bool:
 
 
 def _fits(problem: Problem, us: Any, x0: Any, params: Any) -> bool:
-    """True if states are vectors that a step in JAX makes, all kept, in double precision."""
+    """True if states are vectors that steps in JAX make, all kept, in double precision."""
     dynamics = problem.dynamics
-    plain = type(dynamics).roll is AbstractDynamics.roll and dynamics.has_jax_step and problem.memory == "full"
+    plain = dynamics.has_jax_step and steps_alone(dynamics) and problem.memory == "full"
     return plain and all(leaf.dtype == np.float64 for leaf in jax.tree.leaves((us, x0, params)))
+
+
+VERBS = ("roll", "tangent", "adjoint", "jacobians", "hessians", "map_stages", "_state_jacobians", "_input_adjoint")
+"""What a kind of dynamics may have its own way to do."""
+
+
+def steps_alone(dynamics: AbstractDynamics) -> bool:
+    """True if a step says all about dynamics: their verbs are those of the package, on vectors."""
+    kind = type(dynamics)
+    of_package = all([getattr(kind, verb).__module__.startswith("optctl.") for verb in VERBS])
+    return of_package and kind.roll is AbstractDynamics.roll
 
 
 def _judge(graphs: Graphs, kind: str, problem: Problem, us: Any, x0: Any, params: Any) -> bool:

@@ -205,9 +205,7 @@ def check_priced(
 
     def differences(h: float) -> tuple[list[np.ndarray], list[np.ndarray]]:
         ahead, back, far, farther = [near(k * h, of_params_alone=True) for k in (1, -1, 2, -2)]
-        slopes = [
-            (8 * (a - b) - (c - d)) / (12 * h) for a, b, c, d in zip(ahead, back, far, farther, strict=True)
-        ]
+        slopes = [(8 * (a - b) - (c - d)) / (12 * h) for a, b, c, d in zip(ahead, back, far, farther, strict=True)]
         return slopes, [np.abs(a) + np.abs(b) for a, b in zip(ahead, back, strict=True)]
 
     with np.errstate(all="ignore"):

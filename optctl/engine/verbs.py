@@ -13,14 +13,9 @@ from optctl import _native
 from optctl._arrays import to_host
 from optctl._validate import check_like
 from optctl.dynamics.base import AbstractDynamics, Adjoint
-from optctl.engine.native import Engine, find_engine
+from optctl.engine.native import Engine, find_engine, steps_alone
 from optctl.problem import Problem, once
 
-DEFINITIONS = {
-    "rollout": "roll", "tangent_rollout": "tangent", "adjoint_rollout": "adjoint", "linearize": "jacobians",
-    "curvature": "hessians",
-}  # fmt: skip
-"""The verbs without checks: where a kind of the user's has its own, that one is asked."""
 WIDEST = 128
 """Most states and inputs whose Jacobians are worth a try."""
 
@@ -35,9 +30,8 @@ def evaluate(verb: str, dynamics: AbstractDynamics, first: Any, us: Any, *others
         us: the inputs.
         *others: as the verb takes them, parameters included.
     """
-    method = getattr(type(dynamics), DEFINITIONS[verb])
     fits = us is not None and np.ndim(us) == 2 and np.ndim(first) == (1 if verb == "rollout" else 2)
-    if not fits or not method.__module__.startswith("optctl.") or first.shape[-1] + us.shape[1] > WIDEST:
+    if not fits or not steps_alone(dynamics) or first.shape[-1] + us.shape[1] > WIDEST:
         return None
     first, us, *others = to_host((first, us, *others))
     once((verb, dynamics, first, us, others), lambda: _check(verb, dynamics, first, us, others))

@@ -45,15 +45,13 @@ class MLP:
             key = as_whole(key, "key", least=0)
         words = draws.words_of(key) if default_float() == np.float64 and _door.opens(()) else None
         if words is None:
-            xp, split, normal = jnp, jax.random.split, jax.random.normal
             key = jax.random.key(key) if isinstance(key, int) else key
-        else:
-            xp, split, normal, key = np, draws.split, draws.normal, words
-        keys = split(key, len(self.widths) - 1)
-        layers = []
+        by: Any = jax.random if words is None else draws
+        keys = by.split(key if words is None else words, len(self.widths) - 1)
+        layers, xp = [], jnp if words is None else np
         for i, (n_in, n_out) in enumerate(zip(self.widths[:-1], self.widths[1:], strict=True)):
             scale = (0.1 if i == len(self.widths) - 2 else 1.0) / n_in**0.5
-            layers.append({"W": scale * normal(keys[i], (n_out, n_in)), "b": xp.zeros(n_out)})
+            layers.append({"W": scale * by.normal(keys[i], (n_out, n_in)), "b": xp.zeros(n_out)})
         return layers
 
     def apply(self, params: Any, x: Any) -> Any:
