@@ -93,7 +93,8 @@ def gradient(problem: Problem, us: Any, *, x0: Any = None, params: Any = None) -
     if engine is not None:
         return as_gradient(engine.gradient(us, x0, params))
     once((problem, point), lambda: problem.check_shapes(x0, us, params))
-    at, known = numbers((problem, point)) if is_concrete(parts_of(problem, None)) else (problem, point)
+    plain = is_concrete((problem, point)) or not is_concrete(parts_of(problem, None))
+    at, known = (problem, point) if plain else numbers((problem, point))
     engine = find_engine(at, *known)
     if engine is not None:
         found = as_gradient(engine.gradient(*known))

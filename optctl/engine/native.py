@@ -63,7 +63,8 @@ class Slopes:
 
 KINDS = ("slopes", "curved", "exact")
 RESULTS = (
-    "cost", "xs", "reached", "A", "B", "qs", "rs", "q0", "costates", "us", "x0", "params", "sizes", "W", "Wf", "W0", "V",
+    "cost", "xs", "reached", "A", "B", "qs", "rs", "q0", "costates", "us", "x0", "params", "sizes", "W", "Wf", "W0",
+    "V",
 )  # fmt: skip
 """What the gradient engine finds, in its order."""
 
@@ -338,7 +339,7 @@ def known_engine(
     if known.lasts and params is known.parts["params"]:
         return known
     leaves, structure = jax.tree.flatten(params)
-    alike = structure == known.structure and kinds(leaves) == kinds(known.leaves)
+    alike = (structure, kinds(leaves)) == (known.structure, kinds(known.leaves))
     return Engine(known.graphs, problem, params) if alike else None
 
 

@@ -126,7 +126,8 @@ def natively(objective: Objective, *, tolerance: float, max_iterations: int, exa
         bounded=problem.u_min is not None or problem.u_max is not None,
         counts=(max_iterations, PATIENCE, ROUNDS),
         numbers=(
-            tolerance, SUFFICIENT, SHORT_STEP, SHORTEST_STEP, FIRST_SHIFT, SHIFT_FACTOR, LARGEST_SHIFT, FLOOR, BOTTOMLESS,
+            tolerance, SUFFICIENT, SHORT_STEP, SHORTEST_STEP, FIRST_SHIFT, SHIFT_FACTOR, LARGEST_SHIFT, FLOOR,
+            BOTTOMLESS,
         ),
     )  # fmt: skip
     cost, iterations, status = found["figures"]
