@@ -6,11 +6,13 @@ The functions between have one text for both (`optctl/_arrays.py`).
 """
 
 import functools
+import importlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax.interpreters.ad import JVPTracer
 
 from optctl import _native
 from optctl._arrays import as_device, kept, to_device, to_host
@@ -53,6 +55,25 @@ def numbers(tree: Any) -> Any:
         return value if isinstance(value, jax.Array) else np.asarray(value, leaf.dtype)
 
     return jax.tree.map(behind, tree)
+
+
+def followed(tree: Any) -> bool:
+    """True if `jax.grad` follows leaves of a pytree, once and outside of all else: behind its tracers are numbers."""
+    tracers = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.core.Tracer)]
+    if not tracers or any([isinstance(leaf, JVPTracer) for leaf in tracers]):
+        return False
+    return not any([isinstance(getattr(leaf, "primal", leaf), jax.core.Tracer) for leaf in tracers])
+
+
+EVALUATORS = {"dynamics": "optctl.engine.verbs"}
+"""Who evaluates a room's calls by compiled code: a module of a room above, which is loaded when it is first asked."""
+
+
+def evaluated(room: str, verb: str, *arguments: Any) -> Any:
+    """Return what compiled code makes of a call; None where the definition is to do it."""
+    if not opens(arguments):
+        return None
+    return importlib.import_module(EVALUATORS[room]).evaluate(verb, *arguments)
 
 
 def compiled(*static: str) -> Callable[[Callable], Callable]:

@@ -21,6 +21,7 @@ from optctl.tape.expressions import (
     OPERATIONS,
     TABLES,
     TURNS,
+    Expressions,
 )
 from optctl.tape.loops import Part
 from optctl.tape.program import Graph
@@ -106,7 +107,14 @@ def by_jax(graph: Graph, *leaves: Any) -> list[Any]:
 
 def needed(graph: Graph) -> list[int]:
     """Return the expressions that the results need outside of loops, in an order in which they can be worked out."""
-    return sorted(_part(graph).nodes)
+    return needed_for(graph.g, [int(i) for of in graph.results for i in of.flat])
+
+
+def needed_for(g: Expressions, results: Sequence[int]) -> list[int]:
+    """Return the expressions that these results need outside of loops, in an order in which they can be worked out."""
+    part = Part(g)
+    part.need(results)
+    return sorted(part.nodes)
 
 
 def _part(graph: Graph) -> Part:

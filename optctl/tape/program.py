@@ -71,6 +71,7 @@ class Tape:
         constants: float64, behind the uniform values in memory.
         captured: arrays behind the constants in memory: JAX tracers that the function holds.
         numbers: how many numbers lie in memory; no instruction reads outside of them.
+        staged: whether the prologue reads inputs; else its results are the same at all stages.
     """
 
     code: np.ndarray
@@ -82,6 +83,7 @@ class Tape:
     constants: np.ndarray
     captured: tuple
     numbers: int
+    staged: bool
 
     @cached_property
     def alone(self) -> np.ndarray:
@@ -90,7 +92,8 @@ class Tape:
 
     def packed(self, offset: int = 0) -> np.ndarray:
         """Return the tape as the kernels read it; its memory begins at an offset."""
-        head = [len(self.code), self.prologue, self.slots, len(self.inputs), len(self.outputs), offset, self.numbers]
+        counts = len(self.code), self.prologue, self.slots, len(self.inputs), len(self.outputs)
+        head = [*counts, offset, self.numbers, self.staged]
         return np.concatenate([head, self.code.ravel(), self.inputs, self.outputs, self.once]).astype(np.int32)
 
 
@@ -239,7 +242,7 @@ def _assemble(
     used, slot_of, prologue = writer.write_all(block, inputs)
     if len(writer.code) > limit:
         raise Unsupported(f"{len(writer.code)} instructions; the limit is {limit}")
-    constants = writer.constants
+    given, constants = frozenset(inputs), writer.constants
     table = np.array(writer.code, np.int64).reshape(-1, 5)
     table = np.where(table >= CAPTURED, table - CAPTURED + uniforms + len(constants), table)
     table = np.where(table >= TABLES, table - TABLES + uniforms, table)
@@ -253,6 +256,7 @@ def _assemble(
         constants=np.array(constants, np.float64),
         captured=captured,
         numbers=uniforms + len(constants) + sum(array.size for array in captured),
+        staged=any([j in given for i in block.before for j in _reads(block.instructions[i])]),
     )
 
 
