@@ -228,9 +228,9 @@ def test_derivatives_in_data_that_a_loop_picks_are_refused():
     )
     made = graphs_of(problem, problem.params, 1, 1)
     with pytest.raises(Unsupported, match="picks"):
-        made.priced()
+        made.path.priced(made.of_params)
     with pytest.raises(Unsupported, match="picks"):
-        made.moved(tuple(made.of_params))
+        made.path.moved(made.of_params)
 
 
 # Implicit schemes.
