@@ -16,7 +16,8 @@ enum Operation {
 #define OPTCTL_NAME(name) op_##name,
   OPTCTL_OPERATIONS(OPTCTL_NAME)
 #undef OPTCTL_NAME
-  operations
+  operations,
+  jumps = op_leave  // these and those behind are no functions
 };
 
 inline const char* const operation_names[] = {
@@ -92,6 +93,7 @@ inline double evaluate(int operation, double a, double b, double c) {
     case op_erf: return std::erf(a);
     case op_erfc: return std::erfc(a);
     case op_rem: return std::fmod(a, b);
+    case op_copy: return a;
     default: std::abort();
   }
 }
@@ -154,7 +156,7 @@ inline void check_operations(TapeRunner run) {
   const int64_t N = between(1, 40);
   const int inputs[] = {p.input(), p.input(), p.input()};
   std::vector<int32_t> made;
-  for (int operation = 0; operation < operations; ++operation) {
+  for (int operation = 0; operation < jumps; ++operation) {
     const char* kinds = reads(operation);
     int32_t operands[3] = {0, 0, 0};
     for (int k = 0; k < 3; ++k) operands[k] = kinds[k] == 's' ? inputs[k] : kinds[k] == 'm' ? p.address(any_number()) : 0;
@@ -169,11 +171,11 @@ inline void check_operations(TapeRunner run) {
   p.pack(packed, 0);
   const auto program = in_room(packed);
   const auto memory = in_room(p.memory);
-  const auto values = room<double>(3 * N), results = room<double>(operations * N);
+  const auto values = room<double>(3 * N), results = room<double>(jumps * N);
   for (int64_t i = 0; i < 3 * N; ++i) values.get()[i] = any_number();
   run(program.get(), memory.get(), N, values.get(), results.get(), 1);
   for (int64_t t = 0; t < N; ++t)
-    for (int operation = 0; operation < operations; ++operation) {
+    for (int operation = 0; operation < jumps; ++operation) {
       const char* kinds = reads(operation);
       double x[3] = {0, 0, 0};
       for (int k = 0; k < 3; ++k)
@@ -188,12 +190,29 @@ inline void check_operations(TapeRunner run) {
       }
       const bool fused = operation >= op_muladd && operation <= op_mulsub;
       const bool sum = fused || (operation >= op_muladd_m && operation <= op_negmuladd_c);
-      const double got = results.get()[t * operations + operation], product = x[0] * x[1];
+      const double got = results.get()[t * jumps + operation], product = x[0] * x[1];
       // A fused product does not overflow where the rounded one does.
       if (sum && (!std::isfinite(product) || !std::isfinite(want))) continue;
       expect(close(got, want, sum ? std::max(std::fabs(product), std::fabs(x[2])) : 0),
              std::string(operation_names[operation]) + " of " + std::to_string(x[0]) + ", " + std::to_string(x[1]), got, want);
     }
+}
+
+// A loop as program.py writes it: a number that is carried, from a slot that is defined; returns its slot.
+inline int add_loop(Program& p, const std::vector<int>& defined) {
+  const auto any = [&] { return defined[between(0, defined.size() - 1)]; };
+  const int number = p.add(op_copy, any()), turns = p.add(op_load, p.address(0.0));
+  const int32_t begin = p.length;
+  const int condition = p.add(chance(50) ? op_lt : op_ne, number, any());
+  const int32_t leave = p.length;
+  p.add_to(0, op_leave, condition);
+  const int inner = chance(20) && p.length < 100 ? add_loop(p, {number, condition}) : number;
+  const int following = p.add(chance(50) ? op_add : op_mul, inner, any());
+  p.add_to(number, op_select, condition, following, number);
+  p.add_to(turns, op_repeat, 0, between(1, 20), begin - p.length);
+  p.add_to(number, op_select, condition, p.add(op_load, p.address(NAN)), number);
+  p.code[5 * leave + 4] = p.length - leave;
+  return number;
 }
 
 inline Program random_program() {
@@ -209,7 +228,7 @@ inline Program random_program() {
   p.staged = chance(50);
   for (int i = 0; i < length; ++i) {
     const bool before = i < prologue;
-    int operation = between(0, operations - 1);
+    int operation = between(0, jumps - 1);
     if (defined.empty()) operation = op_load;
     const char* kinds = reads(operation);
     int32_t operands[3] = {0, 0, 0};
@@ -225,6 +244,10 @@ inline Program random_program() {
     if (std::find(defined.begin(), defined.end(), d) == defined.end()) defined.push_back(d);
     if (before) kept.push_back(d);
     else if (std::find(free.begin(), free.end(), d) == free.end()) free.push_back(d);
+    if (!defined.empty() && chance(5)) {
+      defined.push_back(add_loop(p, defined));
+      if (before) kept.push_back(defined.back());
+    }
     if (i + 1 == prologue) p.end_prologue();
   }
   for (int k = defined.empty() ? 0 : between(0, 8); k > 0; --k) {
