@@ -88,6 +88,56 @@ def eigenvalues(matrix: Any, *, symmetric: bool = False) -> Any:
         return np.full(len(matrix), np.nan)
 
 
+def eigh(matrix: Any) -> tuple[Any, Any]:
+    """Return eigenvalues and eigenvectors of a symmetric matrix; where they are not found, NaN."""
+    xp = namespace(matrix)
+    try:
+        return xp.linalg.eigh(matrix)
+    except np.linalg.LinAlgError:
+        return np.full(len(matrix), np.nan), np.full_like(matrix, np.nan)
+
+
+def spectral_norm(matrix: Any) -> Any:
+    """Return the largest singular value; where it is not found, as of NaN, NaN."""
+    try:
+        return namespace(matrix).linalg.norm(matrix, ord=2)
+    except np.linalg.LinAlgError:
+        return np.array(np.nan)
+
+
+def scan(body: Callable, start: Any, rows: Any, *, reverse: bool = False) -> tuple[Any, Any]:
+    """Carry a value through rows, and stack what comes beside it: `jax.lax.scan`, and on the host a `for`."""
+    if not on_host(rows):
+        return jax.lax.scan(body, start, rows, reverse=reverse)
+    carry, made, order = start, [], range(len(rows))[:: -1 if reverse else 1]
+    for t in order:
+        carry, result = body(carry, rows[t])
+        made.append(result)
+    return carry, np.stack(made[:: -1 if reverse else 1])
+
+
+def ravel(tree: Any) -> Any:
+    """Return all numbers of a pytree side by side."""
+    leaves = jax.tree.leaves(tree)
+    xp = np if all([on_host(leaf) for leaf in leaves]) else jnp
+    return xp.concatenate([xp.ravel(leaf) for leaf in leaves] or [xp.zeros(0)])
+
+
+def size_of(tree: Any) -> int:
+    """Return how many numbers a pytree holds."""
+    return sum([np.size(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def unravel(numbers: Any, like: Any) -> Any:
+    """Return numbers as a pytree like another one, of which only shapes and types count."""
+    leaves, structure = jax.tree.flatten(like)
+    made, begin = [], 0
+    for leaf in leaves:
+        made.append(numbers[begin : begin + leaf.size].reshape(leaf.shape).astype(leaf.dtype))
+        begin += leaf.size
+    return jax.tree.unflatten(structure, made)
+
+
 def either(condition: Any, yes: Callable, no: Callable, *operands: Any) -> Any:
     """Return `yes(*operands)` or `no(*operands)`: `jax.lax.cond`, and on the host an `if`."""
     if on_host(condition):

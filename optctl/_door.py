@@ -6,6 +6,7 @@ The functions between have one text for both (`optctl/_arrays.py`).
 """
 
 import functools
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -62,6 +63,17 @@ def followed(tree: Any) -> bool:
     if not tracers or any([isinstance(leaf, JVPTracer) for leaf in tracers]):
         return False
     return not any([isinstance(getattr(leaf, "primal", leaf), jax.core.Tracer) for leaf in tracers])
+
+
+EVALUATORS = {"dynamics": "optctl.engine.verbs"}
+"""Who evaluates a room's calls by compiled code: a module of a room above, which is loaded when it is first asked."""
+
+
+def evaluated(room: str, verb: str, *arguments: Any) -> Any:
+    """Return what compiled code makes of a call; None where the definition is to do it."""
+    if not opens(arguments):
+        return None
+    return importlib.import_module(EVALUATORS[room]).evaluate(verb, *arguments)
 
 
 def compiled(*static: str) -> Callable[[Callable], Callable]:

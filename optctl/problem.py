@@ -234,7 +234,8 @@ class Problem:
                 if bound is not None and np.ndim(bound) and np.shape(bound)[-1] != width:
                     raise ValueError(f"`{name}` has shape {np.shape(bound)}; expected ({width},), as the data have.")
         last = x0 if us is not None else jax.eval_shape(lambda: self.dynamics.roll(x0, None, params))[-1]
-        u, t = (None, 0) if us is None else (us[0], np.asarray(self.steps - 1))
+        u = None if us is None else jax.ShapeDtypeStruct(us.shape[1:], us.dtype)
+        t = 0 if us is None else np.asarray(self.steps - 1)
         for name in STAGE_FUNCTIONS:
             self._check_function(name, x0, u, t, params)
         for name in STATE_FUNCTIONS:
@@ -403,7 +404,7 @@ def _check_params_bound(value: Any, name: str, params: Any) -> Any:
             check_shape(bound, name, np.shape(like))
         if is_concrete(bound) and np.isnan(bound).any():
             raise ValueError(f"`{name}` holds NaN; expected numbers, or infinity where there is no bound.")
-        return jnp.broadcast_to(_unbounded(bound), np.shape(like))
+        return (np if is_concrete(bound) else jnp).broadcast_to(_unbounded(bound), np.shape(like))
 
     return jax.tree.map(leaf, value, params)
 
@@ -412,7 +413,8 @@ def _unbounded(bound: Any) -> Any:
     """Return a bound, infinite where its size says that there is none."""
     if is_concrete(bound) and not (np.abs(bound) >= NO_BOUND).any():
         return bound
-    return jnp.where(jnp.abs(bound) >= NO_BOUND, jnp.sign(bound) * jnp.inf, bound)
+    xp = np if is_concrete(bound) else jnp
+    return xp.where(xp.abs(bound) >= NO_BOUND, xp.copysign(np.inf, bound), bound)
 
 
 def _check_bound(value: Any, name: str, width: int | None, rows: int | None) -> Any:

@@ -16,13 +16,11 @@ Reference: Farrell, Ham, Funke and Rognes (2013), SIAM Journal on Scientific Com
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
 from optctl._arrays import to_device, to_host
 from optctl._record import record
-from optctl._validate import as_float, as_seed, as_whole, check_tree
+from optctl._validate import as_float, as_seed, as_whole, cast, check_tree
 from optctl.adjoint.gradient import arguments, gradient, total_cost
 from optctl.adjoint.hessian import hessian_vector_product
 from optctl.dynamics.base import AbstractDynamics, check_dynamics
@@ -136,16 +134,16 @@ def check_adjoint(
         if dynamics.nx is None:
             raise ValueError("`x0` is missing and the number of states unknown; pass x0=...")
         x0 = rng.normal(size=dynamics.nx)
-    x0 = jnp.asarray(as_float(x0, "x0"))
+    x0 = as_float(x0, "x0")
     if us is None and not dynamics.roll_without_inputs:
         if dynamics.nu is None:
             raise ValueError("`us` is missing and the number of inputs unknown; pass us=...")
         us = rng.normal(size=(dynamics.horizon or horizon, dynamics.nu))
-    us = None if us is None else jnp.asarray(as_float(us, "us"), x0.dtype)
-    params = jax.tree.map(jnp.asarray, check_tree(params, "params"))
+    us = None if us is None else cast(as_float(us, "us"), x0.dtype)
+    x0, us, params = to_host((x0, us, check_tree(params, "params")))
 
     def draw(like: Any) -> Any:
-        return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), like)
+        return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), like)
 
     xs = dynamics.rollout(x0, us, params)
     dx0, dus, dparams, w = draw(x0), draw(us), draw(params), draw(xs)
@@ -154,21 +152,18 @@ def check_adjoint(
     forward_product = _dot(w, Jv)
     backward_product = _dot((back.costates[0], back.us, back.params), (dx0, dus, dparams))
     gap = abs(forward_product - backward_product) / max(np.sqrt(_dot(w, w) * _dot(Jv, Jv)), 1e-300)
-    limit = 1e-4 if x0.dtype == jnp.float32 else 1e-12
+    limit = 1e-4 if x0.dtype == np.float32 else 1e-12
 
     def along(h: float) -> Any:
         return dynamics.rollout(
-            x0 + h * dx0,
-            None if us is None else us + h * dus,
-            jax.tree.map(lambda p, d: p + h * d, params, dparams),
+            *jax.tree.map(lambda p, d: p + np.asarray(h, p.dtype) * d, (x0, us, params), (dx0, dus, dparams))
         )
 
-    flat = ravel_pytree(xs)[0]
-    scale = float(jnp.max(jnp.abs(flat)))
-    slope = ravel_pytree(Jv)[0]
-    remainders = [float(jnp.linalg.norm(ravel_pytree(along(h))[0] - flat - h * slope)) for h in STEPS]
+    flat, slope = _flat(xs), _flat(Jv)
+    scale = float(np.max(np.abs(flat)))
+    remainders = [float(np.linalg.norm(_flat(along(h)) - flat - np.asarray(h, flat.dtype) * slope)) for h in STEPS]
     order = observed_order(remainders, scale * np.sqrt(flat.size), x0.dtype)
-    needed = 1.5 if x0.dtype == jnp.float32 else 1.9
+    needed = 1.5 if x0.dtype == np.float32 else 1.9
     rows = [
         ("dot-product gap", float(gap), f"<= {limit:.0e}", bool(gap <= limit)),
         ("Taylor order of the rollout", order, f">= {needed}", bool(order >= needed)),
@@ -233,7 +228,7 @@ def check_gradient(problem: Problem, us: Any, *, x0: Any = None, params: Any = N
 
 def _taylor_rows(problem: Problem, engine: Engine | None, point: dict, name: str, direction: Any, slope: Any) -> list:
     dtype = point["x0"].dtype
-    single = dtype == jnp.float32
+    single = dtype == np.float32
 
     def along(h: float) -> float:
         moved = point | {name: jax.tree.map(lambda a, d: a + np.asarray(h, a.dtype) * d, point[name], direction)}
@@ -299,6 +294,10 @@ def _zero_notes(name: str, slope: Any) -> list[str]:
 @jax.jit
 def _cost(problem: Problem, us: Any, x0: Any, params: Any) -> Any:
     return total_cost(problem, us, x0, params)
+
+
+def _flat(tree: Any) -> np.ndarray:
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
 def _dot(a: Any, b: Any) -> float:

@@ -19,12 +19,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optctl._arrays import to_host
+from optctl._door import numbers
 from optctl._record import record
 from optctl._validate import as_float, check_tree, is_concrete
 from optctl.adjoint.known import with_slope
+from optctl.adjoint.linked import linked
 from optctl.dynamics.memory import reverse, schedule
-from optctl.engine.native import Slopes, find_engine
-from optctl.problem import Problem, once
+from optctl.engine.native import Engine, Slopes, find_engine, known_engine
+from optctl.problem import Problem, once, parts_of
 
 
 @record()
@@ -86,15 +89,46 @@ def gradient(problem: Problem, us: Any, *, x0: Any = None, params: Any = None) -
     """
     point = arguments(problem, us, x0, params)
     us, x0, params = point
-    once((problem, point), lambda: problem.check_shapes(x0, us, params))
-    engine = find_engine(problem, *point)
+    engine = known_engine(problem, *point)
     if engine is not None:
-        return as_gradient(engine.slopes(us, x0, params))
+        return as_gradient(engine.gradient(us, x0, params))
+    once((problem, point), lambda: problem.check_shapes(x0, us, params))
+    plain = is_concrete((problem, point)) or not is_concrete(parts_of(problem, None))
+    at, known = (problem, point) if plain else numbers((problem, point))
+    engine = find_engine(at, *known)
+    if engine is not None:
+        found = as_gradient(engine.gradient(*known))
+        return found if is_concrete(point) else linked(at, point, found, product, _gradient)
     if problem.memory == "full" or is_concrete(point):
         return _gradient(problem, *point)
     g = _gradient(problem, *jax.lax.stop_gradient(point))
     cost, slope = with_slope(g.cost, (g.us, g.x0, g.params), point, (g.us, g.x0, g.params))
     return Gradient(cost, None, None, *slope)
+
+
+def product(problem: Problem, us: Any, x0: Any, params: Any, dus: Any, dx0: Any, dparams: Any) -> Gradient:
+    """Return the derivative of every field of a gradient along a direction: by tapes where they have it."""
+    at, along = (us, x0, params), (dus, dx0, dparams)
+    engine = find_engine(problem, *at, curved=True, mixed=bool(jax.tree.leaves(params)))
+    return _product(problem, at, along) if engine is None else _along(engine, to_host(at), to_host(along))
+
+
+def _along(engine: Engine, at: tuple, direction: tuple) -> Gradient:
+    """Return the derivative of every field by the engine's tapes."""
+    (us, x0, params), (dus, dx0, dparams) = at, direction
+    if not jax.tree.leaves(params):
+        found, hessian = engine.hessian(us, x0, params)
+        dxs, dcostates, gus, gx0 = hessian(dus, dx0)
+        return Gradient(np.vdot(found.us, dus) + np.vdot(found.x0, dx0), dxs, dcostates, gus, gx0, params)
+    found, hessian = engine.mixed_hessian(us, x0, params)
+    pairs = zip(jax.tree.leaves((found.us, found.x0, found.params)), jax.tree.leaves(direction), strict=True)
+    return Gradient(sum([np.vdot(g, d) for g, d in pairs]), *hessian(dus, dx0, dparams))
+
+
+@jax.jit
+def _product(problem: Problem, at: tuple, along: tuple) -> Gradient:
+    along = jax.tree.map(lambda d, a: jnp.asarray(d, a.dtype), along, at)
+    return jax.jvp(lambda us, x0, params: costate_gradient(problem, us, x0, params), at, along)[1]
 
 
 def arguments(problem: Problem, us: Any, x0: Any, params: Any) -> tuple[Any, Any, Any]:
@@ -108,7 +142,7 @@ def arguments(problem: Problem, us: Any, x0: Any, params: Any) -> tuple[Any, Any
     if us is None and not problem.dynamics.roll_without_inputs:
         if problem.dynamics.nu != 0:
             raise ValueError(f"`us` is missing; expected inputs of shape ({problem.horizon}, {problem.dynamics.nu}).")
-        us = jnp.zeros((problem.horizon, 0), x0.dtype)
+        us = np.zeros((problem.steps, 0), x0.dtype)
     if us is not None:
         us = as_float(us, "us")
         if us.dtype != x0.dtype:

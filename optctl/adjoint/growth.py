@@ -7,10 +7,11 @@ useful, for a control problem and for a deep network alike (Recht 2016, Mates of
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optctl._arrays import eigenvalues, namespace, scan, spectral_norm
+from optctl._door import compiled
 from optctl._record import record
 from optctl._validate import as_float
 from optctl.dynamics.base import AbstractDynamics, check_dynamics
@@ -100,21 +101,22 @@ def costate_growth(dynamics: AbstractDynamics, xs: Any, us: Any, params: Any = N
     return _measure(_products(A))
 
 
-@jax.jit
+@compiled()
 def _products(A: Any) -> tuple[Any, Any]:
     """Phi_t scaled to norm 1 and the log of its norm, for t = N..0."""
+    xp = namespace(A)
 
     def backward(carry: tuple, A_t: Any) -> tuple:
         Phi, log_norm = carry
         scaled = Phi @ A_t
-        norm = jnp.linalg.norm(scaled, ord=2)
-        unit = scaled / jnp.where(norm > 0, norm, 1)
-        log_norm = log_norm + jnp.log10(norm)
+        norm = spectral_norm(scaled)
+        unit = scaled / xp.where(norm > 0, norm, 1)
+        log_norm = log_norm + xp.log10(norm)
         return (unit, log_norm), log_norm
 
-    start = jnp.eye(A.shape[-1], dtype=A.dtype), jnp.zeros((), A.dtype)
-    carry, logs = jax.lax.scan(backward, start, A, reverse=True)
-    return carry[0], jnp.append(logs, 0.0)
+    start = xp.eye(A.shape[-1], dtype=A.dtype), xp.zeros((), A.dtype)
+    carry, logs = scan(backward, start, A, reverse=True)
+    return carry[0], xp.append(logs, 0.0)
 
 
 def _products_of_list(A: list[Any]) -> tuple[Any, Any]:
@@ -129,13 +131,14 @@ def _products_of_list(A: list[Any]) -> tuple[Any, Any]:
 
 def _measure(products: tuple[Any, Any]) -> CostateGrowth:
     Phi, log_norms = products
-    steps = len(log_norms) - 1
+    xp, steps = namespace(Phi), len(log_norms) - 1
     if Phi.shape[0] == Phi.shape[1]:
-        radius = jnp.max(jnp.abs(jnp.linalg.eigvals(Phi)))
+        radius = xp.max(xp.abs(eigenvalues(Phi)))
     else:  # widths differ: singular values take the place of eigenvalues
-        radius = jnp.linalg.norm(Phi, ord=2)
-    return CostateGrowth(
-        log10_norms=log_norms,
-        spectral_radius=10.0 ** ((jnp.log10(radius) + log_norms[0]) / steps),
-        rate=10.0 ** (log_norms[0] / steps),
-    )
+        radius = spectral_norm(Phi)
+    with np.errstate(all="ignore"):
+        return CostateGrowth(
+            log10_norms=log_norms,
+            spectral_radius=10.0 ** ((xp.log10(radius) + log_norms[0]) / steps),
+            rate=10.0 ** (log_norms[0] / steps),
+        )

@@ -14,13 +14,10 @@ Reference: Griewank and Walther (2008), Evaluating Derivatives, section 5.3.
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from optctl._arrays import to_host
 from optctl._validate import as_float, check_like, check_tree
-from optctl.adjoint.gradient import Gradient, arguments, costate_gradient
-from optctl.engine.native import Engine, find_engine
+from optctl.adjoint.gradient import Gradient, arguments, product
 from optctl.problem import Problem, once
 
 
@@ -81,20 +78,8 @@ def hessian_vector_product(
         if jax.tree.structure(along[k]) != jax.tree.structure(point):  # type: ignore[operator]
             raise ValueError(f"`{name}` differs in structure from what it is a direction in.")
         check_like(along[k], name, point)
-    engine = None if jax.tree.leaves(params) else find_engine(problem, us, x0, params, curved=True)
-    if engine is not None:
-        once((problem, at), lambda: problem.check_shapes(x0, us, params))
-        return _along(engine, to_host(at), to_host((along[0], along[1])))
-    cast = tuple(jax.tree.map(lambda d, a: jnp.asarray(d, a.dtype), d, a) for d, a in zip(along, at, strict=True))
-    return _hessian_vector_product(problem, at, cast)
-
-
-def _along(engine: Engine, at: tuple, direction: tuple) -> Gradient:
-    """Return the derivative of every field by the engine's tapes."""
-    (us, x0, params), (dus, dx0) = at, direction
-    found, product = engine.hessian(us, x0, params)
-    dxs, dcostates, gus, gx0 = product(dus, dx0)
-    return Gradient(np.vdot(found.us, dus) + np.vdot(found.x0, dx0), dxs, dcostates, gus, gx0, params)
+    once((problem, at), lambda: problem.check_shapes(x0, us, params))
+    return product(problem, *at, *along)
 
 
 def require_second_derivatives(problem: Problem) -> None:
@@ -104,9 +89,3 @@ def require_second_derivatives(problem: Problem) -> None:
             f"{type(problem.dynamics).__name__} has no second derivatives; use method='lbfgs' or 'gradient_descent',"
             " which need the gradient only."
         )
-
-
-@jax.jit
-def _hessian_vector_product(problem: Problem, at: tuple, along: tuple) -> Gradient:
-    problem.check_shapes(at[1], at[0], at[2])
-    return jax.jvp(lambda us, x0, params: costate_gradient(problem, us, x0, params), at, along)[1]

@@ -15,7 +15,6 @@ from optctl.continuous.system import Free, System
 from optctl.dynamics.memory import put, reverse, schedule, take
 from optctl.result import Status
 
-
 SOLVED, EVENT_MET = int(Status.SOLVED), int(Status.EVENT)
 
 

@@ -3,7 +3,9 @@
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 
+from optctl._arrays import as_device
 from optctl._record import record
 from optctl._validate import as_float
 from optctl.dynamics.base import AbstractDynamics, Labels, check_labels
@@ -46,7 +48,7 @@ class LinearDynamics(AbstractDynamics):
         B = as_float(self.B, "B")
         if B.ndim not in (2, 3) or B.shape[-2] != nx:
             raise ValueError(f"`B` has shape {B.shape}; expected ({nx}, nu) or (N, {nx}, nu), as `A` is {A.shape}.")
-        c = jnp.zeros(nx, A.dtype) if self.c is None else as_float(self.c, "c")
+        c = np.zeros(nx, A.dtype) if self.c is None else as_float(self.c, "c")
         if c.ndim not in (1, 2) or c.shape[-1] != nx:
             raise ValueError(f"`c` has shape {c.shape}; expected ({nx},) or (N, {nx}), as `A` is {A.shape}.")
         lengths = {name: m.shape[0] for name, m, n in (("A", A, 3), ("B", B, 3), ("c", c, 2)) if m.ndim == n}
@@ -54,7 +56,7 @@ class LinearDynamics(AbstractDynamics):
             raise ValueError(f"stages differ: {lengths}; expected one number of stages N in all of them.")
         check_labels(self.labels, nx, B.shape[-1])
         for name, value in (("A", A), ("B", B), ("c", c)):
-            object.__setattr__(self, name, jnp.asarray(value))
+            object.__setattr__(self, name, as_device(value, value.dtype))
 
     @property
     def nx(self) -> int:  # type: ignore[override]

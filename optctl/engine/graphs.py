@@ -5,6 +5,9 @@
     curved      slopes, then the curvature of the cost in z: the upper triangle of a stage, all of an end
     exact       slopes, then the curvature of cost + costate'f + y'(g, h)
     priced      the derivatives in the parameters: of l + costate'f at stages, of l at the ends
+    turned      the derivatives in z, in the parameters and in the costate of the derivative of l + costate'f along a
+                direction (dz, dparams, dcostate), at the ends without costate: a Hessian times a vector
+    pushed      the derivative of f along a direction in the parameters
     moved       the derivatives, in those of the uniform values that are wanted, of the derivative of
                 k l + costate'f + y'(g, h) along a direction (dz, dk, dcostate, dy), at k = 1
 
@@ -65,11 +68,16 @@ class Place:
 
     def weights(self, count: int) -> dict[int, int]:
         """Return what the cost and the first `count` functions, at their prices, count in a Lagrangian."""
-        g, weights = self.graph.g, {self.cost.item(): ONE}
-        for of, y in zip(self.functions[:count], self.ys[:count], strict=True):
-            for i, price in zip(of.tolist(), y.tolist(), strict=True):
-                weights[i] = g.add(weights.get(i, ZERO), price)
-        return weights
+        return self._sum(
+            np.concatenate([self.cost.ravel(), *self.functions[:count]]), np.concatenate([[ONE], *self.ys[:count]])
+        )
+
+    def _sum(self, results: Any, weights: Any) -> dict[int, int]:
+        """Return the weight of each expression in sum weight . result."""
+        total: dict[int, int] = {}
+        for i, weight in zip(map(int, results), map(int, weights), strict=True):
+            total[i] = self.graph.g.add(total.get(i, ZERO), weight)
+        return total
 
     def tape(self, kind: str) -> Tape:
         """Return a tape by its kind.
@@ -94,14 +102,55 @@ class Place:
         Raises:
             Unsupported: where an index that is computed picks a parameter.
         """
-        graph, nodes = self.graph, self.graph.g.nodes
-        wanted = [i for leaf in leaves for i in graph.uniform[leaf].ravel().tolist()]
-        places = {nodes[i][1] for i in wanted}
-        if any([operation == LOOKUP and base in places for operation, _, base, _ in nodes]):
-            raise Unsupported("the derivative in parameters that an index picks")
+        graph, wanted = self.graph, self._of_leaves(leaves)
         with np.errstate(all="ignore"):  # the next state has a price, and nothing else: rows play no part in a gradient
             found = adjoints(graph.g, self.weights(int(self.staged)), wanted)
         return graph.tape([*graph.inputs, self.ys[0]] if self.staged else graph.inputs, [np.array(found, np.intp)])
+
+    def turned(self, leaves: list[int]) -> Tape:
+        """Return the tape of second derivatives in z and the parameters, times a vector.
+
+        Its inputs are x, u, t and costate (or x), and the direction dz, dparams and dcostate.
+
+        Raises:
+            Unsupported: where an index that is computed picks a parameter, or if the tape would be too long.
+        """
+        graph, g, wanted = self.graph, self.graph.g, self._of_leaves(leaves)
+        prices = self.ys[:1] if self.staged else []
+        dz, dp, dy = graph.variable(len(self.z)), graph.variable(len(wanted)), [graph.variable(y.size) for y in prices]
+        along = [*self.z, *wanted]
+        with np.errstate(all="ignore"):
+            slope = adjoints(g, self.weights(len(prices)), along)
+            every = np.concatenate([slope, *self.functions[: len(prices)]])
+            weights = self._sum(every, np.concatenate([dz, dp, *dy]))
+            found = adjoints(g, weights, [*along, *[i for y in prices for i in y.tolist()]])
+        return graph.tape([*graph.inputs, *prices, dz, dp, *dy], [np.array(found, np.intp)])
+
+    def pushed(self, leaves: list[int]) -> Tape:
+        """Return the tape of the derivative of the next state along a direction in the parameters, behind (x, u, t).
+
+        Raises:
+            Unsupported: as `turned`.
+        """
+        graph, g, wanted = self.graph, self.graph.g, self._of_leaves(leaves)
+        dp, y = graph.variable(len(wanted)), self.ys[0]
+        with np.errstate(all="ignore"):
+            slope = adjoints(g, self._sum(self.functions[0], y), wanted)
+            found = adjoints(g, self._sum(slope, dp), y.tolist())
+        return graph.tape([*graph.inputs, dp], [np.array(found, np.intp)])
+
+    def _of_leaves(self, leaves: list[int]) -> list[int]:
+        """Return the numbers of some of the uniform values, given by their places.
+
+        Raises:
+            Unsupported: where an index that is computed picks one of them.
+        """
+        nodes, uniform = self.graph.g.nodes, self.graph.uniform
+        wanted = [i for leaf in leaves for i in uniform[leaf].ravel().tolist()]
+        places = {nodes[i][1] for i in wanted}
+        if any([operation == LOOKUP and base in places for operation, _, base, _ in nodes]):
+            raise Unsupported("the derivative in parameters that an index picks")
+        return wanted
 
     def moved(self, leaves: Sequence[int]) -> Tape:
         """Return the tape of the second derivatives in z and all prices, and in those of the uniform values.
@@ -117,11 +166,9 @@ class Place:
         wanted = [i for leaf in leaves for i in graph.uniform[leaf].ravel().tolist()]
         dz, dk, dys = graph.variable(len(self.z)), graph.variable(1), [graph.variable(y.size) for y in self.ys]
         with np.errstate(all="ignore"):
-            weights: dict[int, int] = {}
             slope = adjoints(g, self.weights(len(self.functions)), self.z)
-            every = [*slope, self.cost.item(), *[i for of in self.functions for i in of.tolist()]]
-            for i, weight in zip(every, np.concatenate([dz, dk, *dys]).tolist(), strict=True):
-                weights[i] = g.add(weights.get(i, ZERO), weight)
+            every = np.concatenate([slope, self.cost.ravel(), *self.functions])
+            weights = self._sum(every, np.concatenate([dz, dk, *dys]))
             looked_up = [i for i, node in enumerate(g.nodes) if node[0] == LOOKUP and node[2] < TABLES]
             found = adjoints(g, weights, [*wanted, *looked_up])
             picked = [i for i, of in zip(looked_up, found[len(wanted) :], strict=True) if of != ZERO]
@@ -177,18 +224,25 @@ class Graphs:
         self.captured = any(graph.captured for graph in (path, end, start))
         self.judged: dict[str, bool] = {}
         self._packed: dict[Any, np.ndarray] = {}
-        self._priced: tuple[Tape, ...] | None = None
+        self._in_params: dict[str, tuple[Tape, ...]] = {}
         self._moved: dict[tuple[int, ...], tuple[Tape, ...]] = {}
 
     def tapes(self, kind: str) -> tuple[Tape, ...]:
         """Return the tapes of values and of a kind: of a stage, of the end, of the start."""
         return tuple([place.tape(k) for place in (self.path, self.end, self.start) for k in ("values", kind)])
 
-    def priced(self) -> tuple[Tape, ...]:
-        """Return the tapes of the derivatives in the parameters: of a stage, of the end, of the start."""
-        if self._priced is None:
-            self._priced = tuple([place.priced(self.of_params) for place in (self.path, self.end, self.start)])
-        return self._priced
+    def in_params(self, kind: str) -> tuple[Tape, ...]:
+        """Return the tapes of derivatives in the parameters, "priced" or "turned": of a stage, the end, the start.
+
+        The kind "pushed" is of a stage alone.
+
+        Raises:
+            Unsupported: where an index that is computed picks a parameter, or if a tape would be too long.
+        """
+        if kind not in self._in_params:
+            places = [self.path] if kind == "pushed" else [self.path, self.end, self.start]
+            self._in_params[kind] = tuple([getattr(place, kind)(self.of_params) for place in places])
+        return self._in_params[kind]
 
     def moved(self, leaves: tuple[int, ...]) -> tuple[Tape, ...]:
         """Return the tapes of how the conditions of an optimum move with those leaves: of a stage, the end, the start.

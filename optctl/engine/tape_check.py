@@ -9,6 +9,7 @@ The tapes run by a plain call of compiled code (`_native.run_tape`). Data that a
 numbers: what is judged is the tape, not the data. A tape that disagrees, or that cannot be judged, is not used.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -128,6 +129,70 @@ def check_tapes(
     return None
 
 
+class _Moving:
+    """The Lagrangians l + costate'f of the stages, of the end and of the start, by NumPy, near a point.
+
+    Attributes:
+        inputs: what tapes of the three read there: x, u, t, costate; x; x.
+        moves: a direction in states, inputs, costates and parameters.
+    """
+
+    def __init__(self, problem: Problem, params: Any, xs: Any, us: Any) -> None:
+        (N, nu), nx, rng = us.shape, xs.shape[1], np.random.default_rng(11)
+        self.evaluate = Evaluator(problem, params, (N, nx, nu))
+        self.xs = np.asarray(xs, float) + 0.1 * rng.uniform(-1, 1, xs.shape) * (1 + np.abs(xs))
+        self.us = np.asarray(us, float) + 0.1 * rng.uniform(-1, 1, us.shape) * (1 + np.abs(us))
+        self.costates, ts = rng.normal(size=(N, nx)), np.arange(N, dtype=float)[:, None]
+        leaves, self.structure = jax.tree.flatten(params)
+        self.params = [np.asarray(leaf, float) for leaf in leaves]
+        dparams = [rng.choice([-1.0, 1.0], p.shape) * np.maximum(np.abs(p), 1e-3) for p in self.params]
+        dxs, dus = [rng.choice([-1.0, 1.0], z.shape) * np.maximum(np.abs(z), 0.1) for z in (self.xs, self.us)]
+        self.moves = dxs, dus, rng.normal(size=(N, nx)), dparams
+        self.inputs = [np.hstack([self.xs[:-1], self.us, ts, self.costates]), self.xs[-1:], self.xs[:1]]
+
+    def along_params(self) -> np.ndarray:
+        """Return the direction in the parameters, flat."""
+        return np.concatenate([np.ravel(move) for move in self.moves[3]] or [np.zeros(0)])
+
+    def __call__(self, h: float, *, of_params_alone: bool) -> list[np.ndarray]:
+        """Return the three at the point plus h times the direction, (N,), (1,) and (1,)."""
+        dxs, dus, dcostates, dparams = self.moves
+        k = 0.0 if of_params_alone else h
+        given = [p + h * dp for p, dp in zip(self.params, dparams, strict=True)]
+        many = np.tile(self.xs + k * dxs, (3, 1, 1)), np.tile(self.us + k * dus, (3, 1, 1))
+        v = self.evaluate(*many, jax.tree.unflatten(self.structure, given))
+        parts = [(v["f"][0] * (self.costates + k * dcostates)).sum(-1), np.zeros(1), np.zeros(1)]
+        for which, name in enumerate(("stage_cost", "terminal_cost", "initial_cost")):
+            if name in v:
+                parts[which] = parts[which] + v[name][0].reshape(parts[which].shape)
+        return parts
+
+    def agrees(self, claimed: list[np.ndarray], differences: Callable, *, power: int) -> Disagreement | None:
+        """Compare with differences over h^power, as good as the best of several h finds them."""
+        best = [np.full(own.shape, np.inf) for own in claimed]
+        for h in (1e-2, 1e-3, 1e-4, 1e-5)[: 3 if power == 2 else 4]:
+            found, sizes = differences(h)
+            for which, (own, other, size) in enumerate(zip(claimed, found, sizes, strict=True)):
+                scale = np.abs(own) + np.abs(other) + 1e-11 * size / h**power + 1e-300
+                gap = np.where(np.isfinite(other), np.abs(own - other) / scale, 0.0)
+                best[which] = np.fmin(best[which], gap)
+        names = ("the Lagrangian of a stage", "terminal_cost", "initial_cost")
+        for which, (name, gaps) in enumerate(zip(names, best, strict=True)):
+            if np.any(gaps > CURVATURE):
+                at, what = int(np.argmax(gaps)), ("derivative in params", "second derivative with params")[power - 1]
+                return Disagreement(name, at if which == 0 else None, what, float(claimed[which][at]), np.nan)
+        return None
+
+
+def _run_each(tapes: Sequence[Tape], uniform: Any, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    shared = [np.ravel(np.asarray(leaf)).astype(float) for leaf in jax.tree.leaves(uniform)]
+    memories = [np.concatenate([*shared, tape.constants]) for tape in tapes]
+    return [
+        _native.run_tape(tape.packed(), memory, values, tape.outputs.size)
+        for tape, memory, values in zip(tapes, memories, inputs, strict=True)
+    ]
+
+
 def check_priced(
     tapes: tuple[Tape, ...], problem: Problem, params: Any, uniform: Any, xs: Any, us: Any
 ) -> Disagreement | None:
@@ -136,46 +201,55 @@ def check_priced(
     Raises:
         Uninterpreted: where NumPy cannot evaluate the functions.
     """
-    N, nx, nu = us.shape[0], xs.shape[1], us.shape[1]
-    evaluate = Evaluator(problem, params, (N, nx, nu))
-    shared = [np.ravel(np.asarray(leaf)).astype(float) for leaf in jax.tree.leaves(uniform)]
-    rng = np.random.default_rng(11)
-    xs = np.asarray(xs, float) + 0.1 * rng.uniform(-1, 1, xs.shape) * (1 + np.abs(xs))
-    us = np.asarray(us, float) + 0.1 * rng.uniform(-1, 1, us.shape) * (1 + np.abs(us))
-    costates, ts = rng.normal(size=(N, nx)), np.arange(N, dtype=float)[:, None]
-    leaves, structure = jax.tree.flatten(params)
-    moves = [rng.choice([-1.0, 1.0], leaf.shape) * np.maximum(np.abs(leaf), 1e-3) for leaf in leaves]
-    inputs = [np.hstack([xs[:-1], us, ts, costates]), xs[-1:], xs[:1]]
-    claimed = []
+    near = _Moving(problem, params, xs, us)
+
+    def differences(h: float) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        ahead, back, far, farther = [near(k * h, of_params_alone=True) for k in (1, -1, 2, -2)]
+        slopes = [(8 * (a - b) - (c - d)) / (12 * h) for a, b, c, d in zip(ahead, back, far, farther, strict=True)]
+        return slopes, [np.abs(a) + np.abs(b) for a, b in zip(ahead, back, strict=True)]
+
     with np.errstate(all="ignore"):
-        for tape, values in zip(tapes, inputs, strict=True):
-            memory = np.concatenate([*shared, tape.constants])
-            found = _native.run_tape(tape.packed(), memory, values, tape.outputs.size)
-            claimed.append(found @ np.concatenate([np.ravel(move) for move in moves]))
+        claimed = [found @ near.along_params() for found in _run_each(tapes, uniform, near.inputs)]
+        return near.agrees(claimed, differences, power=1)
 
-        def lagrangians(h: float) -> list[np.ndarray]:
-            given = [np.asarray(leaf) + h * move for leaf, move in zip(leaves, moves, strict=True)]
-            many = np.tile(xs, (3, 1, 1)), np.tile(us, (3, 1, 1))
-            v = evaluate(*many, jax.tree.unflatten(structure, given))
-            parts = [(v["f"][0] * costates).sum(-1), np.zeros(1), np.zeros(1)]
-            for k, name in enumerate(("stage_cost", "terminal_cost", "initial_cost")):
-                if name in v:
-                    parts[k] = parts[k] + v[name][0].reshape(parts[k].shape)
-            return parts
 
-        best: list[Any] = [np.inf] * 3
-        for h in (1e-3, 1e-4, 1e-5):
-            ahead, back = lagrangians(h), lagrangians(-h)
-            twice = lagrangians(2 * h), lagrangians(-2 * h)
-            for k, own in enumerate(claimed):
-                slope = (8 * (ahead[k] - back[k]) - (twice[0][k] - twice[1][k])) / (12 * h)
-                size = np.abs(own) + np.abs(slope) + 1e-11 * (np.abs(ahead[k]) + np.abs(back[k])) / h
-                best[k] = np.minimum(best[k], np.where(np.isfinite(slope), np.abs(own - slope) / (size + 1e-300), 0.0))
-    for k, name in enumerate(("the Lagrangian of a stage", "terminal_cost", "initial_cost")):
-        if np.any(best[k] > CURVATURE):
-            at = int(np.argmax(best[k]))
-            return Disagreement(name, at if k == 0 else None, "derivative in params", float(claimed[k][at]), np.nan)
-    return None
+def check_turned(
+    turned: tuple[Tape, ...], pushed: tuple[Tape, ...], problem: Problem, params: Any, uniform: Any, xs: Any, us: Any
+) -> Disagreement | None:
+    """Return where second derivatives with parameters are not those that NumPy finds, d'Hd along a direction, or None.
+
+    That of the next state in the parameters, `pushed`, is compared with what the second derivatives make of it.
+
+    Raises:
+        Uninterpreted: where NumPy cannot evaluate the functions.
+    """
+    near = _Moving(problem, params, xs, us)
+    (N, nx), dp = near.costates.shape, near.along_params()
+    dxs, dus, dcostates, _ = near.moves
+    stage = np.hstack([dxs[:-1], dus, np.tile(dp, (N, 1)), dcostates])
+    ways = [stage, np.concatenate([dxs[-1], dp])[None], np.concatenate([dxs[0], dp])[None]]
+
+    def differences(h: float) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        here, ahead, back, far, farther = [near(k * h, of_params_alone=False) for k in (0, 1, -1, 2, -2)]
+        bends = [
+            (16 * (a + b) - (c + d) - 30 * v) / (12 * h**2)
+            for v, a, b, c, d in zip(here, ahead, back, far, farther, strict=True)
+        ]
+        return bends, [np.abs(v) + np.abs(a) for v, a in zip(here, ahead, strict=True)]
+
+    with np.errstate(all="ignore"):
+        inputs = [np.hstack(pair) for pair in zip(near.inputs, ways, strict=True)]
+        found = _run_each(turned, uniform, inputs)
+        claimed = [np.sum(made * way, axis=1) for made, way in zip(found, ways, strict=True)]
+        wrong = near.agrees(claimed, differences, power=2)
+        if wrong is not None:
+            return wrong
+        still = np.hstack([np.zeros_like(dxs[:-1]), np.zeros_like(dus), np.tile(dp, (N, 1)), np.zeros_like(dcostates)])
+        (through,) = _run_each(turned[:1], uniform, [np.hstack([near.inputs[0], still])])
+        (own,) = _run_each(pushed, uniform, [np.hstack([near.inputs[0][:, :-nx], np.tile(dp, (N, 1))])])
+        other = through[:, -nx:]
+        gaps = np.abs(own - other) > CURVATURE * (np.abs(own) + np.abs(other) + 1e-300)
+        return _first("f", "derivative in params", gaps, own, other)
 
 
 def _judge(at: _Point, evaluate: Evaluator, *, bends: bool) -> Disagreement | None:

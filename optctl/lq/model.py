@@ -17,10 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl import _door
-from optctl._arrays import namespace
+from optctl._arrays import namespace, to_device, to_host
+from optctl._door import opens
 from optctl._record import record
 from optctl._validate import as_float, default_float, is_concrete, is_whole
 from optctl.dynamics.stage import StageFunction
+from optctl.engine.native import Engine, find_engine
 from optctl.problem import Problem, once
 from optctl.tape import degree
 
@@ -206,6 +208,7 @@ class LQ:
 
 def check_linear_quadratic(problem: Problem) -> None:
     """Raise ValueError unless a problem is linear-quadratic by its structure, naming what is not."""
+    problem = to_device(problem)  # what indexes by stage needs JAX's arrays
     dynamics = problem.dynamics
     if dynamics.nx is None or dynamics.nu is None or not dynamics.has_jax_step:
         raise ValueError(f"`dynamics` is {type(dynamics).__name__}; expected LinearDynamics, or a step of known size.")
@@ -303,8 +306,32 @@ def zero_trajectory(problem: Problem) -> tuple[Any, Any]:
     return np.zeros((N + 1, nx), dtype), np.zeros((N, nu), dtype)
 
 
-@jax.jit
 def _model_along(problem: Problem, xs: Any, us: Any, params: Any, costates: Any) -> LQ:
+    """Return the model by the engine where it can, else by its definition."""
+    engine = find_engine(problem, us, xs[0], params, curved=True)
+    if engine is None or not opens((xs, costates)) or xs.dtype != np.float64:
+        return _model_by_jax(problem, xs, us, params, costates)
+    once(("along", problem, xs, us, params), lambda: to_device(problem).check_shapes(xs[0], us, params))
+    return _model_now(engine, *to_host((problem, xs, us, params, costates)))
+
+
+def _model_now(engine: Engine, problem: Problem, xs: Any, us: Any, params: Any, costates: Any) -> LQ:
+    nx = xs.shape[1]
+    at = engine.along(xs, us, params, costates, curved=True)
+    bend, slope = at["V" if costates is not None else "W"], at["slope"]
+    value_f, qf, Qf = engine.at_end(1, xs[-1], params)
+    value_0, q0, Q0 = engine.at_end(2, xs[0] if problem.x0 is None else problem.x0, params)
+    given = problem.x0 is not None
+    return LQ(
+        A=at["A"], B=at["B"], c=at["reached"] - xs[1:],
+        Q=bend[:, :nx, :nx], R=bend[:, nx:, nx:], M=bend[:, :nx, nx:], q=slope[:, :nx], r=slope[:, nx:],
+        Qf=Qf, qf=qf, x0=problem.x0 - xs[0] if given else None, Q0=None if given else Q0, q0=None if given else q0,
+        constant=at["l"].sum() + value_f + value_0,
+    )  # fmt: skip
+
+
+@jax.jit
+def _model_by_jax(problem: Problem, xs: Any, us: Any, params: Any, costates: Any) -> LQ:
     problem.check_shapes(xs[0], us, params)
     nx = xs.shape[1]
     A, B = problem.dynamics.jacobians(xs, us, params)

@@ -4,9 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from optctl import _door
 from optctl._record import record
-from optctl._validate import as_whole, check_choice, is_number, is_whole
+from optctl._validate import as_whole, check_choice, default_float, is_number, is_whole
+from optctl.policies import draws
 
 ACTIVATIONS = {
     "tanh": jnp.tanh,
@@ -39,12 +42,16 @@ class MLP:
             key: a JAX key or an integer seed.
         """
         if not hasattr(key, "dtype") or is_number(key):
-            key = jax.random.key(as_whole(key, "key", least=0))
-        keys = jax.random.split(key, len(self.widths) - 1)
-        layers = []
+            key = as_whole(key, "key", least=0)
+        words = draws.words_of(key) if default_float() == np.float64 and _door.opens(()) else None
+        if words is None:
+            key = jax.random.key(key) if isinstance(key, int) else key
+        by: Any = jax.random if words is None else draws
+        keys = by.split(key if words is None else words, len(self.widths) - 1)
+        layers, xp = [], jnp if words is None else np
         for i, (n_in, n_out) in enumerate(zip(self.widths[:-1], self.widths[1:], strict=True)):
             scale = (0.1 if i == len(self.widths) - 2 else 1.0) / n_in**0.5
-            layers.append({"W": scale * jax.random.normal(keys[i], (n_out, n_in)), "b": jnp.zeros(n_out)})
+            layers.append({"W": scale * by.normal(keys[i], (n_out, n_in)), "b": xp.zeros(n_out)})
         return layers
 
     def apply(self, params: Any, x: Any) -> Any:

@@ -73,6 +73,7 @@ from optctl.shooting.rows import (
     Rows,
     all_counted,
     bound_arrays,
+    bounded_values,
     can_be_unbounded,
     flatten,
     inside,
@@ -326,34 +327,51 @@ def blank(program: Program, xs: Any, us: Any, settings: Settings) -> State:
 def without_held_rows(program: Program, xs: Any, us: Any, settings: Settings) -> Program:
     """Return the program with those path rows off that nothing free can change at their stage, and that hold there.
 
-    Such are rows that t switches on, and rows of a given x_0. They have no interior where they hold with equality, and
-    no multiplier; rows with a price have both, and stay. A row depends on what is free if it is NaN where that is NaN,
-    or (comparisons hide NaN) another number at other points. What does not hold stays on. A row that depends on
-    something in a small region alone may be missed: `finish` looks at all rows again.
+    Such are rows that t switches on, rows of a given x_0, and rows and bounds of later states that no input reaches by
+    then: a position two steps from its force. They have no interior where they hold with equality, and no multiplier;
+    rows with a price have both, and stay. A row depends on what is free if it is NaN where that is NaN, or (comparisons
+    hide NaN) another number at other points; a bound, in the latter case alone (zeros in data make 0 NaN of nothing).
+    What does not hold stays on. A row that depends on something in a small region alone may be missed: `finish` looks
+    at all rows again.
     """
     xp = namespace(xs)
     problem, rows = program.problem, program.rows
+    given, free = not all(program.x0_free), xp.asarray(program.x0_free)
     names = [name for name in PATH if getattr(problem, name) is not None]
-    if not any(getattr(problem, name).takes("t") or not all(program.x0_free) for name in names):
+    bounds = {name: bound for name, bound in rows.bounds.items() if given and name[:-4] == "x"}
+    if not (bounds or any(getattr(problem, name).takes("t") or given for name in names)):
         return program
     still, xs, us = constant((program, xs, us), xs)
-    free = xp.asarray(program.x0_free)
 
-    def at(xs_free: Any, us_free: Any) -> dict[str, Any]:
-        xs_free = xp.concatenate([xp.where(free, xs_free[0], xs[0])[None], xs_free[1:]])
-        return native.row_values(still, xs_free, us_free)
+    def at(first: Any, us_free: Any) -> tuple[Any, Any]:
+        return native.roll(still, xp.where(free, first, xs[0]), us_free), us_free
 
-    values = at(xp.full_like(xs, xp.nan), xp.full_like(us, xp.nan))
-    noise = [xp.asarray(drawn, z.dtype) for drawn, z in zip(_noise(xs.shape, us.shape), (xs, us), strict=True)]
-    others = [at(xs + scale * noise[0], us + scale * noise[1]) for scale in (0.1, 10.0)]
+    def reached() -> bool:
+        one, other = [native.step(still, xp.where(free, k * noise[0], xs[0]), k * noise[1][0], 0) for k in (1, 2)]
+        return bool((one != other).all())
+
+    def values_at(xs_free: Any, us_free: Any) -> dict[str, Any]:
+        values = native.row_values(still, xs_free, us_free) if names else {}
+        return values | bounded_values(bounds, xs_free, us_free)
+
+    noise = [xp.asarray(drawn, z.dtype) for drawn, z in zip(_noise(xs[0].shape, us.shape), (xs, us), strict=True)]
+    if not names and on_host(xs) and reached():
+        return program  # inputs reach all states at once
+    points = [at(xs[0] + scale * noise[0], us + scale * noise[1]) for scale in (0.1, 10.0, 1.0)]
+    *others, values = [values_at(*point) for point in points]
+    if names:
+        values |= native.row_values(still, *at(xp.full_like(xs[0], xp.nan), xp.full_like(us, xp.nan)))
     on = {name: xp.ones(shape, bool) for name, shape in rows.shapes}
-    for name in names:
-        held = values[name] if name.endswith("inequality") else xp.abs(values[name])
-        priced = xp.isfinite(getattr(problem, name).prices(held.shape, held.dtype)[0])
-        on[name] = xp.isnan(values[name]) | (held > settings.tolerance) | priced
+    for name in (*names, *bounds):
+        held = xp.abs(values[name]) if name.endswith("_equality") else values[name]
+        if name in bounds:
+            stays = rows.split(rows.equality)[name]
+        else:
+            stays = xp.isfinite(getattr(problem, name).prices(held.shape, held.dtype)[0])
+        on[name] = ~(held <= settings.tolerance) | ~xp.isfinite(held) | stays
         for other in others:
             on[name] = on[name] | (other[name] != values[name])
-    kept = flatten(on, bool, xs)
+    kept = flatten(on, bool, xs) | ~(rows.inequality | rows.equality)
     if kept.all() if on_host(kept) else False:
         return program
 

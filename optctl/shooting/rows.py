@@ -159,10 +159,9 @@ def all_counted(rows: Rows) -> Rows:
         return rows
     on = {"inequality": rows.split(rows.inequality), "equality": rows.split(rows.equality)}
     off = rows.split(rows.off)
-    for name in PATH:
-        blocks = on[name.removeprefix("path_")]
-        if name in blocks:
-            blocks[name] = blocks[name] | off[name]
+    for name, block in off.items():
+        blocks = on["equality" if name == "path_equality" else "inequality"]
+        blocks[name] = blocks[name] | block
     return replace(rows, off=None, **{kind: flatten(blocks, bool, rows.off) for kind, blocks in on.items()})
 
 
@@ -185,11 +184,12 @@ def bound_values(problem: Problem, xs: Any, us: Any, start_free: bool) -> dict[s
 def bounded_values(bounds: dict[str, Any], xs: Any, us: Any) -> dict[str, Any]:
     """Return c of the bounds: lower - z or z - upper, -1 where there is no bound."""
     made = {}
+    xp = namespace(xs)
     for name, bound in bounds.items():
         z = {"x0": xs[0], "x": xs[1:], "u": us}[name[:-4]]
-        there = jnp.isfinite(bound)
-        gap = jnp.where(there, bound, 0.0) - z
-        made[name] = jnp.where(there, gap if name.endswith("min") else -gap, -1.0)
+        there = xp.isfinite(bound)
+        gap = xp.where(there, bound, 0.0) - z
+        made[name] = xp.where(there, gap if name.endswith("min") else -gap, -1.0)
     return made
 
 

@@ -5,6 +5,10 @@ The iterations run on the host; each evaluation is one compiled call of the grad
 Reference: Byrd, Lu, Nocedal and Zhu (1995), SIAM Journal on Scientific Computing 16.
 """
 
+import contextlib
+import ctypes
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -70,6 +74,33 @@ class _ReachedError(Exception):
     """Raised out of SciPy's loop once an evaluated point meets the tolerance."""
 
 
+@functools.cache
+def _blas() -> tuple[Callable[[], int], Callable[[int], None]] | None:
+    """Return what gets and what sets the number of threads of SciPy's BLAS; None where it is not an OpenBLAS."""
+    import scipy.linalg.cython_blas
+
+    library = ctypes.CDLL(scipy.linalg.cython_blas.__file__)
+    for name in ("scipy_openblas", "openblas"):
+        if hasattr(library, f"{name}_set_num_threads"):
+            return getattr(library, f"{name}_get_num_threads"), getattr(library, f"{name}_set_num_threads")
+    return None
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let SciPy's BLAS compute by one thread: products of 20 numbers wait for each other 200 times longer otherwise."""
+    blas = _blas()
+    before = 1 if blas is None else blas[0]()
+    if blas is None or before == 1:
+        yield
+        return
+    blas[1](1)
+    try:
+        yield
+    finally:
+        blas[1](before)
+
+
 def lbfgs(objective: Objective, z: Any, *, tolerance: float, max_iterations: int) -> Iterate:
     """Minimize J from z within bounds by L-BFGS-B."""
     dtype, host, xp = z.dtype, on_host(z), namespace(z)
@@ -122,9 +153,10 @@ def lbfgs(objective: Objective, z: Any, *, tolerance: float, max_iterations: int
             while status is Status.STALLED:
                 before, met_nonfinite = best["cost"], False
                 options["maxiter"] = max_iterations - len(rows) + 1
-                scipy.optimize.minimize(
-                    evaluate, best["z"], jac=True, method="L-BFGS-B", bounds=limits, options=options, callback=note
-                )
+                with one_thread():
+                    scipy.optimize.minimize(
+                        evaluate, best["z"], jac=True, method="L-BFGS-B", bounds=limits, options=options, callback=note
+                    )
                 status = Status.ITERATION_LIMIT if len(rows) > max_iterations else Status.STALLED
                 # A line search that ends at a wall leaves a spoiled memory; begin anew while that helps.
                 if not (met_nonfinite and best["cost"] < before - 1e-6 * abs(before)):

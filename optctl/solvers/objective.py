@@ -33,6 +33,10 @@ VARIABLE_BOUNDS = {
 """Bounds of what may be free, and what they bound."""
 
 
+VARIABLES = ("us", "x0", "params")
+"""What a solver may be free to choose."""
+
+
 @record(static=("free",))
 class Objective:
     """The cost of a problem as a function of its free variables.
@@ -128,15 +132,15 @@ class Objective:
         if not on_host(z):
             return jax.linearize(lambda z: self.cost_and_slope(z)[1], z)[1]
         values = self.unpack(z)
-        us, x0 = values["us"], values["x0"]
-        _, product = self.engine.hessian(us, x0, values["params"])
-        still = {"us": np.zeros_like(us), "x0": np.zeros_like(x0)}
+        mixed = "params" in self.free
+        _, product = (self.engine.mixed_hessian if mixed else self.engine.hessian)(**values)
+        still = jax.tree.map(np.zeros_like, values)
 
         def along(direction: np.ndarray) -> np.ndarray:
             parts = self.unpack(direction)
             moves = still | {name: parts[name] for name in self.free}
-            _, _, gus, gx0 = product(moves["us"], moves["x0"])
-            return self.pack(SimpleNamespace(us=gus, x0=gx0))
+            _, _, *slopes = product(*[moves[name] for name in (VARIABLES if mixed else VARIABLES[:2])])
+            return self.pack(SimpleNamespace(**dict(zip(VARIABLES, slopes, strict=False))))
 
         return along
 

@@ -34,7 +34,7 @@ from optctl.solvers.judged import judged
 from optctl.solvers.lq import LQ
 from optctl.solvers.method import Method
 from optctl.solvers.methods import as_method, refuse_constraints
-from optctl.solvers.objective import VARIABLE_BOUNDS, Objective, certify, certify_stages
+from optctl.solvers.objective import VARIABLE_BOUNDS, VARIABLES, Objective, certify, certify_stages
 from optctl.solvers.refusal import without_derivative
 
 
@@ -127,12 +127,11 @@ def _placed(method: Method, objective: Objective) -> Objective:
     if method.takes == "all":  # which sees to that itself
         return objective
     given = objective.us, objective.x0, objective.params
-    plain = method.on_host and not ("params" in objective.free and method.curved)
-    return (
-        to_host(objective)
-        if plain and find_engine(objective.problem, *given, curved=True) is not None
-        else to_device(objective)
-    )
+    if not method.on_host:
+        return to_device(objective)
+    mixed = method.curved and "params" in objective.free
+    found = find_engine(objective.problem, *given, curved=True, mixed=mixed)
+    return to_device(objective) if found is None else to_host(objective)
 
 
 def _run(method: Method, objective: Objective, tolerance: Any, us: Any, xs: Any) -> Iterate | Solution:
@@ -222,8 +221,8 @@ def _objective(problem: Problem, us: Any, x0: Any, params: Any, free: Any) -> Ob
         both = np.result_type(us.dtype, x0.dtype)
         us, x0 = cast(us, both), cast(x0, both)
     else:
-        x0 = jnp.asarray(x0)
-    params = None if problem.params is None else jax.tree.map(jnp.asarray, problem.params)
+        x0 = to_device(x0)
+    params = to_device(problem.params)
     objective = Objective(problem, us, x0, params, names)
     if not objective.size():
         empty = {"us": "the dynamics have no inputs", "x0": "x0 is given", "params": "the problem has no params"}
@@ -236,10 +235,6 @@ def _objective(problem: Problem, us: Any, x0: Any, params: Any, free: Any) -> Ob
 
 def _check_shapes(objective: Objective) -> None:
     objective.problem.check_shapes(objective.x0, objective.us, objective.params)
-
-
-VARIABLES = ("us", "x0", "params")
-"""What a solver may be free to choose."""
 
 
 def _free_names(problem: Problem, free: Any) -> tuple[str, ...]:

@@ -308,3 +308,52 @@ def test_whole_numbers_and_short_weights_are_taken():
     np.testing.assert_allclose(singular, oc.dlqr(np.eye(2), np.eye(2), np.eye(2), np.diag([1.0, 0.0]))[1], rtol=1e-12)
     with pytest.raises(ValueError, match="`x0` has dtype bool"):
         short.replace(x0=np.array([True, False]))
+
+
+def wall(linear=True):
+    """A cart by Euler's scheme, whose force reaches the position two steps later, and a wall at 1."""
+    A, B = np.array([[1.0, 0.1], [0.0, 1.0]]), np.array([[0.0], [0.1]])
+    cart = lambda x, u: jnp.stack([x[0] + 0.1 * x[1], x[1] + 0.1 * u[0] - 0.01 * jnp.sin(x[0])])
+    far = np.array([1.5, 0.0])
+    return oc.Problem(
+        oc.LinearDynamics(A, B) if linear else oc.Dynamics(cart, 2, 1),
+        lambda x, u: (x - far) @ (x - far) + 0.01 * u @ u,
+        terminal_cost=lambda x: 10 * (x - far) @ (x - far),
+        horizon=20,
+        x0=np.zeros(2),
+        u_min=-3.0,
+        u_max=3.0,
+        x_max=np.array([1.0, 0.8]),
+    )
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_states_on_a_bound_that_no_input_reaches_in_time(linear):
+    """The cart comes to rest at the wall: then its next position is the bound, and nothing can be done about it."""
+    problem, x = wall(linear), np.zeros(2)
+    for _ in range(40):
+        s = oc.solve(problem.replace(x0=x)).raise_if_failed()
+        assert s.iterations < 30
+        x = s.xs[1]
+    np.testing.assert_allclose(x, [1.0, 0.0], atol=1e-7)
+
+
+@pytest.mark.parametrize("x0", [[1.0, 0.0], [0.98, 0.2], [0.98, 0.2 + 1e-9]])
+def test_a_position_that_is_the_bound_whatever_one_does(x0):
+    problem = wall(False).replace(x0=x0)
+    near, s = oc.solve(problem.replace(x_max=np.array([1.0 + 1e-6, 0.8]))), oc.solve(problem)
+    assert s.converged
+    np.testing.assert_allclose(s.cost, near.cost, rtol=1e-5)
+
+
+def test_a_position_beyond_the_bound_whatever_one_does_is_told():
+    s = oc.solve(wall().replace(x0=[0.95, 0.7]))
+    assert not s.converged
+    assert s.certificate.primal_feasibility > 0.01
+
+
+def test_the_definition_leaves_out_what_no_input_reaches():
+    s = oc.solve(wall(False).replace(x0=[1.0, 0.0], horizon=6), method=DEFINITION)
+    np.testing.assert_allclose(
+        s.us, oc.solve(wall(False).replace(x0=[1.0, 0.0], horizon=6), method=NATIVE).us, atol=1e-7
+    )
