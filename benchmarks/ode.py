@@ -184,13 +184,13 @@ def compare(
 
 
 def time_prey(quick: bool) -> list[Row]:
-    aims = {"diffrax recursive": 0.5}
+    aims = {"diffrax recursive": 0.1}
     return compare("predator-prey, 1e-8", prey, distance_from_ones, np.ones(2), 10.0, PREY_PARAMS, 1e-8, quick, aims)
 
 
 def time_neural(quick: bool) -> list[Row]:
     z0 = np.random.default_rng(1).normal(size=(64, 2))
-    aims = {"diffrax recursive": 0.7, "torchdiffeq": 0.2}
+    aims = {"diffrax recursive": 0.5, "torchdiffeq": 0.2}
     return [
         row
         for tolerance in (1e-4, 1e-6)
