@@ -11,6 +11,7 @@ namespace optctl {
   extern const GradientKernel gradient_kernel; \
   extern const HessianProduct hessian_product_kernel; \
   extern const FollowKernel follow_kernel;  \
+  extern const MarchKernel march_kernel, dense_kernel, pull_back_kernel; \
   extern const SolverKernel interior_point; \
   }
 #define OPTCTL_MATRICES_OF(isa)                                           \
@@ -35,13 +36,14 @@ struct Kernels {
   const GradientKernel& gradient_kernel;
   const HessianProduct& hessian_product_kernel;
   const FollowKernel& follow_kernel;
+  const MarchKernel &march_kernel, &dense_kernel, &pull_back_kernel;
   const SolverKernel& interior_point;
 };
 
 #define OPTCTL_CHOOSE(matrices, loops)                                                                       \
   {matrices::lq_finders, matrices::gaussian_finders, matrices::square_root_finders, loops::tape_runner, \
    loops::tape_roller, loops::gradient_kernel, loops::hessian_product_kernel, loops::follow_kernel, \
-    loops::interior_point}
+   loops::march_kernel, loops::dense_kernel, loops::pull_back_kernel, loops::interior_point}
 
 const Kernels choose() {
 #ifdef OPTCTL_X86
@@ -82,6 +84,9 @@ TapeRoller find_tape_roller() { return kernels().tape_roller; }
 GradientKernel find_gradient() { return kernels().gradient_kernel; }
 HessianProduct find_hessian_product() { return kernels().hessian_product_kernel; }
 FollowKernel find_follow() { return kernels().follow_kernel; }
+MarchKernel find_march() { return kernels().march_kernel; }
+MarchKernel find_dense() { return kernels().dense_kernel; }
+MarchKernel find_pull_back() { return kernels().pull_back_kernel; }
 
 SolverKernel find_interior_point() { return kernels().interior_point; }
 

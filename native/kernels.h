@@ -77,6 +77,13 @@ using FollowKernel = void (*)(const int32_t* program, const double* memory, cons
                               const double* const* in, double* const* out);
 FollowKernel find_follow();
 
+// Steps through time (march.h), states between them, and the costate recursion back: operands as march.cpp lists them.
+using MarchKernel = void (*)(const int32_t* program, const double* memory, const int64_t* sizes, const double* numbers,
+                             const double* const* in, const int32_t* pieces, double* const* out, int32_t* const* marks);
+MarchKernel find_march();
+MarchKernel find_dense();
+MarchKernel find_pull_back();
+
 // The interior point method: its operands and results as operands.h lists them.
 using SolverKernel = void (*)(const void* const* in, double* const* out);
 SolverKernel find_interior_point();

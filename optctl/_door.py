@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.interpreters.ad import JVPTracer
 
 from optctl import _native
 from optctl._arrays import as_device, kept, to_device, to_host
@@ -65,6 +66,14 @@ def evaluated(room: str, verb: str, *arguments: Any) -> Any:
     if not opens(arguments):
         return None
     return importlib.import_module(EVALUATORS[room]).evaluate(verb, *arguments)
+
+
+def followed(tree: Any) -> bool:
+    """True if `jax.grad` follows leaves of a pytree, once and outside of all else: behind its tracers are numbers."""
+    tracers = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.core.Tracer)]
+    if not tracers or any([isinstance(leaf, JVPTracer) for leaf in tracers]):
+        return False
+    return not any([isinstance(getattr(leaf, "primal", leaf), jax.core.Tracer) for leaf in tracers])
 
 
 def compiled(*static: str) -> Callable[[Callable], Callable]:

@@ -174,6 +174,14 @@ def follow(
     library.optctl_follow(first, second, _whole(sizes), _places(operands), _places(results))
 
 
+def step_through(name: str, operands: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> None:
+    """Run "march", "dense" or "pull_back" (`native/march.cpp`), which write into `results`.
+
+    Operands are program, memory, sizes (int64), numbers, the signal's pieces (int32), and then of float64.
+    """
+    _call_now(name, operands, results, ())
+
+
 def _whole(numbers: Sequence[int]) -> Any:
     return (ctypes.c_int64 * len(numbers))(*numbers)
 
