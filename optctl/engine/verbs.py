@@ -63,7 +63,7 @@ def _check(verb: str, dynamics: AbstractDynamics, first: Any, us: Any, others: t
     if verb == "tangent_rollout":
         check_like(others[0], "dx0", first[0])
         check_like(others[1], "dus", us)
-        if jax.tree.structure(others[3]) != jax.tree.structure(params):
+        if jax.tree.structure(others[3]) != jax.tree.structure(params):  # type: ignore[operator]
             raise ValueError("`dparams` differs in structure from `params`, which it is a direction in.")
         check_like(others[3], "dparams", params)
     elif verb != "linearize":

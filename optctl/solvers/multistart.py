@@ -11,7 +11,7 @@ from optctl._arrays import to_device
 from optctl._record import changed, record
 from optctl._validate import as_float, as_seed, as_whole, check_kind
 from optctl.engine.native import find_engine
-from optctl.problem import Problem
+from optctl.problem import Problem, once
 from optctl.result import Result
 from optctl.solution import Solution
 from optctl.solvers.solve import solve
@@ -122,7 +122,7 @@ def multistart(
         return solve(problem, us[k], method, xs=xs[k] if several else xs, **options)
 
     every: Any
-    if _on_host(problem, us[0]):
+    if _on_host(problem, us[0], options):
         first = one(0)  # which makes what all need
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             solutions = [first, *pool.map(one, range(1, len(us)))]
@@ -139,9 +139,20 @@ def multistart(
     return Multistart(best, every, optima, counts)
 
 
-def _on_host(problem: Problem, us: Any) -> bool:
-    """True if compiled code evaluates the problem from the host."""
-    x0 = np.zeros(problem.dynamics.nx or 0) if problem.x0 is None else problem.x0
+def _on_host(problem: Problem, us: Any, options: dict[str, Any]) -> bool:
+    """True if compiled code evaluates the problem from the host.
+
+    Raises:
+        ValueError: where shapes do not fit, or parameters are missing.
+    """
+    params, x0 = options.get("params"), options.get("x0")
+    problem = problem if params is None else problem.replace(params=params)
+    x0 = problem.x0 if x0 is None else as_float(x0, "x0")
+    if x0 is None and problem.dynamics.nx is None:
+        return False  # `solve` says what is missing
+    x0 = np.zeros(problem.dynamics.nx) if x0 is None else x0
+    at = problem, us, x0
+    once(("shapes", at), lambda: jax.eval_shape(lambda p, us, x0: p.check_shapes(x0, us, p.params), *at))
     return find_engine(problem, us, x0, problem.params) is not None
 
 
