@@ -7,10 +7,7 @@ namespace optctl {
 #define OPTCTL_LONG_LOOPS_OF(isa)           \
   namespace isa {                           \
   extern const TapeRunner tape_runner;      \
-  extern const TapeRoller tape_roller;      \
-  extern const GradientKernel gradient_kernel; \
-  extern const HessianProduct hessian_product_kernel; \
-  extern const FollowKernel follow_kernel;  \
+  extern const HostKernels host_kernels;    \
   extern const MarchKernel march_kernel, dense_kernel, pull_back_kernel; \
   extern const SolverKernel interior_point; \
   }
@@ -32,18 +29,14 @@ namespace {
 struct Kernels {
   const Finders &lq, &gaussian, &square_root;
   const TapeRunner& tape_runner;
-  const TapeRoller& tape_roller;
-  const GradientKernel& gradient_kernel;
-  const HessianProduct& hessian_product_kernel;
-  const FollowKernel& follow_kernel;
+  const HostKernels& host_kernels;
   const MarchKernel &march_kernel, &dense_kernel, &pull_back_kernel;
   const SolverKernel& interior_point;
 };
 
-#define OPTCTL_CHOOSE(matrices, loops)                                                                       \
+#define OPTCTL_CHOOSE(matrices, loops)                                                                  \
   {matrices::lq_finders, matrices::gaussian_finders, matrices::square_root_finders, loops::tape_runner, \
-   loops::tape_roller, loops::gradient_kernel, loops::hessian_product_kernel, loops::follow_kernel, \
-   loops::march_kernel, loops::dense_kernel, loops::pull_back_kernel, loops::interior_point}
+   loops::host_kernels, loops::march_kernel, loops::dense_kernel, loops::pull_back_kernel, loops::interior_point}
 
 const Kernels choose() {
 #ifdef OPTCTL_X86
@@ -80,14 +73,10 @@ Kernel<double> find_kernel<double>(Name name, const Sizes& sizes) {
 }
 
 TapeRunner find_tape_runner() { return kernels().tape_runner; }
-TapeRoller find_tape_roller() { return kernels().tape_roller; }
-GradientKernel find_gradient() { return kernels().gradient_kernel; }
-HessianProduct find_hessian_product() { return kernels().hessian_product_kernel; }
-FollowKernel find_follow() { return kernels().follow_kernel; }
+const HostKernels& host_kernels() { return kernels().host_kernels; }
 MarchKernel find_march() { return kernels().march_kernel; }
 MarchKernel find_dense() { return kernels().dense_kernel; }
 MarchKernel find_pull_back() { return kernels().pull_back_kernel; }
-
 SolverKernel find_interior_point() { return kernels().interior_point; }
 
 }  // namespace optctl

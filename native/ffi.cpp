@@ -31,6 +31,10 @@ int PyObject_GetBuffer(void* object, Py_buffer* view, int flags);
 void PyBuffer_Release(Py_buffer* view);
 void* PyTuple_GetItem(void* tuple, intptr_t index);
 intptr_t PyTuple_Size(void* tuple);
+long long PyLong_AsLongLong(void* number);
+void* PyEval_SaveThread();
+void PyEval_RestoreThread(void* thread);
+extern char _Py_NoneStruct;
 }
 
 namespace optctl {
@@ -310,32 +314,36 @@ extern "C" int optctl_describe(void* arrays, int64_t operands, int64_t room, int
   return 0;
 }
 
-// A tape run without XLA, for those who judge it: its body once, inputs and results (N, .).
-extern "C" void optctl_run_tape(const int32_t* program, const double* memory, int64_t N, double* values,
-                                double* results) {
-  optctl::find_tape_runner()(program, memory, N, values, results, 1);
+// The kernels of the host, called under Python's lock, which they give back while they run: sizes are a tuple of whole
+// numbers, arrays one of arrays without gaps, or None. Returns 1, with Python's error set, where they are not.
+static int run_on_host(optctl::HostKernel kernel, void* sizes, void* arrays) {
+  constexpr int most = 32, contiguous = 0x0008;
+  int64_t numbers[most];
+  void* places[most];
+  const int64_t count = PyTuple_Size(sizes), many = PyTuple_Size(arrays);
+  if (count > most || many > most) return 1;
+  for (int64_t i = 0; i < count; ++i) numbers[i] = PyLong_AsLongLong(PyTuple_GetItem(sizes, i));
+  for (int64_t i = 0; i < many; ++i) {
+    void* const array = PyTuple_GetItem(arrays, i);
+    Py_buffer view;
+    places[i] = nullptr;
+    if (array == &_Py_NoneStruct) continue;
+    if (PyObject_GetBuffer(array, &view, contiguous)) return 1;
+    places[i] = view.buf;
+    PyBuffer_Release(&view);  // whoever calls keeps the arrays
+  }
+  void* const thread = PyEval_SaveThread();
+  kernel(numbers, places);
+  PyEval_RestoreThread(thread);
+  return 0;
 }
 
-// The states (N+1, nx) from the first on.
-extern "C" void optctl_roll(const int32_t* program, const double* memory, int64_t N, int64_t nx, int64_t nu, double* xs,
-                            const double* us) {
-  optctl::find_tape_roller()(program, memory, N, nx, nu, xs, us);
-}
-
-// Cost, states, costates and derivatives; see kernels.h.
-extern "C" void optctl_gradient(const int32_t* program, const double* memory, const int64_t* sizes, const double* us,
-                                const double* signs, double* const* results) {
-  optctl::find_gradient()(program, memory, sizes, us, signs, results);
-}
-
-extern "C" void optctl_follow(const int32_t* program, const double* memory, const int64_t* sizes, const double* const* in,
-                              double* const* out) {
-  optctl::find_follow()(program, memory, sizes, in, out);
-}
-
-extern "C" void optctl_hessian_product(const int64_t* sizes, const double* const* in, double* const* out) {
-  optctl::find_hessian_product()(sizes, in, out);
-}
+#define OPTCTL_HOST_DOOR(name, kernel) \
+  extern "C" int optctl_##name(void* sizes, void* arrays) { return run_on_host(kernel, sizes, arrays); }
+#define OPTCTL_BEST_HOST_DOOR(name) OPTCTL_HOST_DOOR(name, optctl::host_kernels().name)
+OPTCTL_HOST_KERNELS(OPTCTL_BEST_HOST_DOOR)
+OPTCTL_HOST_DOOR(tangent, optctl::tangent)
+OPTCTL_HOST_DOOR(costates, optctl::costates)
 
 // Steps through time, states between them, and back. Operands: program, memory, sizes, numbers, pieces, then `in`; results
 // of double precision are `out`, those of whole numbers `marks`: see march.cpp. An array without numbers is none.

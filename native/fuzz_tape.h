@@ -102,6 +102,7 @@ struct Program {
   std::vector<double> memory;
   int slots = 0;
   int32_t length = 0, prologue = 0;
+  bool staged = true;  // it may be, of a prologue that reads inputs it must be
 
   int slot() { return slots++; }
   int input() { return inputs.push_back(slots), slot(); }
@@ -117,7 +118,7 @@ struct Program {
   // As program.py packs it.
   void pack(std::vector<int32_t>& to, int offset) const {
     for (size_t n : {size_t(length), size_t(prologue), size_t(slots), inputs.size(), outputs.size(), size_t(offset),
-                     memory.size()})
+                     memory.size(), size_t(staged)})
       to.push_back(static_cast<int32_t>(n));
     for (const auto* part : {&code, &inputs, &outputs, &once}) to.insert(to.end(), part->begin(), part->end());
   }
@@ -204,7 +205,8 @@ inline Program random_program() {
     else defined.push_back(p.input()), free.push_back(defined.back());
   }
   for (int k = between(1, 9); k > 0; --k) p.address(any_number());
-  const int prologue = chance(50) ? between(0, length) : 0;
+  const int prologue = chance(50) ? between(0, length) : 0, given = p.slots;
+  p.staged = chance(50);
   for (int i = 0; i < length; ++i) {
     const bool before = i < prologue;
     int operation = between(0, operations - 1);
@@ -213,6 +215,7 @@ inline Program random_program() {
     int32_t operands[3] = {0, 0, 0};
     for (int k = 0; k < 3; ++k) {
       if (kinds[k] == 's') operands[k] = defined[between(0, defined.size() - 1)];
+      if (kinds[k] == 's' && before) p.staged |= operands[k] < given;
       if (kinds[k] == 'm') operands[k] = between(0, p.memory.size() - 1);
     }
     if (operation == op_lookup) operands[2] = between(-4, 4);

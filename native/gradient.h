@@ -22,6 +22,52 @@ inline void roll(StageTape& tape, int64_t N, int nx, int nu, double* xs, const d
   }
 }
 
+// The costates of a block of stages, one after another, from the slopes and Jacobians that a tape has found there:
+//     costate_t = q + A' costate_{t+1},    gu_t = r + B' costate_{t+1}.
+// What is zero at all stages plays no part.
+class CostateSweep {
+ public:
+  // Outputs of the tape from `slope` on: q, r, A (nx, nx), B (nx, nu).
+  CostateSweep(const StageTape& tape, int nx, int nu, int slope) : tape_(tape), nx_(nx), nu_(nu), slope_(slope) {}
+
+  void operator()(int64_t begin, double* costates, double* gus) {
+    if (ends_.empty()) find();
+    const double* base = tape_.result(0);
+    for (int64_t l = tape_.lanes_from(begin) - 1; l >= 0; --l) {
+      const double *const later = costates + (begin + l + 1) * nx_, *const lane = base + l;
+      const Entry* e = entries_.data();
+      for (int j = 0; j < nx_ + nu_; ++j) {
+        double sum = lane[starts_[j]];
+        for (const Entry* const end = entries_.data() + ends_[j]; e != end; ++e) sum += lane[e->place] * later[e->row];
+        (j < nx_ ? costates + (begin + l) * nx_ + j : gus + (begin + l) * nu_ + j - nx_)[0] = sum;
+      }
+    }
+  }
+
+ private:
+  struct Entry {
+    ptrdiff_t place;  // beside output 0
+    int row;
+  };
+
+  void find() {
+    for (int j = 0; j < nx_ + nu_; ++j) {
+      starts_.push_back(tape_.result(slope_ + j) - tape_.result(0));
+      for (int i = 0; i < nx_; ++i) {
+        const int A = slope_ + nx_ + nu_, k = j < nx_ ? A + i * nx_ + j : A + nx_ * nx_ + i * nu_ + j - nx_;
+        if (!tape_.vanishes(k)) entries_.push_back({tape_.result(k) - tape_.result(0), i});
+      }
+      ends_.push_back(entries_.size());
+    }
+  }
+
+  const StageTape& tape_;
+  int nx_, nu_, slope_;
+  std::vector<ptrdiff_t> starts_;
+  std::vector<Entry> entries_;
+  std::vector<size_t> ends_;
+};
+
 // The program holds tapes
 //   of a stage:              values (x, u, t): ..., f, then slopes (x, u, t): l, rows, f; slope, A, B, Jacobians of rows
 //   of the end, the start:   slopes (x): l, rows; slope, Jacobians of rows
@@ -32,7 +78,7 @@ inline void roll(StageTape& tape, int64_t N, int nx, int nu, double* xs, const d
 // slopes of the costs qs (N+1, nx), rs (N, nu), q0 (nx); costates (N+1, nx); the derivatives gus (N, nu), gx0 (nx),
 // gp (np). With `signs` (N+1, nx), then (N, nu): sizes[0] = sum |d_i slope_i| and sizes[1] = d'W d of the cost along
 // d = sign max(1, |z|), each component of z = (xs, us) by itself. With `bends` W (N, nz, nz) of the cost, and Wf, W0; with
-// 2 also V, that of cost + costate'f.
+// 2 also V, that of cost + costate'f. Of those that nobody asks for, which are null, reached, A, B, qs, rs and q0 may be.
 struct GradientResults {
   double *cost, *xs, *reached, *A, *B, *qs, *rs, *q0, *costates, *gus, *gx0, *gp, *sizes, *W, *Wf, *W0, *V;
 };
@@ -47,84 +93,72 @@ inline void gradient(const int32_t* program, const double* memory, int64_t N, in
   program = end.read(program, memory, 1);
   program = start.read(program, memory, 1);
   if (rolls) roll(values, N, nx, nu, r.xs, us);
-  std::vector<double> times(N), costs(N);
+  std::vector<double> times(N), costs(N), q0(nx);
   for (int64_t t = 0; t < N; ++t) times[t] = static_cast<double>(t);
-  double nowhere, of_end, of_start;
-  const auto skip = [&](std::vector<Field>& out, int count) { out.insert(out.end(), count, Field{&nowhere, 0}); };
-  const auto state = [&](double* x) {
-    std::vector<Field> in;
-    append(in, x, nx, as_it_is);
-    return in;
-  };
-  std::vector<Field> in = state(r.xs), out;
+  double nothing = 0, of_end, of_start;
+  std::vector<Field> in;
+  append(in, r.xs, nx, as_it_is);
   append(in, const_cast<double*>(us), nu, as_it_is);
   in.push_back({times.data(), 1});
-  const int upper = bends ? nz * (nz + 1) / 2 : 0;
-  const int rows = (stage.outputs() - 1 - nx - nz - nx * nz - upper) / (1 + nz);
-  out.push_back({costs.data(), 1});
-  skip(out, rows);
-  append(out, r.reached, nx, as_it_is);
-  append(out, r.qs, nx, as_it_is);
-  append(out, r.rs, nu, as_it_is);
-  append(out, r.A, nx * nx, as_it_is);
-  append(out, r.B, nx * nu, as_it_is);
-  skip(out, rows * nz);
-  const auto curvature = [&](std::vector<Field>& out, double* W) {
-    std::vector<Field> mirrored(out.size(), Field{nullptr, 0});
-    for (int i = 0; bends && i < nz; ++i)
-      for (int j = i; j < nz; ++j) {
-        out.push_back({W + i * nz + j, nz * nz});
-        mirrored.push_back({W + j * nz + i, nz * nz});
-      }
-    return mirrored;
-  };
-  double nothing = 0;
-  std::vector<Field> priced = in;
-  priced.insert(priced.end(), nx + rows, Field{&nothing, 0});  // no costates yet, and rows play no part
-  std::vector<Field> mirrored = curvature(out, r.W);
-  stage.run(priced, out, &mirrored);
   const auto at = [&](StageTape& tape, double* x, double* cost, double* slope, double* bend) {
     const int rows = (tape.outputs() - 1 - nx - (bends ? nx * nx : 0)) / (1 + nx);
-    std::vector<Field> out{{cost, 1}};
-    skip(out, rows);
-    append(out, slope, nx, as_it_is);
-    skip(out, rows * nx);
-    if (bends) append(out, bend, nx * nx, as_it_is);
-    std::vector<Field> in = state(x);
+    std::vector<Field> in, out{{cost, 1}};
+    append(in, x, nx, as_it_is);
     in.insert(in.end(), rows, Field{&nothing, 0});
+    out.resize(1 + rows, Field{nullptr, 0});
+    append(out, slope, nx, as_it_is);
+    out.resize(out.size() + rows * nx, Field{nullptr, 0});
+    if (bends) append(out, bend, nx * nx, as_it_is);
     tape.run(in, out);
   };
-  at(end, r.xs + N * nx, &of_end, r.qs + N * nx, r.Wf);
-  at(start, r.xs, &of_start, r.q0, r.W0);
+  double* const last = r.costates + N * nx;
+  at(end, r.xs + N * nx, &of_end, last, r.Wf);
+  at(start, r.xs, &of_start, q0.data(), r.W0);
+  if (r.qs) std::copy_n(last, nx, r.qs + N * nx);
+  if (r.q0) std::copy_n(q0.data(), nx, r.q0);
+
+  const int upper = bends ? nz * (nz + 1) / 2 : 0;
+  const int rows = (stage.outputs() - 1 - nx - nz - nx * nz - upper) / (1 + nz);
+  const int slope = 1 + rows + nx, bend = stage.outputs() - upper;  // the first outputs of each
+  std::vector<Field> out(stage.outputs(), Field{nullptr, 0}), mirrored = out, bent = out, bent_mirrored = out;
+  const auto put = [&](int first, double* p, int columns) {
+    for (int k = 0; p && k < columns; ++k) out[first + k] = {p + k, columns};
+  };
+  put(0, costs.data(), 1);
+  put(1 + rows, r.reached, nx);
+  put(slope, r.qs, nx);
+  put(slope + nx, r.rs, nu);
+  put(slope + nz, r.A, nx * nx);
+  put(slope + nz + nx * nx, r.B, nx * nu);
+  for (int i = 0, k = bend; bends && i < nz; ++i)
+    for (int j = i; j < nz; ++j, ++k) {
+      out[k] = {r.W + i * nz + j, nz * nz}, mirrored[k] = {r.W + j * nz + i, nz * nz};
+      if (bends == 2) bent[k] = {r.V + i * nz + j, nz * nz}, bent_mirrored[k] = {r.V + j * nz + i, nz * nz};
+    }
+  std::vector<Field> plain = in, priced = in;  // no costates, then those found; rows play no part
+  plain.insert(plain.end(), nx + rows, Field{&nothing, 0});
+  append(priced, r.costates + nx, nx, as_it_is);
+  priced.insert(priced.end(), rows, Field{&nothing, 0});
+  CostateSweep sweep(stage, nx, nu, slope);
+  for (int64_t begin = (N - 1) / tape_lanes * tape_lanes; N && begin >= 0; begin -= tape_lanes) {
+    stage.run_block(plain, begin, true);
+    for (int k = 0; k < stage.outputs(); ++k) stage.save(k, begin, out[k]), stage.save(k, begin, mirrored[k]);
+    sweep(begin, r.costates, r.gus);
+    if (bends != 2) continue;
+    stage.run_block(priced, begin, false);
+    for (int k = bend; k < stage.outputs(); ++k) stage.save(k, begin, bent[k]), stage.save(k, begin, bent_mirrored[k]);
+  }
   *r.cost = of_end + of_start;
   for (const double l : costs) *r.cost += l;
-  double* later = r.costates + N * nx;
-  std::copy_n(r.qs + N * nx, nx, later);
-  for (int64_t t = N - 1; t >= 0; --t, later -= nx) {
-    std::copy_n(r.rs + t * nu, nu, r.gus + t * nu);
-    std::copy_n(r.qs + t * nx, nx, later - nx);
-    add_transposed_product(nx, nu, r.B + t * nx * nu, later, r.gus + t * nu);
-    add_transposed_product(nx, nx, r.A + t * nx * nx, later, later - nx);
-  }
-  for (int i = 0; i < nx; ++i) r.gx0[i] = r.costates[i] + r.q0[i];
-  if (bends == 2) {
-    std::copy_n(r.W, N * nz * nz, r.V);  // what does not vary was stored for good
-    priced.resize(in.size());
-    append(priced, r.costates + nx, nx, as_it_is);
-    priced.insert(priced.end(), rows, Field{&nothing, 0});
-    std::vector<Field> bent;
-    skip(bent, 1 + rows + nx + nz + nx * nz + rows * nz);
-    mirrored = curvature(bent, r.V);
-    stage.run(priced, bent, &mirrored);
-  }
+  for (int i = 0; i < nx; ++i) r.gx0[i] = r.costates[i] + q0[i];
   if (signs) {
-    double steep = 0, bent = 0;
+    double steep = 0, curved = 0;
     std::vector<double> d(nz);
     const auto along = [](double sign, double value) { return sign * std::max(1.0, std::fabs(value)); };
     for (int64_t t = 0; t <= N; ++t) {
       for (int i = 0; i < nx; ++i) {
         d[i] = along(signs[t * nx + i], r.xs[t * nx + i]);
-        steep += std::fabs(d[i] * (r.qs[t * nx + i] + (t ? 0 : r.q0[i])));
+        steep += std::fabs(d[i] * (r.qs[t * nx + i] + (t ? 0 : q0[i])));
       }
       for (int i = 0; t < N && i < nu; ++i) {
         d[nx + i] = along(signs[(N + 1) * nx + t * nu + i], us[t * nu + i]);
@@ -132,13 +166,13 @@ inline void gradient(const int32_t* program, const double* memory, int64_t N, in
       }
       const auto add = [&](const double* W, int n) {
         for (int i = 0; i < n; ++i)
-          for (int j = 0; j < n; ++j) bent += W[i * n + j] * d[i] * d[j];
+          for (int j = 0; j < n; ++j) curved += W[i * n + j] * d[i] * d[j];
       };
       if (t < N) add(r.W + t * nz * nz, nz);
       if (t == N) add(r.Wf, nx);
       if (t == 0) add(r.W0, nx);
     }
-    r.sizes[0] = steep, r.sizes[1] = bent;
+    r.sizes[0] = steep, r.sizes[1] = curved;
   }
   if (!np) return;
   std::vector<double> part(np * std::max<int64_t>(N, 1));
@@ -147,17 +181,19 @@ inline void gradient(const int32_t* program, const double* memory, int64_t N, in
       for (int i = 0; i < np; ++i) r.gp[i] += part[t * np + i];
   };
   std::fill_n(r.gp, np, 0.0);
-  out.clear();
-  append(out, part.data(), np, as_it_is);
+  std::vector<Field> of_part;
+  append(of_part, part.data(), np, as_it_is);
   append(in, r.costates + nx, nx, as_it_is);
   StageTape of_params;
   program = of_params.read(program, memory, N);
-  of_params.run(in, out);
+  of_params.run(in, of_part);
   add(N);
   for (double* x : {r.xs + N * nx, r.xs}) {
     StageTape tape;
+    std::vector<Field> state;
+    append(state, x, nx, as_it_is);
     program = tape.read(program, memory, 1);
-    tape.run(state(x), out);
+    tape.run(state, of_part);
     add(1);
   }
 }

@@ -57,25 +57,30 @@ using TapeRunner = void (*)(const int32_t* program, const double* memory, int64_
                             int64_t repeat);
 TapeRunner find_tape_runner();
 
-// A tape of (x, u, t) whose last nx results are the next state, from xs[0] over N stages; xs is (N+1, nx).
-using TapeRoller = void (*)(const int32_t* program, const double* memory, int64_t N, int64_t nx, int64_t nu, double* xs,
-                            const double* us);
-TapeRoller find_tape_roller();
+// Kernels that the host alone calls, with sizes and with arrays, operands before results (tape.cpp, gradient.h):
+//   run_tape          N                                    program, memory, inputs (N, .); results (N, .)
+//   roll              N, nx, nu                            program, memory, us; xs, whose first row is given
+//   gradient          N, nx, nu, np, rolls, bends          program, memory, us, signs; those of GradientResults
+//   hessian_product   N, nx, nu                            A, B, W, Wf, W0, dx0, dus; gx0, gus, dxs, dcostates
+//   follow            N, nx, nu                            program, memory, x_aim, u_aim, K, low, high; xs, whose first
+//                                                          row is given, us, cost
+//   ilqr              N, nx, nu, exact, bounded, max_iterations, patience, rounds
+//                                                          program, memory, those of `follow`, x0, us, lower, upper, signs,
+//                                                          numbers; xs, us, slope, K, costates, history, figures
+#define OPTCTL_HOST_KERNELS(X) X(run_tape) X(roll) X(gradient) X(hessian_product) X(follow) X(ilqr)
+using HostKernel = void (*)(const int64_t* sizes, void* const* arrays);
+struct HostKernels {
+#define OPTCTL_FIELD(name) HostKernel name;
+  OPTCTL_HOST_KERNELS(OPTCTL_FIELD)
+#undef OPTCTL_FIELD
+};
+const HostKernels& host_kernels();
 
-// The gradient engine: sizes are N, nx, nu, the number of parameters, whether it rolls, and how it bends; results as in
-// gradient.h.
-using GradientKernel = void (*)(const int32_t* program, const double* memory, const int64_t* sizes, const double* us,
-                                const double* signs, double* const* results);
-GradientKernel find_gradient();
-
-// The Hessian times a direction: sizes N, nx, nu; A, B, W, Wf, W0, dx0, dus; then the products gx0, gus, and dxs, dcostates.
-using HessianProduct = void (*)(const int64_t* sizes, const double* const* in, double* const* out);
-HessianProduct find_hessian_product();
-
-// A rollout under feedback: sizes N, nx, nu; x_aim, u_aim, K, low, high; then xs, whose first row is given, us, cost.
-using FollowKernel = void (*)(const int32_t* program, const double* memory, const int64_t* sizes,
-                              const double* const* in, double* const* out);
-FollowKernel find_follow();
+// The same for any instruction set (sweeps.cpp).
+//   tangent           N, nx, nu                            A, B, c, dx0, dus; dxs
+//   costates          N, nx, nu                            A, B, gxs, gus; costates, gus
+void tangent(const int64_t* sizes, void* const* arrays);
+void costates(const int64_t* sizes, void* const* arrays);
 
 // Steps through time (march.h), states between them, and the costate recursion back: operands as march.cpp lists them.
 using MarchKernel = void (*)(const int32_t* program, const double* memory, const int64_t* sizes, const double* numbers,

@@ -2,15 +2,17 @@
 //
 // optctl/dynamics/base.py has the definitions (`tangent`, `adjoint`).
 #include <algorithm>
-#include <cstdint>
 
-#pragma GCC visibility push(default)
+#include "kernels.h"
+
+namespace optctl {
 
 // dxs (N+1, nx): dx+ = A dx + B du + c, from dx0. Sizes N, nx, nu; A, B, c (N, nx), dx0, dus.
-extern "C" void optctl_tangent(const int64_t* sizes, const double* const* in, double* const* out) {
+void tangent(const int64_t* sizes, void* const* arrays) {
   const int64_t N = sizes[0], nx = sizes[1], nu = sizes[2];
+  const auto in = reinterpret_cast<const double* const*>(arrays);
   const double *A = in[0], *B = in[1], *c = in[2], *du = in[4];
-  double* dx = out[0];
+  double* dx = static_cast<double*>(arrays[5]);
   std::copy_n(in[3], nx, dx);
   for (int64_t t = 0; t < N; ++t, dx += nx, du += nu, c += nx)
     for (int64_t i = 0; i < nx; ++i, A += nx, B += nu) {
@@ -23,9 +25,10 @@ extern "C" void optctl_tangent(const int64_t* sizes, const double* const* in, do
 
 // The transpose: costates (N+1, nx), lambda = gx + A' lambda+, the last one gx, and gus (N, nu), gu + B' lambda+. Sizes
 // N, nx, nu; A, B, gxs (N+1, nx), gu (N, nu).
-extern "C" void optctl_costates(const int64_t* sizes, const double* const* in, double* const* out) {
+void costates(const int64_t* sizes, void* const* arrays) {
   const int64_t N = sizes[0], nx = sizes[1], nu = sizes[2];
-  double *costates = out[0], *gus = out[1];
+  const auto in = reinterpret_cast<const double* const*>(arrays);
+  double *costates = static_cast<double*>(arrays[4]), *gus = static_cast<double*>(arrays[5]);
   std::copy_n(in[2], (N + 1) * nx, costates);
   std::copy_n(in[3], N * nu, gus);
   for (int64_t t = N - 1; t >= 0; --t) {
@@ -37,4 +40,4 @@ extern "C" void optctl_costates(const int64_t* sizes, const double* const* in, d
   }
 }
 
-#pragma GCC visibility pop
+}  // namespace optctl

@@ -149,7 +149,8 @@ class StageTape {
     length_ = program[0], prologue_ = program[1], slots_ = program[2], inputs_count_ = program[3];
     outputs_count_ = program[4];
     numbers_ = program[6];
-    code_ = program + 7;
+    staged_ = program[7];
+    code_ = program + 8;
     inputs_ = code_ + 5 * length_;
     outputs_ = inputs_ + inputs_count_;
     once_ = outputs_ + outputs_count_;
@@ -157,7 +158,7 @@ class StageTape {
     count_ = count;
     const int64_t blocks = (count + tape_lanes - 1) / tape_lanes;
     size_ = slots_ * tape_lanes;
-    const size_t room = size_ * (prologue_ ? blocks : 1) + 8;
+    const size_t room = size_ * (staged_ ? blocks : 1) + 8;
     space_.resize(room);
     const auto address = reinterpret_cast<std::uintptr_t>(space_.data());
     first_ = space_.data() + (64 - address % 64) % 64 / sizeof(double);
@@ -167,34 +168,30 @@ class StageTape {
   // Input k of stage t is in[k].p[t * in[k].step]; likewise the outputs, which go to `also`, too, where it is not null.
   void run(const std::vector<Field>& in, const std::vector<Field>& out, const std::vector<Field>* also = nullptr) {
     for (int64_t begin = 0; begin < count_; begin += tape_lanes) {
-      const int64_t lanes = count_ - begin < tape_lanes ? count_ - begin : tape_lanes;
-      double* slots = first_ + (prologue_ ? begin / tape_lanes * size_ : 0);
-      for (int k = 0; k < inputs_count_; ++k) {
-        if (inputs_[k] < 0) continue;
-        double* to = slots + inputs_[k] * tape_lanes;
-        const double* from = in[k].p + begin * in[k].step;
-        for (int64_t l = 0; l < tape_lanes; ++l) to[l] = from[(l < lanes ? l : lanes - 1) * in[k].step];
-        if (in[k].unit == 1) continue;  // no product, which would lose subnormal numbers on XLA's threads
-        for (int64_t l = 0; l < tape_lanes; ++l) to[l] *= in[k].unit;
-      }
-      if (!started_) run_tape<tape_lanes>(code_, 0, prologue_, memory_, numbers_, slots);
-      run_tape<tape_lanes>(code_, prologue_, length_, memory_, numbers_, slots);
-      for (int k = 0; k < outputs_count_; ++k) {
-        if (started_ && once_[k]) continue;
-        const double* from = slots + outputs_[k] * tape_lanes;
-        store(from, lanes, begin, out[k]);
-        if (also && (*also)[k].p) store(from, lanes, begin, (*also)[k]);
-      }
+      run_block(in, begin, !started_);
+      for (int k = 0; k < outputs_count_; ++k)
+        if (!(started_ && once_[k])) save(k, begin, out[k]), also ? save(k, begin, (*also)[k]) : void();
     }
     started_ = true;
   }
 
-  // One stage after another, each with a prologue of its own: lane 0 of `in`, then what the outputs from `first` on are.
-  void step(const double* in, int first, double* out) {
-    for (int k = 0; k < inputs_count_; ++k)
-      if (inputs_[k] >= 0) std::fill_n(first_ + inputs_[k] * step_lanes, step_lanes, in[k]);
-    run_tape<step_lanes>(code_, 0, length_, memory_, numbers_, first_);
-    for (int k = first; k < outputs_count_; ++k) out[k - first] = first_[outputs_[k] * step_lanes];
+  // The stages from `begin` on, as many as stand side by side; `first` says whether it is their first time. Their results
+  // stay where `result` finds them until the next block.
+  void run_block(const std::vector<Field>& in, int64_t begin, bool first) {
+    const int64_t lanes = lanes_from(begin);
+    slots_now_ = first_ + (staged_ ? begin / tape_lanes * size_ : 0);
+    for (int k = 0; k < inputs_count_; ++k) {
+      if (inputs_[k] < 0) continue;
+      double* to = slots_now_ + inputs_[k] * tape_lanes;
+      const double* from = in[k].p + begin * in[k].step;
+      for (int64_t l = 0; l < lanes; ++l) to[l] = from[l * in[k].step];
+      for (int64_t l = lanes; l < tape_lanes; ++l) to[l] = to[lanes - 1];
+      if (in[k].unit == 1) continue;  // no product, which would lose subnormal numbers on XLA's threads
+      for (int64_t l = 0; l < tape_lanes; ++l) to[l] *= in[k].unit;
+    }
+    if (staged_ ? first : !shared_) run_tape<tape_lanes>(code_, 0, prologue_, memory_, numbers_, slots_now_);
+    shared_ = true;
+    run_tape<tape_lanes>(code_, prologue_, length_, memory_, numbers_, slots_now_);
   }
 
   // One point after another where no input is fixed: the prologue, and then all results of each point, lane 0 of `in`.
@@ -213,20 +210,12 @@ class StageTape {
     const int alone = static_cast<int>(out.size());
     if (few) std::fill_n(sums, few, 0.0);
     for (int64_t begin = 0; begin < count_; begin += tape_lanes) {
-      const int64_t lanes = count_ - begin < tape_lanes ? count_ - begin : tape_lanes;
-      double* slots = first_ + (prologue_ ? begin / tape_lanes * size_ : 0);
-      for (int k = 0; k < inputs_count_; ++k) {
-        if (inputs_[k] < 0) continue;
-        double* to = slots + inputs_[k] * tape_lanes;
-        const double* from = in[k].p + begin * in[k].step;
-        for (int64_t l = 0; l < tape_lanes; ++l) to[l] = from[(l < lanes ? l : lanes - 1) * in[k].step];
-      }
-      if (!started_) run_tape<tape_lanes>(code_, 0, prologue_, memory_, numbers_, slots);
-      run_tape<tape_lanes>(code_, prologue_, length_, memory_, numbers_, slots);
+      const int64_t lanes = lanes_from(begin);
+      run_block(in, begin, !started_);
       for (int k = 0; k < outputs_count_; ++k) {
-        const double* from = slots + outputs_[k] * tape_lanes;
+        const double* from = result(k);
         if (k < alone) {
-          store(from, lanes, begin, out[k]);
+          save(k, begin, out[k]);
         } else if (k < alone + few) {
           for (int64_t l = 0; l < lanes; ++l) sums[k - alone] += from[l];
         } else {
@@ -241,11 +230,16 @@ class StageTape {
     started_ = true;
   }
 
-  int inputs() const { return inputs_count_; }
-  int outputs() const { return outputs_count_; }
+  int64_t lanes_from(int64_t begin) const { return count_ - begin < tape_lanes ? count_ - begin : tape_lanes; }
 
- private:
-  static void store(const double* from, int64_t lanes, int64_t begin, Field to) {
+  // Output k of the last block, a number a lane.
+  const double* result(int k) const { return slots_now_ + outputs_[k] * tape_lanes; }
+
+  // Copy output k of the last block, which begins at `begin`; a field may be nowhere.
+  void save(int k, int64_t begin, Field to) const {
+    if (!to.p) return;
+    const double* from = result(k);
+    const int64_t lanes = lanes_from(begin);
     double* p = to.p + begin * to.step;
     if (to.unit == 1) {
       for (int64_t l = 0; l < lanes; ++l) p[l * to.step] = from[l];
@@ -254,13 +248,30 @@ class StageTape {
     }
   }
 
+  // Whether output k is zero at all stages; known when a block has been run.
+  bool vanishes(int k) const { return once_[k] && !staged_ && *result(k) == 0; }
+
+  // One stage after another: lane 0 of `in`, then what the outputs from `first` on are. A tape that steps is not run.
+  void step(const double* in, int first, double* out) {
+    for (int k = 0; k < inputs_count_; ++k)
+      if (inputs_[k] >= 0) std::fill_n(first_ + inputs_[k] * step_lanes, step_lanes, in[k]);
+    run_tape<step_lanes>(code_, shared_ && !staged_ ? prologue_ : 0, length_, memory_, numbers_, first_);
+    shared_ = true;
+    for (int k = first; k < outputs_count_; ++k) out[k - first] = first_[outputs_[k] * step_lanes];
+  }
+
+  int inputs() const { return inputs_count_; }
+  int outputs() const { return outputs_count_; }
+
+ private:
   int64_t length_, prologue_, slots_, count_, size_, numbers_;
   int inputs_count_, outputs_count_;
+  bool staged_;  // whether the prologue reads inputs; else its results are those of all stages
   const int32_t *code_, *inputs_, *outputs_, *once_;
   const double* memory_;
   std::vector<double> space_;
-  double* first_;
-  bool started_ = false;
+  double *first_, *slots_now_ = nullptr;
+  bool started_ = false, shared_ = false;  // whether all blocks have been run; whether some have
 };
 
 // Append the fields of `columns` numbers a stage, with the unit of each.

@@ -57,6 +57,14 @@ def numbers(tree: Any) -> Any:
     return jax.tree.map(behind, tree)
 
 
+def followed(tree: Any) -> bool:
+    """True if `jax.grad` follows leaves of a pytree, once and outside of all else: behind its tracers are numbers."""
+    tracers = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.core.Tracer)]
+    if not tracers or any([isinstance(leaf, JVPTracer) for leaf in tracers]):
+        return False
+    return not any([isinstance(getattr(leaf, "primal", leaf), jax.core.Tracer) for leaf in tracers])
+
+
 EVALUATORS = {"dynamics": "optctl.engine.verbs"}
 """Who evaluates a room's calls by compiled code: a module of a room above, which is loaded when it is first asked."""
 
@@ -66,14 +74,6 @@ def evaluated(room: str, verb: str, *arguments: Any) -> Any:
     if not opens(arguments):
         return None
     return importlib.import_module(EVALUATORS[room]).evaluate(verb, *arguments)
-
-
-def followed(tree: Any) -> bool:
-    """True if `jax.grad` follows leaves of a pytree, once and outside of all else: behind its tracers are numbers."""
-    tracers = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.core.Tracer)]
-    if not tracers or any([isinstance(leaf, JVPTracer) for leaf in tracers]):
-        return False
-    return not any([isinstance(getattr(leaf, "primal", leaf), jax.core.Tracer) for leaf in tracers])
 
 
 def compiled(*static: str) -> Callable[[Callable], Callable]:

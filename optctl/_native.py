@@ -97,81 +97,52 @@ def run_tape(packed: np.ndarray, memory: Any, values: Any, outputs: int, repeat:
         made = jax.ShapeDtypeStruct((values.shape[0], outputs), jnp.float64)
         kernel = jax.ffi.ffi_call("optctl_tape", made, vmap_method="sequential")
         return kernel(packed, memory, values, repeat=np.int64(repeat))
-    library = _library()
-    assert library is not None
     packed, values = np.ascontiguousarray(packed, np.int32), np.ascontiguousarray(values, np.float64)
     memory, results = np.ascontiguousarray(memory, np.float64), np.empty((len(values), outputs))
-    pointers = [ctypes.c_void_p(_address(array)) for array in (packed, memory, values, results)]
-    library.optctl_run_tape(*pointers[:2], ctypes.c_int64(len(values)), *pointers[2:])
+    on_host_run("run_tape", (len(values),), (packed, memory, values, results))
     return results
 
 
 def roll(packed: np.ndarray, memory: np.ndarray, x0: np.ndarray, us: np.ndarray) -> np.ndarray:
     """Return the states (N+1, nx) of a packed tape whose last results are the next state, without XLA."""
-    library = _library()
-    assert library is not None
     N, nx, nu = len(us), x0.size, us.shape[1]
     us, xs = np.ascontiguousarray(us, np.float64), np.empty((N + 1, nx))
     xs[0] = x0
-    sizes = [ctypes.c_int64(size) for size in (N, nx, nu)]
-    first, second, third, fourth = [ctypes.c_void_p(_address(array)) for array in (packed, memory, xs, us)]
-    library.optctl_roll(first, second, *sizes, third, fourth)
+    on_host_run("roll", (N, nx, nu), (packed, memory, us, xs))
     return xs
 
 
-def gradient(
-    program: np.ndarray,
-    memory: np.ndarray,
-    sizes: Sequence[int],
-    us: np.ndarray,
-    signs: np.ndarray | None,
-    results: Sequence[np.ndarray],
-) -> None:
-    """Run the gradient engine (`native/gradient.h`), which writes into `results`."""
-    library = _library()
-    assert library is not None
-    arrays = [None if array is None else ctypes.c_void_p(_address(array)) for array in (program, memory, us, signs)]
-    library.optctl_gradient(*arrays[:2], _whole(sizes), *arrays[2:], _places(results))
+def on_host_run(name: str, sizes: tuple[int, ...], arrays: tuple[np.ndarray | None, ...]) -> None:
+    """Run a kernel of the host, which writes into the last arrays; `native/kernels.h` has names, sizes and arrays.
+
+    Arrays have no gaps, and are of float64 (programs of int32).
+    """
+    if _host_kernel(name)(sizes, arrays):
+        raise RuntimeError(f"optctl: too many arrays for {name}")
 
 
-def hessian_product(sizes: Sequence[int], operands: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> None:
-    """Run the second-order sweep (`native/gradient.h`), which writes into `results`."""
-    library = _library()
-    assert library is not None
-    library.optctl_hessian_product(_whole(sizes), _places(operands), _places(results))
+@functools.cache
+def _host_kernel(name: str) -> Any:
+    kernel = getattr(_under_lock(), f"optctl_{name}")  # until it runs
+    kernel.argtypes = [ctypes.py_object, ctypes.py_object]
+    return kernel
 
 
 def tangent(A: np.ndarray, B: np.ndarray, c: np.ndarray, dx0: np.ndarray, dus: np.ndarray) -> np.ndarray:
     """Return dxs (N+1, nx) of dx+ = A dx + B du + c, from dx0 (`native/sweeps.cpp`)."""
-    library, (N, nx, nu) = _library(), B.shape
-    assert library is not None
+    N, nx, nu = B.shape
     operands, dxs = [np.ascontiguousarray(array, np.float64) for array in (A, B, c, dx0, dus)], np.empty((N + 1, nx))
-    library.optctl_tangent(_whole((N, nx, nu)), _places(operands), _places([dxs]))
+    on_host_run("tangent", (N, nx, nu), (*operands, dxs))
     return dxs
 
 
 def costates(A: np.ndarray, B: np.ndarray, gxs: np.ndarray, gus: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return costates (N+1, nx) of lambda = gx + A' lambda+, and gu + B' lambda+ (`native/sweeps.cpp`)."""
-    library, (N, nx, nu) = _library(), B.shape
-    assert library is not None
+    N, nx, nu = B.shape
     operands = [np.ascontiguousarray(array, np.float64) for array in (A, B, gxs, gus)]
     made = np.empty((N + 1, nx)), np.empty((N, nu))
-    library.optctl_costates(_whole((N, nx, nu)), _places(operands), _places(made))
+    on_host_run("costates", (N, nx, nu), (*operands, *made))
     return made
-
-
-def follow(
-    program: np.ndarray,
-    memory: np.ndarray,
-    sizes: Sequence[int],
-    operands: Sequence[np.ndarray],
-    results: Sequence[np.ndarray],
-) -> None:
-    """Run a rollout under feedback (`native/gradient.h`), which writes into `results`."""
-    library = _library()
-    assert library is not None
-    first, second = [ctypes.c_void_p(_address(array)) for array in (program, memory)]
-    library.optctl_follow(first, second, _whole(sizes), _places(operands), _places(results))
 
 
 def step_through(name: str, operands: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> None:
@@ -180,14 +151,6 @@ def step_through(name: str, operands: Sequence[np.ndarray], results: Sequence[np
     Operands are program, memory, sizes (int64), numbers, the signal's pieces (int32), and then of float64.
     """
     _call_now(name, operands, results, ())
-
-
-def _whole(numbers: Sequence[int]) -> Any:
-    return (ctypes.c_int64 * len(numbers))(*numbers)
-
-
-def _places(arrays: Sequence[np.ndarray]) -> Any:
-    return (ctypes.c_void_p * len(arrays))(*map(_address, arrays))
 
 
 def _address(array: np.ndarray) -> int:
@@ -200,11 +163,17 @@ _Room, _Options = ctypes.c_int64 * ROOM, ctypes.c_int64 * 8
 
 
 @functools.cache
-def _describer() -> Any:
+def _under_lock() -> ctypes.PyDLL:
+    """Return the library for calls under Python's lock, whose arrays they look at."""
     spec = importlib.util.find_spec("optctl._kernels")
     assert spec is not None
     assert spec.origin is not None
-    describe = ctypes.PyDLL(spec.origin).optctl_describe  # under Python's lock, whose arrays it looks at
+    return ctypes.PyDLL(spec.origin)
+
+
+@functools.cache
+def _describer() -> Any:
+    describe = _under_lock().optctl_describe
     describe.argtypes = [ctypes.py_object, ctypes.c_int64, ctypes.c_int64, _Room]
     return describe
 

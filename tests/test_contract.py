@@ -79,15 +79,20 @@ def test_the_bounded_optimum_equals_cvxpy_and_its_multipliers_are_right(method):
 
 @pytest.mark.parametrize(
     ("method", "compiled"),
-    [("gradient_descent", gradient_descent), ("cg", conjugate_gradient), ("newton_cg", newton_cg), ("ilqr", ilqr)],
+    [
+        ("gradient_descent", gradient_descent.by_xla),
+        ("cg", conjugate_gradient.by_xla),
+        ("newton_cg", newton_cg.by_xla),
+        ("ilqr", ilqr),
+    ],
 )
 def test_second_call_does_not_recompile_and_vmap_equals_a_loop(method, compiled):
     problem = zoo.lq_problem()
     oc.solve(problem, method=method)
-    before = compiled.by_xla._cache_size()
+    before = compiled._cache_size()
     x0s = np.random.default_rng(0).normal(size=(3, 3))
     looped = [oc.solve(problem.replace(x0=x0), method=method) for x0 in x0s]
-    assert compiled.by_xla._cache_size() == before
+    assert compiled._cache_size() == before
     batch = jax.vmap(lambda x0: oc.solve(problem.replace(x0=x0), method=method))(jnp.asarray(x0s))
     assert batch.converged.shape == (3,)
     assert repr(batch) == f"Solution batch ({method}): 3 of 3 converged"

@@ -26,7 +26,7 @@ from optctl._validate import as_float, check_tree, is_concrete
 from optctl.adjoint.known import with_slope
 from optctl.adjoint.linked import linked
 from optctl.dynamics.memory import reverse, schedule
-from optctl.engine.native import Engine, Slopes, find_engine
+from optctl.engine.native import Engine, Slopes, find_engine, known_engine
 from optctl.problem import Problem, once, parts_of
 
 
@@ -89,11 +89,15 @@ def gradient(problem: Problem, us: Any, *, x0: Any = None, params: Any = None) -
     """
     point = arguments(problem, us, x0, params)
     us, x0, params = point
+    engine = known_engine(problem, *point)
+    if engine is not None:
+        return as_gradient(engine.gradient(us, x0, params))
     once((problem, point), lambda: problem.check_shapes(x0, us, params))
-    at, known = numbers((problem, point)) if is_concrete(parts_of(problem, None)) else (problem, point)
+    plain = is_concrete((problem, point)) or not is_concrete(parts_of(problem, None))
+    at, known = (problem, point) if plain else numbers((problem, point))
     engine = find_engine(at, *known)
     if engine is not None:
-        found = as_gradient(engine.slopes(*known))
+        found = as_gradient(engine.gradient(*known))
         return found if is_concrete(point) else linked(at, point, found, product, _gradient)
     if problem.memory == "full" or is_concrete(point):
         return _gradient(problem, *point)

@@ -4,8 +4,10 @@
 compiles nothing.
 """
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -18,7 +20,7 @@ from optctl.dynamics import AbstractDynamics
 from optctl.engine.graphs import Graphs, graphs_of
 from optctl.engine.tape_check import check_priced, check_tapes, check_turned
 from optctl.judge.interpreter import Uninterpreted
-from optctl.problem import PATH, TERMINAL, Problem, parts_of
+from optctl.problem import PATH, TERMINAL, Problem, kinds, parts_of
 from optctl.tape import Tape, Unsupported, memories
 
 
@@ -40,42 +42,67 @@ class Slopes:
         V: (N, nz, nz), that of cost + costate'f.
     """
 
-    cost: np.ndarray
-    xs: np.ndarray
-    reached: np.ndarray
-    A: np.ndarray
-    B: np.ndarray
-    qs: np.ndarray
-    rs: np.ndarray
-    q0: np.ndarray
-    costates: np.ndarray
-    us: np.ndarray
-    x0: np.ndarray
-    params: Any
-    sizes: np.ndarray
-    W: np.ndarray
-    Wf: np.ndarray
-    W0: np.ndarray
-    V: np.ndarray
+    cost: Any
+    xs: Any
+    costates: Any
+    us: Any
+    x0: Any
+    params: Any = None
+    reached: Any = None
+    A: Any = None
+    B: Any = None
+    qs: Any = None
+    rs: Any = None
+    q0: Any = None
+    sizes: Any = None
+    W: Any = None
+    Wf: Any = None
+    W0: Any = None
+    V: Any = None
+
+
+KINDS = ("slopes", "curved", "exact")
+RESULTS = (
+    "cost", "xs", "reached", "A", "B", "qs", "rs", "q0", "costates", "us", "x0", "params", "sizes", "W", "Wf", "W0",
+    "V",
+)  # fmt: skip
+"""What the gradient engine finds, in its order."""
 
 
 class Engine:
     """A problem's functions on tapes, with its numbers in their memory; calls of one solve share it."""
 
     def __init__(self, graphs: Graphs, problem: Problem, params: Any) -> None:
-        self.graphs, self.problem = graphs, problem
+        self.graphs, self.parts = graphs, parts_of(problem, params)
         self.leaves, self.structure = jax.tree.flatten(params)
         self._memories: dict[str, Any] = {}
 
-    def _held(self, kind: str, tapes: tuple[Tape, ...], params: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
+    @cached_property
+    def lasts(self) -> bool:
+        """True if nobody can change the numbers of the problem's functions."""
+        return all([_lasts(leaf) for leaf in jax.tree.leaves(self.parts)])
+
+    def _held(self, kind: str, tapes: tuple[Tape, ...], params: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return tapes packed into one program, and their memory for these parameters."""
-        leaves = jax.tree.leaves(params)
-        if any(new is not old for new, old in zip(leaves, self.leaves, strict=True)):
+        leaves = jax.tree.leaves(params) if self.leaves else []
+        if any([new is not old for new, old in zip(leaves, self.leaves, strict=True)]):
             self.leaves, self._memories = leaves, {}
         if kind not in self._memories:
-            memory, begins = memories(tapes, to_host(parts_of(self.problem, params)))
-            self._memories[kind] = self.graphs.packed(kind, tapes, begins), np.asarray(memory), begins
+            memory, begins = memories(tapes, to_host(self.parts | {"params": params}))
+            self._memories[kind] = self.graphs.packed(kind, tapes, begins), np.asarray(memory)
         return self._memories[kind]
+
+    def _horizon(self, kind: str, params: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return the program of the gradient engine and its memory."""
+        of_stage, slope, _, of_end, _, of_start = self.graphs.tapes(kind)
+        priced = self.graphs.in_params("priced") if self.leaves else ()
+        return self._held(f"{kind} of a horizon", (of_stage, slope, of_end, of_start, *priced), params)
+
+    def gradient(self, us: Any, x0: Any, params: Any) -> Slopes:
+        """Return cost, states, costates and derivatives along the rollout; all else is None."""
+        (N, nu), nx = us.shape, x0.size
+        shapes = {"cost": (), "xs": (N + 1, nx), "costates": (N + 1, nx), "us": (N, nu), "x0": (nx,)}
+        return self._run("slopes", us, x0, params, True, None, {name: np.empty(of) for name, of in shapes.items()})
 
     def slopes(
         self, us: Any, x0: Any, params: Any, xs: Any = None, signs: Any = None, *, exact: bool = False
@@ -83,34 +110,36 @@ class Engine:
         """Return cost, states, Jacobians, costates and derivatives; along `xs` if given, else along the rollout.
 
         With `signs`, one for each number of xs, then of us, also the `sizes` of slope and curvature of the cost, and
-        the curvature W, Wf, W0 of the cost; with `exact` that of cost + costate'f, V, too.
+        the curvature W, Wf, W0 of the cost; with `exact` that of cost + costate'f, V, too. What is not found is None.
         """
         kind = "exact" if exact else "slopes" if signs is None else "curved"
-        of_stage, slope, _, of_end, _, of_start = self.graphs.tapes(kind)
-        priced = self.graphs.in_params("priced") if self.leaves else ()
-        program, memory, _ = self._held(f"{kind} of a horizon", (of_stage, slope, of_end, of_start, *priced), params)
-        us = np.ascontiguousarray(us, np.float64)
-        (N, nu), nx, lengths = us.shape, x0.size, [leaf.size for leaf in self.leaves]
-        bends = ("slopes", "curved", "exact").index(kind)
+        (N, nu), nx = us.shape, x0.size
         square, small = (N, nx + nu, nx + nu), (nx, nx)
-        shapes = {
+        shapes: dict[str, tuple[int, ...]] = {
             "cost": (), "xs": (N + 1, nx), "reached": (N, nx), "A": (N, nx, nx), "B": (N, nx, nu), "qs": (N + 1, nx),
-            "rs": (N, nu), "q0": (nx,), "costates": (N + 1, nx), "us": (N, nu), "x0": (nx,), "params": (sum(lengths),),
-            "sizes": (2,), "W": square if bends else (0,), "Wf": small if bends else (0,),
-            "W0": small if bends else (0,), "V": square if exact else (0,),
+            "rs": (N, nu), "q0": (nx,), "costates": (N + 1, nx), "us": (N, nu), "x0": (nx,),
         }  # fmt: skip
-        made: dict[str, Any] = {name: np.empty(shape) for name, shape in shapes.items()}
-        made["xs"][...] = x0 if xs is None else xs  # the first row counts, where there is a rollout
-        sizes = (N, nx, nu, sum(lengths), int(xs is None), bends)
-        _native.gradient(program, memory, sizes, us, signs, list(made.values()))
-        parts = np.split(made["params"], np.cumsum(lengths)[:-1]) if lengths else []
-        gradients = [part.reshape(leaf.shape) for part, leaf in zip(parts, self.leaves, strict=True)]
-        made["params"] = jax.tree.unflatten(self.structure, gradients)
-        return Slopes(**made)
+        shapes |= {} if signs is None else {"sizes": (2,)}
+        shapes |= {} if kind == "slopes" else {"W": square, "Wf": small, "W0": small}
+        shapes |= {"V": square} if exact else {}
+        made = {name: np.empty(shape) for name, shape in shapes.items()}
+        return self._run(kind, us, x0 if xs is None else xs, params, xs is None, signs, made)
+
+    def _run(self, kind: str, us: Any, xs: Any, params: Any, rolls: bool, signs: Any, made: dict[str, Any]) -> Slopes:
+        """Run the gradient engine along `xs`, or where it `rolls` from x_0; it writes into the arrays made."""
+        program, memory = self._horizon(kind, params)
+        made["xs"][: 1 if rolls else None] = xs
+        lengths = [leaf.size for leaf in self.leaves]
+        found = np.empty(sum(lengths)) if lengths else None
+        sizes = *us.shape[:1], made["x0"].size, us.shape[1], sum(lengths), int(rolls), KINDS.index(kind)
+        us = np.ascontiguousarray(us, np.float64)
+        results = [found if name == "params" else made.get(name) for name in RESULTS]
+        _native.on_host_run("gradient", sizes, (program, memory, us, signs, *results))
+        return Slopes(**made, params=params if found is None else self._like_params(found))
 
     def roll(self, us: Any, x0: Any, params: Any) -> np.ndarray:
         """Return the states."""
-        program, memory, _ = self._held("steps", self.graphs.tapes("slopes")[:1], params)
+        program, memory = self._held("steps", self.graphs.tapes("slopes")[:1], params)
         return _native.roll(program, memory, np.asarray(x0), np.asarray(us))
 
     def follow(
@@ -118,13 +147,31 @@ class Engine:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Roll out u = clip(u_aim + K (x - x_aim), low, high); return states, inputs and cost."""
         every = self.graphs.tapes("slopes")
-        program, memory, _ = self._held("values", every[::2], params)
+        program, memory = self._held("values", every[::2], params)
         (N, nu), nx = u_aim.shape, len(x0)
         xs, us, cost = np.empty((N + 1, nx)), np.empty((N, nu)), np.empty(())
         xs[0] = x0
         operands = [np.ascontiguousarray(array, np.float64) for array in (x_aim, u_aim, K, low, high)]
-        _native.follow(program, memory, (N, nx, nu), operands, [xs, us, cost])
+        _native.on_host_run("follow", (N, nx, nu), (program, memory, *operands, xs, us, cost))
         return xs, us, cost
+
+    def ilqr(
+        self, us: Any, x0: Any, params: Any, lower: Any, upper: Any, signs: Any, *, exact: bool, bounded: bool,
+        counts: tuple[int, ...], numbers: tuple[float, ...],
+    ) -> dict[str, np.ndarray]:  # fmt: skip
+        """Solve by iterative LQR from us (`solvers/ilqr.py`); figures are cost, iterations and status."""
+        horizon = self._horizon("exact" if exact else "curved", params)
+        values = self._held("values", self.graphs.tapes("slopes")[::2], params)
+        (N, nu), nx = us.shape, x0.size
+        shapes = {
+            "xs": (N + 1, nx), "us": (N, nu), "slope": (N, nu), "K": (N, nu, nx), "costates": (N + 1, nx),
+            "history": (4, counts[0] + 1), "figures": (3,),
+        }  # fmt: skip
+        made = {name: np.full(shape, np.nan) for name, shape in shapes.items()}
+        given = [np.ascontiguousarray(array, np.float64) for array in (x0, us, lower, upper, signs, numbers)]
+        sizes = N, nx, nu, int(exact), int(bounded), *counts
+        _native.on_host_run("ilqr", sizes, (*horizon, *values, *given, *made.values()))
+        return made
 
     def hessian(self, us: Any, x0: Any, params: Any) -> tuple[Slopes, Callable]:
         """Return the slopes at a point, and the Hessian of the cost there, as a function of a direction (dus, dx0).
@@ -138,7 +185,7 @@ class Engine:
             gx0, gus, dxs, dcostates = np.empty(nx), np.empty((N, nu)), np.empty((N + 1, nx)), np.empty((N + 1, nx))
             operands = [found.A, found.B, found.V, found.Wf, found.W0]
             operands += [np.ascontiguousarray(dx0), np.ascontiguousarray(dus)]
-            _native.hessian_product((N, nx, nu), operands, [gx0, gus, dxs, dcostates])
+            _native.on_host_run("hessian_product", (N, nx, nu), (*operands, gx0, gus, dxs, dcostates))
             return dxs, dcostates, gus, gx0
 
         return found, product
@@ -173,9 +220,9 @@ class Engine:
 
     def at_each(self, kind: str, which: int, inputs: np.ndarray, params: Any) -> np.ndarray:
         """Return the results of a tape of the stages, the end or the start, 0 to 2, for rows of its inputs."""
-        of_kind = self.graphs.in_params(kind) if kind in IN_PARAMS else self.graphs.tapes(kind)[1::2]
-        tape = of_kind[which]
-        program, memory, _ = self._held(f"{kind} of {which}", (tape,), params)
+        in_params = kind in IN_PARAMS
+        tape = self.graphs.in_params(kind)[which] if in_params else self.graphs.tapes(kind)[2 * which + 1]
+        program, memory = self._held(f"{kind} of {which}", (tape,), params)
         rows = max(1, MANY // max(tape.outputs.size + tape.inputs.size, 1))
         parts = [inputs[begin : begin + rows] for begin in range(0, len(inputs), rows)]
         return np.concatenate([_native.run_tape(program, memory, part, tape.outputs.size) for part in parts])
@@ -264,6 +311,9 @@ def find_engine(
     That is where something is being traced, or where no tape that NumPy agrees with holds a function; or, of an engine
     that is `curved`, its second derivatives; `mixed`, those in states, inputs and parameters.
     """
+    known = known_engine(problem, us, x0, params, curved=curved, mixed=mixed)
+    if known is not None:
+        return known
     arrays = (problem, us, x0, params)
     if us is None or not runs_now(arrays) or not _native.available() or not _fits(problem, us, x0, params):
         return None
@@ -277,7 +327,36 @@ def find_engine(
                 return None
     except Unsupported:
         return None
-    return Engine(graphs, problem, params)
+    engine = Engine(graphs, problem, params)
+    _ENGINES.setdefault(problem, {})[us.shape, x0.shape, curved, mixed] = engine
+    return engine
+
+
+_ENGINES: weakref.WeakKeyDictionary[Problem, dict[tuple, Engine]] = weakref.WeakKeyDictionary()
+
+
+def known_engine(
+    problem: Problem, us: Any, x0: Any, params: Any, *, curved: bool = False, mixed: bool = False
+) -> Engine | None:
+    """Return the engine of this very problem where one was found for arrays like these, which fit therefore; or None.
+
+    None is no verdict. Numbers that somebody can change, and other parameters, are read anew.
+    """
+    if us is None or problem not in _ENGINES:
+        return None
+    known = _ENGINES[problem].get((us.shape, x0.shape, curved, mixed))
+    if known is None or us.dtype != np.float64 or x0.dtype != np.float64 or not runs_now((us, x0, params)):
+        return None
+    if known.lasts and params is known.parts["params"]:
+        return known
+    leaves, structure = jax.tree.flatten(params)
+    alike = (structure, kinds(leaves)) == (known.structure, kinds(known.leaves))
+    return Engine(known.graphs, problem, params) if alike else None
+
+
+def _lasts(leaf: Any) -> bool:
+    """True if nobody can write to an array."""
+    return not leaf.flags.writeable if isinstance(leaf, np.ndarray) else True
 
 
 def _fits(problem: Problem, us: Any, x0: Any, params: Any) -> bool:

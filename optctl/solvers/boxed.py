@@ -16,7 +16,9 @@ Bertsekas (1982), Projected Newton methods for optimization problems with simple
 from dataclasses import replace
 from typing import Any
 
-from optctl._arrays import do_while, keep, namespace
+import jax.numpy as jnp
+
+from optctl._arrays import do_while, keep
 from optctl._record import record
 from optctl.lq import kkt, sweeps
 from optctl.lq.model import LQ
@@ -50,10 +52,9 @@ class Policy:
 
 def unit(model: LQ) -> Any:
     """Return the size of the weights on the inputs, by which shifts are measured (or a trace of the others', or 1)."""
-    xp = namespace(model.R)
-    others = xp.maximum(xp.max(xp.abs(model.Q)), xp.max(xp.abs(model.Qf)))
-    size = xp.maximum(xp.max(xp.abs(model.R)), 1e-8 * others)
-    return xp.where(size > 0, size, 1.0)
+    others = jnp.maximum(jnp.max(jnp.abs(model.Q)), jnp.max(jnp.abs(model.Qf)))
+    size = jnp.maximum(jnp.max(jnp.abs(model.R)), 1e-8 * others)
+    return jnp.where(size > 0, size, 1.0)
 
 
 def best_policy(full: LQ | None, plain: LQ, least: Any, slope: Any, low: Any, high: Any) -> Policy:
@@ -67,26 +68,25 @@ def best_policy(full: LQ | None, plain: LQ, least: Any, slope: Any, low: Any, hi
         low: (N, nu) lower bounds of du, at most zero; None if there are no bounds.
         high: (N, nu) upper bounds.
     """
-    xp = namespace(slope)
     if low is None:
         model, factors, shift = convexified(full, plain, None, least)
-        d = solution(model, factors, None, xp.zeros_like(plain.r))
+        d = solution(model, factors, None, jnp.zeros_like(plain.r))
         return policy(plain, factors, d, shift)
 
     def improve(carry: tuple) -> tuple:
         i, at_low, at_high, _ = carry
-        held, values = at_low | at_high, xp.where(at_low, low, xp.where(at_high, high, 0.0))
+        held, values = at_low | at_high, jnp.where(at_low, low, jnp.where(at_high, high, 0.0))
         model, factors, shift = convexified(full, plain, held, least)
         d = solution(model, factors, held, values)
         price = kkt.times(model.R, d.us) + kkt.transposed_times(model.M, d.xs[:-1]) + model.r
         price = price + kkt.transposed_times(model.B, d.costates[1:])
-        next_low = xp.where(at_low, (price >= 0) | (low >= high), ~at_high & (d.us < low))
-        next_high = xp.where(at_high, price <= 0, ~at_low & (d.us > high))
-        done = xp.all(next_low == at_low) & xp.all(next_high == at_high)
-        return xp.where(done, ROUNDS, i + 1), next_low, next_high, policy(plain, factors, d, shift)
+        next_low = jnp.where(at_low, (price >= 0) | (low >= high), ~at_high & (d.us < low))
+        next_high = jnp.where(at_high, price <= 0, ~at_low & (d.us > high))
+        done = jnp.all(next_low == at_low) & jnp.all(next_high == at_high)
+        return jnp.where(done, ROUNDS, i + 1), next_low, next_high, policy(plain, factors, d, shift)
 
     at_low = (low >= 0) & ((slope > 0) | (high <= 0))
-    first = xp.asarray(0), at_low, ~at_low & (high <= 0) & (slope < 0)
+    first = jnp.asarray(0), at_low, ~at_low & (high <= 0) & (slope < 0)
     return do_while(lambda carry: carry[0] < ROUNDS, improve, (*first, None))[-1]
 
 
@@ -98,21 +98,21 @@ def policy(plain: LQ, factors: Factors, d: kkt.Point, shift: Any) -> Policy:
 
 def convexified(full: LQ | None, plain: LQ, held: Any, least: Any) -> tuple[LQ, Factors, Any]:
     """Return a model that is convex in the inputs not held, its factors and its shift."""
-    size, xp = unit(plain), namespace(plain.R)
+    size = unit(plain)
     first = plain if full is None else full
 
     def attempt(carry: tuple) -> tuple:
         i, _, _, shift = carry
         model = keep(i == 0, first, plain)
-        grown = xp.maximum(FIRST_SHIFT * size, SHIFT_FACTOR * shift)
+        grown = jnp.maximum(FIRST_SHIFT * size, SHIFT_FACTOR * shift)
         keeps = (i == 0) & (full is not None)
-        return i + 1, sweeps.factor(without(shifted(model, shift), held)), shift, xp.where(keeps, shift, grown)
+        return i + 1, sweeps.factor(without(shifted(model, shift), held)), shift, jnp.where(keeps, shift, grown)
 
     def failed(carry: tuple) -> Any:
         return (carry[0] == 0) | (carry[1].failed_stage >= 0) & (carry[3] <= LARGEST_SHIFT * size)
 
     shift = least.astype(plain.Q.dtype)
-    i, factors, shift, _ = do_while(failed, attempt, (xp.asarray(0), None, shift, shift))
+    i, factors, shift, _ = do_while(failed, attempt, (jnp.asarray(0), None, shift, shift))
     return shifted(keep(i == 1, first, plain), shift), factors, shift
 
 
@@ -121,23 +121,21 @@ def shifted(model: LQ, shift: Any) -> LQ:
 
     That of R may be a world too large for Q: in an orbit given in meters, steps of the states would be next to nothing.
     """
-    xp = namespace(model.R)
-    others = xp.maximum(xp.max(xp.abs(model.Q)), xp.max(xp.abs(model.Qf)))
-    eye_x = shift * xp.minimum(1.0, others / unit(model)) * xp.eye(model.nx, dtype=model.Q.dtype)
-    eye_u = shift * xp.eye(model.nu, dtype=model.R.dtype)
+    others = jnp.maximum(jnp.max(jnp.abs(model.Q)), jnp.max(jnp.abs(model.Qf)))
+    eye_x = shift * jnp.minimum(1.0, others / unit(model)) * jnp.eye(model.nx, dtype=model.Q.dtype)
+    eye_u = shift * jnp.eye(model.nu, dtype=model.R.dtype)
     return model.with_numbers(Q=model.Q + eye_x[None], R=model.R + eye_u[None], Qf=model.Qf + eye_x)
 
 
 def solution(model: LQ, factors: Factors, held: Any, values: Any) -> kkt.Point:
     """Return the minimizer of the model in which held inputs have these values (the others' are zero)."""
-    xp = namespace(model.qf)
-    nothing = xp.zeros_like(model.qf)
+    nothing = jnp.zeros_like(model.qf)
     r = model.r + kkt.times(model.R, values)
     b = kkt.Point(
         start=nothing,
-        xs=-xp.vstack([model.q + kkt.times(model.M, values), model.qf]),
-        us=-r if held is None else xp.where(held, 0.0, -r),
-        costates=-xp.vstack([nothing, kkt.times(model.B, values)]),
+        xs=-jnp.vstack([model.q + kkt.times(model.M, values), model.qf]),
+        us=-r if held is None else jnp.where(held, 0.0, -r),
+        costates=-jnp.vstack([nothing, kkt.times(model.B, values)]),
     )
     d = sweeps.sweep(without(model, held), factors, b)
     return replace(d, us=d.us + values)
@@ -147,6 +145,6 @@ def without(model: LQ, held: Any) -> LQ:
     """Return the model in which held inputs have no effect and cost 1/2 du^2."""
     if held is None:
         return model
-    out, xp = held[:, None, :], namespace(held)
-    R = xp.where(out | held[:, :, None], xp.eye(model.nu, dtype=model.R.dtype), model.R)
-    return model.with_numbers(B=xp.where(out, 0.0, model.B), M=xp.where(out, 0.0, model.M), R=R)
+    out = held[:, None, :]
+    R = jnp.where(out | held[:, :, None], jnp.eye(model.nu, dtype=model.R.dtype), model.R)
+    return model.with_numbers(B=jnp.where(out, 0.0, model.B), M=jnp.where(out, 0.0, model.M), R=R)

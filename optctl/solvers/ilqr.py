@@ -28,6 +28,7 @@ Iterative linear quadratic regulator design; Tassa, Mansard and Todorov (2014), 
 programming.
 """
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -35,19 +36,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optctl._arrays import keep, namespace, on_host, put, while_loop
-from optctl._door import compiled
+from optctl._arrays import keep, on_host, put, while_loop
 from optctl._record import record
 from optctl._validate import check_choice, keep_whole
 from optctl.lq.kkt import times, transposed_times
 from optctl.lq.model import LQ
 from optctl.problem import Problem
 from optctl.result import Status
-from optctl.solution import BOTTOMLESS, History, cost_size
-from optctl.solvers.boxed import FIRST_SHIFT, LARGEST_SHIFT, SHIFT_FACTOR, Policy, best_policy, unit
+from optctl.solution import BOTTOMLESS, FLOOR, History, cost_size
+from optctl.solvers.boxed import FIRST_SHIFT, LARGEST_SHIFT, ROUNDS, SHIFT_FACTOR, Policy, best_policy, unit
 from optctl.solvers.iterate import Iterate
 from optctl.solvers.method import Method, method
-from optctl.solvers.objective import Objective, least_of, least_size, projected_gradient, scaled_stationarity
+from optctl.solvers.objective import Objective, least_size, projected_gradient, scaled_stationarity
 
 SUFFICIENT = 0.1
 """The share of the promised decrease that a step must bring."""
@@ -111,40 +111,35 @@ class ILQR(Method):
         """Minimize from the guess."""
         exact = self.hessian != "gauss_newton" and objective.problem.dynamics.twice_differentiable
         limit = int(self.max_iterations)
+        if on_host(objective.us):
+            return natively(objective, tolerance=tolerance, max_iterations=limit, exact=exact)
         return ilqr(objective, objective.us, tolerance=tolerance, max_iterations=limit, exact=exact)
 
 
-class Host:
-    """The same on the host, by the engine of the objective: rollouts under feedback, and quadratic models."""
-
-    def __init__(self, objective: Objective, us: Any) -> None:
-        self.objective, self.engine, self.params = objective, objective.engine, objective.params
-        nx, nu = objective.x0.size, us.shape[1]
-        weight = np.zeros((nx, nx))
-        self.blank = LQ(
-            A=weight, B=np.zeros((nx, nu)), Q=weight, R=np.eye(nu), Qf=weight, x0=np.zeros(nx), horizon=len(us)
-        )
-
-    def follow(self, x_aim: Any, u_aim: Any, K: Any, low: Any, high: Any, x0: Any) -> tuple[Any, Any, Any]:
-        """Return states, inputs and cost of u = clip(u_aim + K (x - x_aim), low, high)."""
-        return self.engine.follow(x_aim, u_aim, K, low, high, x0, self.params)
-
-    def models(self, xs: Any, us: Any, exact: bool) -> tuple[LQ | None, LQ, Any, Any]:
-        """Return what the function `models` does."""
-        nx = xs.shape[1]
-        at = self.engine.slopes(us, xs[0], self.params, xs, self.objective.signs, exact=exact)
-
-        def weights(W: Any) -> dict[str, Any]:
-            return {"Q": W[:, :nx, :nx], "R": W[:, nx:, nx:], "M": W[:, :nx, nx:]}
-
-        plain = self.blank.with_numbers(
-            A=at.A, B=at.B, c=at.reached - xs[1:], q=at.qs[:-1], r=at.rs, Qf=at.Wf, qf=at.qs[-1], **weights(at.W)
-        )
-        full = plain.with_numbers(**weights(at.V)) if exact else None
-        return full, plain, at.us, least_of(at.sizes, len(xs))
+def natively(objective: Objective, *, tolerance: float, max_iterations: int, exact: bool) -> Iterate:
+    """Do what `ilqr` does by one call of compiled code (`native/ilqr.h`), from NumPy's arrays to NumPy's."""
+    problem, us = objective.problem, objective.us
+    lower, upper = (bound.reshape(us.shape) for bound in objective.bounds())
+    found = objective.engine.ilqr(
+        np.clip(us, lower, upper), objective.x0, objective.params, lower, upper, objective.signs,
+        exact=exact and not problem.dynamics.is_linear,
+        bounded=problem.u_min is not None or problem.u_max is not None,
+        counts=(max_iterations, PATIENCE, ROUNDS),
+        numbers=(
+            tolerance, SUFFICIENT, SHORT_STEP, SHORTEST_STEP, FIRST_SHIFT, SHIFT_FACTOR, LARGEST_SHIFT, FLOOR,
+            BOTTOMLESS,
+        ),
+    )  # fmt: skip
+    cost, iterations, status = found["figures"]
+    costs, marks, steps, shifts = found["history"]
+    return Iterate(
+        found["us"].ravel(), cost, found["slope"].ravel(), np.asarray(int(iterations)), np.asarray(int(status)),
+        np.asarray(False), History(costs, marks, steps, regularization=shifts), found["xs"], found["costates"],
+        found["K"], found["us"] - times(found["K"], found["xs"][:-1]),
+    )  # fmt: skip
 
 
-@record(static=("exact", "bounded", "host"))
+@record(static=("exact", "bounded"))
 class Program:
     """The problem as the solver sees it.
 
@@ -155,7 +150,6 @@ class Program:
         upper: (N, nu).
         exact: with the curvature of the dynamics.
         bounded: False if there are no bounds at all.
-        host: who rolls out and makes models on the host; None under XLA.
     """
 
     problem: Problem
@@ -164,7 +158,6 @@ class Program:
     upper: Any
     exact: bool
     bounded: bool
-    host: Host | None = None
 
 
 @record()
@@ -232,7 +225,7 @@ class State:
     history: History
 
 
-@compiled("max_iterations", "exact")
+@functools.partial(jax.jit, static_argnames=("max_iterations", "exact"))
 def ilqr(objective: Objective, us: Any, *, tolerance: Any, max_iterations: int, exact: bool) -> Iterate:
     """Minimize over the inputs from us; return the last iterate, with the policy u = K x + k there."""
     problem, x0 = objective.problem, objective.x0
@@ -240,92 +233,89 @@ def ilqr(objective: Objective, us: Any, *, tolerance: Any, max_iterations: int, 
     program = Program(
         problem if problem.x0 is not None else problem.replace(x0=x0), objective.params, lower, upper,
         exact and not problem.dynamics.is_linear, problem.u_min is not None or problem.u_max is not None,
-        Host(objective, us) if on_host(us) else None,
     )  # fmt: skip
-    xp = namespace(us)
 
     def going(s: State) -> Any:
         return (s.status == int(Status.ITERATION_LIMIT)) & (s.iterations < max_iterations)
 
-    s = first_state(x0, xp.clip(us, lower, upper), max_iterations)
+    s = first_state(x0, jnp.clip(us, lower, upper), max_iterations)
     s = while_loop(going, lambda s: iterate(program, s, tolerance), s)
     p = s.point
     return Iterate(
-        p.us.ravel(), p.cost, p.slope.ravel(), s.iterations, s.status, xp.asarray(False), s.history, p.xs,
+        p.us.ravel(), p.cost, p.slope.ravel(), s.iterations, s.status, jnp.asarray(False), s.history, p.xs,
         p.policy.costates, p.policy.K, p.us - times(p.policy.K, p.xs[:-1]),
     )  # fmt: skip
 
 
 def first_state(x0: Any, us: Any, max_iterations: int) -> State:
     """Return a state whose first step is the rollout of the guess: a policy of zeros, an infinite cost to improve."""
-    (N, nu), xp = us.shape, namespace(us)
-    number, infinite, none = xp.zeros((), us.dtype), xp.full((), xp.inf, us.dtype), xp.asarray(0)
-    xs, nothing = xp.broadcast_to(x0, (N + 1, x0.size)), xp.zeros_like(us)
-    still = xp.zeros_like(xs)
-    policy = Policy(xp.zeros((N, nu, x0.size), us.dtype), still, nothing, still, number, number)
-    column = xp.full(max_iterations + 1, xp.nan, us.dtype)
+    (N, nu) = us.shape
+    number, infinite, none = jnp.zeros((), us.dtype), jnp.full((), jnp.inf, us.dtype), jnp.asarray(0)
+    xs, nothing = jnp.broadcast_to(x0, (N + 1, x0.size)), jnp.zeros_like(us)
+    still = jnp.zeros_like(xs)
+    policy = Policy(jnp.zeros((N, nu, x0.size), us.dtype), still, nothing, still, number, number)
+    column = jnp.full(max_iterations + 1, jnp.nan, us.dtype)
     return State(
         Point(xs, us, infinite, nothing, policy), alpha=number + 1, first_cost=infinite,
-        best=infinite, idle=none, iterations=none - 1, status=xp.asarray(int(Status.ITERATION_LIMIT)),
+        best=infinite, idle=none, iterations=none - 1, status=jnp.asarray(int(Status.ITERATION_LIMIT)),
         history=History(column, column, column, regularization=column),
     )  # fmt: skip
 
 
 def iterate(program: Program, s: State, tolerance: Any) -> State:
     """Follow the policy as far as the cost falls, and make the next policy there."""
-    old, first, xp = s.point, s.iterations < 0, namespace(s.alpha)
-    noise = 10 * xp.finfo(old.us.dtype).eps * xp.abs(old.cost)
+    old, first = s.point, s.iterations < 0
+    noise = 10 * jnp.finfo(old.us.dtype).eps * jnp.abs(old.cost)
     trial = search(program, old, s.alpha, noise)
     found = trial.found
     start = replace(
         old, xs=keep(found, trial.xs, old.xs), us=keep(found, trial.us, old.us), cost=keep(found, trial.cost, old.cost)
     )
-    first_cost = xp.where(xp.isinf(s.first_cost), start.cost, s.first_cost)
-    first = xp.asarray(first)
-    lost = ~first & (xp.abs(old.policy.fall) <= noise)
+    first_cost = jnp.where(jnp.isinf(s.first_cost), start.cost, s.first_cost)
+    first = jnp.asarray(first)
+    lost = ~first & (jnp.abs(old.policy.fall) <= noise)
     short = ~(first | lost) & (~found | (trial.alpha < SHORT_STEP))
-    growth = xp.where(short, SHIFT_FACTOR, xp.where(trial.alpha == 1, 1 / SHIFT_FACTOR, 1.0))
+    growth = jnp.where(short, SHIFT_FACTOR, jnp.where(trial.alpha == 1, 1 / SHIFT_FACTOR, 1.0))
     new, mark, hopeless = expand(program, start, first_cost, growth, lost, tolerance)
     # A point without a slope or a policy is not taken: the old policy is followed less far.
-    fine = xp.isfinite(mark) & xp.all(xp.isfinite(new.policy.K)) & xp.all(xp.isfinite(new.policy.dus))
-    point, mark = keep(fine, new, old), xp.where(fine, mark, s.best)
-    idle = xp.where(lost & (mark >= s.best), s.idle + 1, 0)
+    fine = jnp.isfinite(mark) & jnp.all(jnp.isfinite(new.policy.K)) & jnp.all(jnp.isfinite(new.policy.dus))
+    point, mark = keep(fine, new, old), jnp.where(fine, mark, s.best)
+    idle = jnp.where(lost & (mark >= s.best), s.idle + 1, 0)
     broken = (~found & ~trial.finite) | ~fine
     stuck = (idle >= PATIENCE) | (~found & (hopeless | ~fine)) | (first & broken)
-    status = xp.where(broken, int(Status.NON_FINITE), int(Status.STALLED))
-    status = xp.where(stuck, status, int(Status.ITERATION_LIMIT))
-    held = xp.all(xp.isfinite(program.lower) & xp.isfinite(program.upper))
-    falls = (point.cost < -BOTTOMLESS * (1 + xp.abs(first_cost))) & ~held
-    status = xp.where(falls, int(Status.UNBOUNDED), status)
-    status = xp.where(fine & (mark <= tolerance), int(Status.SOLVED), status)
+    status = jnp.where(broken, int(Status.NON_FINITE), int(Status.STALLED))
+    status = jnp.where(stuck, status, int(Status.ITERATION_LIMIT))
+    held = jnp.all(jnp.isfinite(program.lower) & jnp.isfinite(program.upper))
+    falls = (point.cost < -BOTTOMLESS * (1 + jnp.abs(first_cost))) & ~held
+    status = jnp.where(falls, int(Status.UNBOUNDED), status)
+    status = jnp.where(fine & (mark <= tolerance), int(Status.SOLVED), status)
     i = s.iterations + 1
-    row = point.cost, mark, xp.where(found & fine & ~first, trial.alpha, 0.0), point.policy.shift
+    row = point.cost, mark, jnp.where(found & fine & ~first, trial.alpha, 0.0), point.policy.shift
     columns = s.history.cost, s.history.stationarity, s.history.step, s.history.regularization
     cost, marks, steps, shifts = (put(column, i, value) for column, value in zip(columns, row, strict=True))
-    alpha = xp.where(fine, xp.ones_like(s.alpha), trial.alpha / 2)
+    alpha = jnp.where(fine, jnp.ones_like(s.alpha), trial.alpha / 2)
     history = History(cost, marks, steps, regularization=shifts)
     first_cost = keep(fine, first_cost, s.first_cost)
-    return State(point, alpha, first_cost, xp.minimum(mark, s.best), idle, i, status, history)
+    return State(point, alpha, first_cost, jnp.minimum(mark, s.best), idle, i, status, history)
 
 
 def search(program: Program, p: Point, alpha: Any, noise: Any) -> Trial:
     """Halve alpha until the cost falls enough."""
-    xp = namespace(alpha)
 
     def attempt(trial: Trial) -> Trial:
         alpha = trial.alpha / 2
         xs, us, cost = follow(program, p, alpha)
         promised = alpha * p.policy.fall
         if program.bounded:  # Clipped inputs bring less: to first order the cost falls by slope'(ubar - u).
-            promised = xp.minimum(promised, xp.sum(p.slope * (p.us - us)))
-        finite = xp.isfinite(cost) & xp.all(xp.isfinite(xs))
+            promised = jnp.minimum(promised, jnp.sum(p.slope * (p.us - us)))
+        finite = jnp.isfinite(cost) & jnp.all(jnp.isfinite(xs))
         enough = (promised > 0) & (cost <= p.cost - SUFFICIENT * promised + noise)
-        return Trial(finite & (enough | xp.isinf(p.cost)), finite & trial.finite, alpha, xs, us, cost)
+        return Trial(finite & (enough | jnp.isinf(p.cost)), finite & trial.finite, alpha, xs, us, cost)
 
     def going(trial: Trial) -> Any:
         return ~trial.found & (trial.alpha / 2 >= SHORTEST_STEP)
 
-    first = Trial(xp.asarray(False), xp.asarray(True), 2 * alpha, p.xs, p.us, p.cost)
+    first = Trial(jnp.asarray(False), jnp.asarray(True), 2 * alpha, p.xs, p.us, p.cost)
     return while_loop(going, attempt, first)
 
 
@@ -333,8 +323,6 @@ def follow(program: Program, p: Point, alpha: Any) -> tuple[Any, Any, Any]:
     """Roll out u = clip(ubar + alpha k + K (x - xbar)), written as feedback around the model's own trajectory."""
     problem, params, policy = program.problem, program.params, p.policy
     aims = (p.xs + alpha * policy.dxs)[:-1], p.us + alpha * policy.dus
-    if program.host is not None:
-        return program.host.follow(*aims, policy.K, program.lower, program.upper, p.xs[0])
 
     def stage(x: Any, data: tuple) -> tuple:
         t, x_aim, u_aim, K, low, high = data
@@ -352,16 +340,15 @@ def expand(
     program: Program, p: Point, first_cost: Any, growth: Any, lost: Any, tolerance: Any
 ) -> tuple[Point, Any, Any]:
     """Return the point with its slope and next policy, its stationarity, and whether no shift will help."""
-    xp = namespace(p.us)
     full, plain, slope, least_cost = models(program, p.xs, p.us)
     residual = projected_gradient(p.us, slope, program.lower, program.upper)
     scale = cost_size(p.cost, first_cost, least_cost)
     mark = scaled_stationarity(p.us, residual, scale)
     size = unit(plain)
     least = growth * p.policy.shift
-    least = xp.where(growth > 1, xp.maximum(least, FIRST_SHIFT * size), least)
+    least = jnp.where(growth > 1, jnp.maximum(least, FIRST_SHIFT * size), least)
     # At the solution the policy is to be that of the problem itself.
-    least = xp.where((least < FIRST_SHIFT * size) | (mark <= tolerance), 0.0, least)
+    least = jnp.where((least < FIRST_SHIFT * size) | (mark <= tolerance), 0.0, least)
     low = program.lower - p.us if program.bounded else None
     policy = best_policy(full, plain, least, slope, low, program.upper - p.us)
     hopeless = policy.shift > LARGEST_SHIFT * size
@@ -369,15 +356,13 @@ def expand(
     # Of an unstable plant the slope is all rounding where nothing is left to gain: the model's costates tell.
     in_xs, in_us = (g.astype(p.us.dtype) for g in lagrangian_slopes(plain, policy.costates))
     residual = projected_gradient(p.us, in_us, program.lower, program.upper)
-    by_stages = xp.maximum(scaled_stationarity(p.xs[1:], in_xs, scale), scaled_stationarity(p.us, residual, scale))
-    mark = xp.where(lost, xp.minimum(mark, by_stages), mark)
+    by_stages = jnp.maximum(scaled_stationarity(p.xs[1:], in_xs, scale), scaled_stationarity(p.us, residual, scale))
+    mark = jnp.where(lost, jnp.minimum(mark, by_stages), mark)
     return replace(p, slope=slope, policy=policy), mark, hopeless
 
 
 def models(program: Program, xs: Any, us: Any) -> tuple[LQ | None, LQ, Any, Any]:
     """Return Newton's model (None with the option "gauss_newton"), the Gauss-Newton model, dJ/du, and `least_size`."""
-    if program.host is not None:
-        return program.host.models(xs, us, program.exact)
     problem, params, nx = program.problem, program.params, xs.shape[1]
     plain = LQ.along(problem, xs, us, params)
     later = later_costates(plain)
@@ -402,6 +387,6 @@ def later_costates(model: LQ) -> Any:
 
 def lagrangian_slopes(model: LQ, costates: Any) -> tuple[Any, Any]:
     """Return the slopes of the Lagrangian in states 1..N, (N, nx), and in the inputs, (N, nu)."""
-    later, xp = costates[1:], namespace(costates)
-    pulled = xp.vstack([model.q[1:] + transposed_times(model.A, later)[1:], model.qf])
+    later = costates[1:]
+    pulled = jnp.vstack([model.q[1:] + transposed_times(model.A, later)[1:], model.qf])
     return pulled - later, model.r + transposed_times(model.B, later)

@@ -70,6 +70,7 @@ class Tape:
         constants: float64, behind the uniform values in memory.
         captured: arrays behind the constants in memory: JAX tracers that the function holds.
         numbers: how many numbers lie in memory; no instruction reads outside of them.
+        staged: whether the prologue reads inputs; else its results are the same at all stages.
     """
 
     code: np.ndarray
@@ -81,6 +82,7 @@ class Tape:
     constants: np.ndarray
     captured: tuple
     numbers: int
+    staged: bool
 
     @cached_property
     def alone(self) -> np.ndarray:
@@ -89,7 +91,8 @@ class Tape:
 
     def packed(self, offset: int = 0) -> np.ndarray:
         """Return the tape as the kernels read it; its memory begins at an offset."""
-        head = [len(self.code), self.prologue, self.slots, len(self.inputs), len(self.outputs), offset, self.numbers]
+        counts = len(self.code), self.prologue, self.slots, len(self.inputs), len(self.outputs)
+        head = [*counts, offset, self.numbers, self.staged]
         return np.concatenate([head, self.code.ravel(), self.inputs, self.outputs, self.once]).astype(np.int32)
 
 
@@ -237,7 +240,7 @@ def _assemble(
     if len(body) + len(before) > limit:
         raise Unsupported(f"{len(body) + len(before)} instructions; the limit is {limit}")
     used, slot_of, slots = _slots(instructions, before, body, inputs, outputs, g.varies)
-    addresses: dict[int, int] = {}
+    given, addresses = frozenset(inputs), dict[int, int]()
     constants = list(g.tables)
 
     def address(node: int) -> int:
@@ -273,6 +276,7 @@ def _assemble(
         constants=np.array(constants, np.float64),
         captured=captured,
         numbers=uniforms + len(constants) + sum(array.size for array in captured),
+        staged=any([instructions[i][k + 1] in given for i in before for k in READS[instructions[i][0]]]),
     )
 
 

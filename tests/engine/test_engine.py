@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ import optctl as oc
 from optctl import _native
 from optctl.adjoint.gradient import _gradient, _product
 from optctl.engine import graphs, native
+from optctl.solvers.ilqr import ilqr, natively
+from optctl.solvers.objective import Objective
 from tests import zoo
 
 pytestmark = pytest.mark.skipif(not _native.available(), reason="the engine is run by the compiled kernels")
@@ -81,6 +84,74 @@ def test_solvers_come_to_the_same_iterates_on_both_kinds_of_arrays(method, monke
     for figure in ("stationarity", "stationarity_scaled"):
         np.testing.assert_allclose(getattr(here.certificate, figure), getattr(there.certificate, figure), rtol=1e-6)
     assert (here.status, here.iterations) == (there.status, there.iterations)
+
+
+CURVED = {  # not convex at the guess, bounded, unstable, linear, and with a cost that falls without bound
+    "acrobot": (lambda: oc.problems.ZOO["acrobot"]().problem, 12),
+    "bounded": (lambda: oc.problems.ZOO["acrobot"]().problem.replace(u_min=-5.0, u_max=5.0), 12),
+    "cart-pole": (lambda: oc.problems.ZOO["cartpole_push"]().problem, 30),
+    "bottomless": (
+        lambda: oc.Problem(
+            oc.Dynamics(lambda x, u: 1.5 * x + u, nx=1, nu=1), lambda x, u: -x @ x, horizon=8, x0=[1.0]
+        ),
+        30,
+    ),
+    "broken": (
+        lambda: oc.Problem(
+            oc.Dynamics(lambda x, u: jnp.sqrt(x) + u, nx=1, nu=1), lambda x, u: (x + 3) @ (x + 3) + u @ u,
+            lambda x: 100 * jnp.log(x[0]), horizon=8, x0=[0.5],
+        ),
+        6,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("name", CURVED)
+def test_iterative_lqr_in_compiled_code_is_the_definition(name, exact):
+    make, limit = CURVED[name]
+    problem = make()
+    us = jnp.full((problem.horizon, 1), 0.1)
+    there = Objective(problem, us, jnp.asarray(problem.x0), None, ("us",))
+    here = Objective(problem, np.asarray(us), np.asarray(problem.x0), None, ("us",))
+    want = ilqr(there, us, tolerance=1e-6, max_iterations=limit, exact=exact)
+    got = natively(here, tolerance=1e-6, max_iterations=limit, exact=exact)
+    assert (int(got.status), int(got.iterations)) == (int(want.status), int(want.iterations))
+    n = int(got.iterations) + 1
+    assert n > 1
+    for field in ("xs", "us", "K", "k", "costates", "z", "cost"):
+        values = [getattr(of, field, None) for of in (got, want)]
+        if values[0] is not None:
+            size = np.max(np.abs(values[1]))
+            np.testing.assert_allclose(values[0], values[1], rtol=1e-8, atol=1e-8 * size, err_msg=field)
+    for field in ("cost", "step", "regularization"):
+        a, b = (np.asarray(getattr(of.history, field)) for of in (got, want))
+        np.testing.assert_allclose(a[:n], b[:n], rtol=1e-9, err_msg=field)
+        assert np.isnan(a[n:]).all()
+
+
+def test_the_engine_of_a_problem_reads_numbers_that_change():
+    """Parameters of another call, and arrays that somebody writes to, are read anew; the engine stays."""
+    scale, weight = np.array([2.0]), np.ones((1, 1))
+
+    @oc.record()
+    class Drive:
+        gain: Any
+
+        def __call__(self, x, u):
+            return x + self.gain * u
+
+    problem = oc.Problem(
+        oc.Dynamics(Drive(scale), nx=1, nu=1), lambda x, u, t, p: p * x @ weight @ x, horizon=2, x0=[1.0], params=3.0
+    )
+    us = np.full((2, 1), 0.5)
+    cost = lambda gain, p: p * (1 + (1 + 0.5 * gain) ** 2)
+    for _ in range(2):
+        np.testing.assert_allclose(oc.gradient(problem, us).cost, cost(2, 3), rtol=1e-15)
+        np.testing.assert_allclose(oc.gradient(problem, us, params=5.0).cost, cost(2, 5), rtol=1e-15)
+    assert problem.dynamics.f.call.gain is scale
+    scale[0] = 4.0
+    np.testing.assert_allclose(oc.gradient(problem, us).cost, cost(4, 3), rtol=1e-15)
 
 
 def test_a_wrong_tape_is_not_used(monkeypatch, recwarn):

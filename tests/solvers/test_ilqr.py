@@ -139,10 +139,10 @@ def test_the_best_policy_within_bounds_is_that_of_a_dense_qp(seed):
 def test_a_batch_equals_a_loop_and_nothing_recompiles():
     problem = swing_problem(u_min=-5.0, u_max=5.0)
     oc.solve(problem, method="ilqr")
-    before = ilqr.by_xla._cache_size()
+    before = ilqr._cache_size()
     x0s = 0.3 * np.random.default_rng(0).normal(size=(3, 2))
     looped = [oc.solve(problem.replace(x0=x0, u_min=-5.5), method="ilqr", tolerance=1e-8) for x0 in x0s]
-    assert ilqr.by_xla._cache_size() == before
+    assert ilqr._cache_size() == before
     batch = jax.jit(jax.vmap(lambda x0: oc.solve(problem.replace(x0=x0, u_min=-5.5), method="ilqr", tolerance=1e-8)))(
         jnp.asarray(x0s)
     )
