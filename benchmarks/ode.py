@@ -77,15 +77,13 @@ def reference(f: Callable, loss: Callable, z0: Any, t1: float, params: Any) -> n
 
 
 def ours(f: Callable, loss: Callable, t1: float, tolerance: float, **options: Any) -> Callable:
-    ode = oc.ODE(f)
+    ode, ts, last = oc.ODE(f), np.array([0.0, t1]), lambda zs: loss(zs[-1])
 
     def gradient(z0: Any, params: Any) -> Any:
-        g = oc.ode_gradient(
-            ode, lambda zs: loss(zs[-1]), z0, [0.0, t1], params, rtol=tolerance, atol=tolerance, **options
-        )
+        g = oc.ode_gradient(ode, last, z0, ts, params, rtol=tolerance, atol=tolerance, **options)
         return g.z0, g.params
 
-    return jax.jit(gradient)
+    return gradient
 
 
 def of_diffrax(diffrax: Any, name: str, f: Callable, loss: Callable, t1: float, tolerance: float) -> Callable:
@@ -154,8 +152,9 @@ def compare(
         "exact": {}, "exact, steps for states": {"control": "states"}, "continuous": {"mode": "continuous"},
     }  # fmt: skip
     functions: dict[str, Callable] = {
-        name: ready(ours(f, loss, t1, tolerance, **options), z, p) for name, options in mine.items()
+        name: ready(ours(f, loss, t1, tolerance, **options), z0, params) for name, options in mine.items()
     }
+    functions["exact, under jit"] = ready(jax.jit(ours(f, loss, t1, tolerance)), z, p)
     diffrax = load_peer("diffrax")
     if diffrax:
         for name in ("recursive", "backsolve"):
@@ -172,7 +171,7 @@ def compare(
         errors[name] = f"error {np.max(np.abs(gap)) / np.max(np.abs(exact)):.1e}", compiled
     times = time_in_turn(functions, quick)
     rows = []
-    for name in mine:
+    for name in (*mine, "exact, under jit"):
         for peer in ("diffrax recursive", "diffrax backsolve", "torchdiffeq"):
             note = f"{errors[name][0]}, first call {errors[name][1]:.1f} s"
             if peer not in times:

@@ -8,6 +8,7 @@ namespace optctl {
   namespace isa {                           \
   extern const TapeRunner tape_runner;      \
   extern const HostKernels host_kernels;    \
+  extern const MarchKernel march_kernel, dense_kernel, pull_back_kernel; \
   extern const SolverKernel interior_point; \
   }
 #define OPTCTL_MATRICES_OF(isa)                                           \
@@ -29,12 +30,13 @@ struct Kernels {
   const Finders &lq, &gaussian, &square_root;
   const TapeRunner& tape_runner;
   const HostKernels& host_kernels;
+  const MarchKernel &march_kernel, &dense_kernel, &pull_back_kernel;
   const SolverKernel& interior_point;
 };
 
 #define OPTCTL_CHOOSE(matrices, loops)                                                                  \
   {matrices::lq_finders, matrices::gaussian_finders, matrices::square_root_finders, loops::tape_runner, \
-   loops::host_kernels, loops::interior_point}
+   loops::host_kernels, loops::march_kernel, loops::dense_kernel, loops::pull_back_kernel, loops::interior_point}
 
 const Kernels choose() {
 #ifdef OPTCTL_X86
@@ -72,6 +74,9 @@ Kernel<double> find_kernel<double>(Name name, const Sizes& sizes) {
 
 TapeRunner find_tape_runner() { return kernels().tape_runner; }
 const HostKernels& host_kernels() { return kernels().host_kernels; }
+MarchKernel find_march() { return kernels().march_kernel; }
+MarchKernel find_dense() { return kernels().dense_kernel; }
+MarchKernel find_pull_back() { return kernels().pull_back_kernel; }
 SolverKernel find_interior_point() { return kernels().interior_point; }
 
 }  // namespace optctl

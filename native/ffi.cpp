@@ -2,6 +2,7 @@
 //
 // Every operand is (batch..., core): the core's rank is a digit of the signature, and where it counts stages, its first
 // axis has one row per stage or a single row for all. Batch axes of length 1 are repeated, never copied.
+#include <algorithm>
 #include <cstdlib>
 #include <functional>
 #include <numeric>
@@ -343,6 +344,35 @@ static int run_on_host(optctl::HostKernel kernel, void* sizes, void* arrays) {
 OPTCTL_HOST_KERNELS(OPTCTL_BEST_HOST_DOOR)
 OPTCTL_HOST_DOOR(tangent, optctl::tangent)
 OPTCTL_HOST_DOOR(costates, optctl::costates)
+
+// Steps through time, states between them, and back. Operands: program, memory, sizes, numbers, pieces, then `in`; results
+// of double precision are `out`, those of whole numbers `marks`: see march.cpp. An array without numbers is none.
+static void step_through(optctl::MarchKernel kernel, const int64_t* arrays) {
+  const optctl::Call call = optctl::call_of(arrays);
+  const auto data = [](const optctl::Buffer& b) {
+    return std::find(b.dims, b.dims + b.rank, 0) == b.dims + b.rank ? b.data : nullptr;
+  };
+  std::vector<const double*> in;
+  std::vector<double*> out;
+  std::vector<int32_t*> marks;
+  for (size_t i = 5; i < call.in.size(); ++i) in.push_back(reinterpret_cast<const double*>(data(call.in[i])));
+  for (const optctl::Buffer& b : call.out) {
+    if (b.type == optctl::Type::f64) out.push_back(reinterpret_cast<double*>(data(b)));
+    else marks.push_back(reinterpret_cast<int32_t*>(data(b)));
+  }
+  kernel(reinterpret_cast<const int32_t*>(call.in[0].data), reinterpret_cast<const double*>(call.in[1].data),
+         reinterpret_cast<const int64_t*>(call.in[2].data), reinterpret_cast<const double*>(call.in[3].data), in.data(),
+         reinterpret_cast<const int32_t*>(call.in[4].data), out.data(), marks.data());
+}
+extern "C" const char* optctl_march_now(const int64_t* arrays, const int64_t*) {
+  return step_through(optctl::find_march(), arrays), nullptr;
+}
+extern "C" const char* optctl_dense_now(const int64_t* arrays, const int64_t*) {
+  return step_through(optctl::find_dense(), arrays), nullptr;
+}
+extern "C" const char* optctl_pull_back_now(const int64_t* arrays, const int64_t*) {
+  return step_through(optctl::find_pull_back(), arrays), nullptr;
+}
 
 extern "C" const char* optctl_operand_names() { return operand_names(); }
 XLA_FFI_DEFINE_HANDLER_SYMBOL(optctl_tape, tape_door,

@@ -82,6 +82,13 @@ const HostKernels& host_kernels();
 void tangent(const int64_t* sizes, void* const* arrays);
 void costates(const int64_t* sizes, void* const* arrays);
 
+// Steps through time (march.h), states between them, and the costate recursion back: operands as march.cpp lists them.
+using MarchKernel = void (*)(const int32_t* program, const double* memory, const int64_t* sizes, const double* numbers,
+                             const double* const* in, const int32_t* pieces, double* const* out, int32_t* const* marks);
+MarchKernel find_march();
+MarchKernel find_dense();
+MarchKernel find_pull_back();
+
 // The interior point method: its operands and results as operands.h lists them.
 using SolverKernel = void (*)(const void* const* in, double* const* out);
 SolverKernel find_interior_point();

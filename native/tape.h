@@ -194,6 +194,42 @@ class StageTape {
     run_tape<tape_lanes>(code_, prologue_, length_, memory_, numbers_, slots_now_);
   }
 
+  // One point after another where no input is fixed: the prologue, and then all results of each point, lane 0 of `in`.
+  void begin() { run_tape<step_lanes>(code_, 0, prologue_, memory_, numbers_, first_); }
+  void again(const double* in, double* out) {
+    for (int k = 0; k < inputs_count_; ++k)
+      if (inputs_[k] >= 0) std::fill_n(first_ + inputs_[k] * step_lanes, step_lanes, in[k]);
+    run_tape<step_lanes>(code_, prologue_, length_, memory_, numbers_, first_);
+    for (int k = 0; k < outputs_count_; ++k) out[k] = first_[outputs_[k] * step_lanes];
+  }
+
+  // All rows at once, as often as wanted. Outputs behind `out` are added up over the rows: `few` of them to sums, the rest
+  // to lanes (., tape_lanes), whose sums are nobody's business until the end.
+  void rows(const std::vector<Field>& in, const std::vector<Field>& out, int few = 0, double* sums = nullptr,
+            double* lanes_of_sums = nullptr) {
+    const int alone = static_cast<int>(out.size());
+    if (few) std::fill_n(sums, few, 0.0);
+    for (int64_t begin = 0; begin < count_; begin += tape_lanes) {
+      const int64_t lanes = lanes_from(begin);
+      run_block(in, begin, !started_);
+      for (int k = 0; k < outputs_count_; ++k) {
+        const double* from = result(k);
+        if (k < alone) {
+          save(k, begin, out[k]);
+        } else if (k < alone + few) {
+          for (int64_t l = 0; l < lanes; ++l) sums[k - alone] += from[l];
+        } else {
+          double* const to = lanes_of_sums + (k - alone - few) * tape_lanes;
+          if (lanes == tape_lanes)
+            for (int l = 0; l < tape_lanes; ++l) to[l] += from[l];
+          else
+            for (int64_t l = 0; l < lanes; ++l) to[l] += from[l];
+        }
+      }
+    }
+    started_ = true;
+  }
+
   int64_t lanes_from(int64_t begin) const { return count_ - begin < tape_lanes ? count_ - begin : tape_lanes; }
 
   // Output k of the last block, a number a lane.

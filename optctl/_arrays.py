@@ -116,6 +116,28 @@ def scan(body: Callable, start: Any, rows: Any, *, reverse: bool = False) -> tup
     return carry, np.stack(made[:: -1 if reverse else 1])
 
 
+def ravel(tree: Any) -> Any:
+    """Return all numbers of a pytree side by side."""
+    leaves = jax.tree.leaves(tree)
+    xp = np if all([on_host(leaf) for leaf in leaves]) else jnp
+    return xp.concatenate([xp.ravel(leaf) for leaf in leaves] or [xp.zeros(0)])
+
+
+def size_of(tree: Any) -> int:
+    """Return how many numbers a pytree holds."""
+    return sum([np.size(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def unravel(numbers: Any, like: Any) -> Any:
+    """Return numbers as a pytree like another one, of which only shapes and types count."""
+    leaves, structure = jax.tree.flatten(like)
+    made, begin = [], 0
+    for leaf in leaves:
+        made.append(numbers[begin : begin + leaf.size].reshape(leaf.shape).astype(leaf.dtype))
+        begin += leaf.size
+    return jax.tree.unflatten(structure, made)
+
+
 def either(condition: Any, yes: Callable, no: Callable, *operands: Any) -> Any:
     """Return `yes(*operands)` or `no(*operands)`: `jax.lax.cond`, and on the host an `if`."""
     if on_host(condition):

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.interpreters.ad import JVPTracer
 
 from optctl import _native
 from optctl._arrays import as_device, kept, to_device, to_host
@@ -54,6 +55,14 @@ def numbers(tree: Any) -> Any:
         return value if isinstance(value, jax.Array) else np.asarray(value, leaf.dtype)
 
     return jax.tree.map(behind, tree)
+
+
+def followed(tree: Any) -> bool:
+    """True if `jax.grad` follows leaves of a pytree, once and outside of all else: behind its tracers are numbers."""
+    tracers = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.core.Tracer)]
+    if not tracers or any([isinstance(leaf, JVPTracer) for leaf in tracers]):
+        return False
+    return not any([isinstance(getattr(leaf, "primal", leaf), jax.core.Tracer) for leaf in tracers])
 
 
 EVALUATORS = {"dynamics": "optctl.engine.verbs"}

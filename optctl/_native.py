@@ -145,6 +145,14 @@ def costates(A: np.ndarray, B: np.ndarray, gxs: np.ndarray, gus: np.ndarray) -> 
     return made
 
 
+def step_through(name: str, operands: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> None:
+    """Run "march", "dense" or "pull_back" (`native/march.cpp`), which write into `results`.
+
+    Operands are program, memory, sizes (int64), numbers, the signal's pieces (int32), and then of float64.
+    """
+    _call_now(name, operands, results, ())
+
+
 def _address(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0]
 

@@ -79,7 +79,10 @@ def _getter(names: Sequence[str]) -> Callable[[Any], tuple]:
     """Return a fast function from an object to the tuple of its fields of these names."""
     if len(names) > 1:
         return operator.attrgetter(*names)
-    return lambda obj: tuple(getattr(obj, name) for name in names)
+    if not names:
+        return lambda obj: ()
+    get = operator.attrgetter(names[0])
+    return lambda obj: (get(obj),)
 
 
 def _brief(obj: Any) -> str:

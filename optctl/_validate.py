@@ -257,7 +257,7 @@ NEEDS_NUMBERS = {
     jax.errors.TracerBoolConversionError: "decides by the value of an array (`if`, `while`, `and`, `not`, `max(a, b)`);"
     " write jnp.where(condition, a, b), jnp.maximum or jnp.logical_and (of np in a function without jnp)",
     jax.errors.TracerArrayConversionError: "hands an array to NumPy, beside functions of"
-    " JAX; write jnp.sin for np.sin, jnp.array for np.array",
+    " JAX; write jnp.sin for np.sin, jnp.array for np.array, jnp.asarray(table)[t] for table[t]",
     jax.errors.TracerIntegerConversionError: "counts or indexes a Python object by an array, such as range(t) or"
     " table[t]; write jax.lax.fori_loop, or jnp.asarray(table)[t]",
     jax.errors.NonConcreteBooleanIndexError: "picks entries by a mask, x[mask]; write jnp.where(mask, x, 0)",

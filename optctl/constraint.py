@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from optctl._arrays import namespace
+from optctl._arrays import as_device
 from optctl._record import record
 from optctl._validate import as_float, default_float, is_concrete
 from optctl.dynamics.stage import STAGE, STATE, StageFunction, stage_function, takes_all
@@ -59,7 +59,7 @@ class Soft:
             bad = is_concrete(price) and not (np.asarray(price) >= 0).all()
             if np.ndim(price) > 1 or bad or (name == "l2" and is_concrete(price) and np.isinf(price).any()):
                 raise ValueError(f"`{name}` is {getattr(self, name)}; expected a number >= 0, or one for each row.")
-            object.__setattr__(self, name, jnp.asarray(price))
+            object.__setattr__(self, name, as_device(price, price.dtype))
         if np.ndim(self.l1) and np.ndim(self.l2) and np.shape(self.l1) != np.shape(self.l2):
             raise ValueError(f"`l2` has shape {np.shape(self.l2)}; expected a number, or {np.shape(self.l1)} as `l1`.")
         if is_concrete((self.l1, self.l2)) and not (np.asarray(self.l1) + np.asarray(self.l2) > 0).all():
@@ -102,8 +102,8 @@ class Constraint:
     def prices(self, shape: tuple[int, ...], dtype: Any) -> tuple[Any, Any]:
         """Return l1 and l2 for rows of this shape; infinity and zero of a hard constraint."""
         l1, l2 = (np.asarray(np.inf), np.asarray(0.0)) if self.l1 is None else (self.l1, self.l2)
-        l1, l2 = (namespace(price).asarray(price, dtype) for price in (l1, l2))
-        return namespace(l1).broadcast_to(l1, shape), namespace(l2).broadcast_to(l2, shape)
+        xp = np if is_concrete((l1, l2)) else jnp
+        return xp.broadcast_to(xp.asarray(l1, dtype), shape), xp.broadcast_to(xp.asarray(l2, dtype), shape)
 
     def __repr__(self) -> str:
         return f"Soft({self.function!r}, l1={self.l1}, l2={self.l2})" if self.soft else repr(self.function)
@@ -149,10 +149,10 @@ def stacked(parts: Sequence[tuple[Constraint, int]], name: str) -> Constraint:
     l1 = l2 = on = None
     if any(part.soft for part, _ in parts):
         prices = [part.prices((m,), default_float()) for part, m in parts]
-        l1, l2 = (jnp.concatenate(price) for price in zip(*prices, strict=True))
+        l1, l2 = ((np if is_concrete(price) else jnp).concatenate(price) for price in zip(*prices, strict=True))
     if any(part.on is not None for part, _ in parts):
-        masks = [jnp.ones(m, bool) if part.on is None else jnp.asarray(part.on) for part, m in parts]
-        stages = jnp.broadcast_shapes(*[mask.shape[:-1] for mask in masks])
-        masks = [jnp.broadcast_to(mask, (*stages, m)) for mask, (_, m) in zip(masks, parts, strict=True)]
-        on = jnp.concatenate(masks, axis=-1)
+        masks = [np.ones(m, bool) if part.on is None else part.on for part, m in parts]
+        xp, stages = np if is_concrete(masks) else jnp, np.broadcast_shapes(*[mask.shape[:-1] for mask in masks])
+        masks = [xp.broadcast_to(mask, (*stages, m)) for mask, (_, m) in zip(masks, parts, strict=True)]
+        on = xp.concatenate(masks, axis=-1)
     return Constraint(function, l1, l2, on)

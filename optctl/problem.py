@@ -414,7 +414,7 @@ def _unbounded(bound: Any) -> Any:
     if is_concrete(bound) and not (np.abs(bound) >= NO_BOUND).any():
         return bound
     xp = np if is_concrete(bound) else jnp
-    return xp.where(xp.abs(bound) >= NO_BOUND, xp.sign(bound) * np.inf, bound)
+    return xp.where(xp.abs(bound) >= NO_BOUND, xp.copysign(np.inf, bound), bound)
 
 
 def _check_bound(value: Any, name: str, width: int | None, rows: int | None) -> Any:

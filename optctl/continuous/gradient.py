@@ -28,11 +28,14 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
+from optctl._arrays import namespace
 from optctl._record import record
 from optctl._validate import as_float, check_choice, check_flag, check_like, check_scalar, check_tree, is_concrete
 from optctl.adjoint.known import with_slope
 from optctl.continuous.integrate import at_time, happened, prepare, warn_of_jump, why_it_failed, with_room
+from optctl.continuous.loss import loss_by_jax, loss_by_tape
 from optctl.continuous.march import ARRIVAL, EVENT, Mesh, chosen, march
+from optctl.continuous.native import find_flow
 from optctl.continuous.ode import ODE, STATE_INPUT_TIME, STATE_TIME, Event, Signal
 from optctl.continuous.replay import (
     Replay,
@@ -48,6 +51,7 @@ from optctl.continuous.steps import rolled_step
 from optctl.continuous.system import Free, System
 from optctl.dynamics.memory import check_memory, take
 from optctl.dynamics.stage import StageFunction, stage_function
+from optctl.problem import once
 from optctl.result import Result, Status
 
 MODES = ("exact", "continuous", "forward")
@@ -97,12 +101,12 @@ class ODEGradient(Result):
     @property
     def converged(self) -> Any:
         """True if the solution reached its end and the loss is finite."""
-        return reached_end(self.status) & jnp.isfinite(self.value)
+        return reached_end(self.status) & namespace(self.value).isfinite(self.value)
 
     @property
     def stage(self) -> Any:
         """The time tells where it failed; see `t`."""
-        return jnp.full(jnp.shape(self.status), -1)
+        return np.full(np.shape(self.status), -1)
 
     def explanation(self) -> str:
         """Cause and remedy, with the time."""
@@ -135,11 +139,18 @@ def exact(system: System, loss: StageFunction, free: Free, mesh: Mesh, memory: A
     return _result(system, free, mesh, value, g, costates)
 
 
-def _result(system: System, free: Free, mesh: Mesh, value: Any, g: Free, costates: Any) -> ODEGradient:
+def _result(
+    system: System, free: Free, mesh: Mesh, value: Any, g: Free, costates: Any, seen: Any = None
+) -> ODEGradient:
+    """Return all together; `seen` is what was observed already: states, times of events, a jump."""
+    if seen is None:
+        jump_at = jump_inside_steps(system, free, mesh)
+        seen = observed(system, free, mesh), event_times(system, mesh), jump_at
+    zs, times, jump_at = seen
     inputs, knots = (None, None) if g.signal is None else (g.signal.values, g.signal.ts)
     return ODEGradient(
-        value, observed(system, free, mesh), g.z0, g.params, g.ts, inputs, knots, g.jump_ts, costates,
-        event_times(system, mesh), jump_inside_steps(system, free, mesh), jnp.zeros((), mesh.y.dtype), mesh.count,
+        value, zs, g.z0, g.params, g.ts, inputs, knots, g.jump_ts, costates, times, jump_at,
+        namespace(mesh.y).zeros((), mesh.y.dtype), mesh.count,
         mesh.status, system.sign * mesh.t, system.state(mesh.y, free.z0.shape),
     )  # fmt: skip
 
@@ -350,12 +361,38 @@ def ode_gradient(
         rest = {name: leaf for name, leaf in vars(g).items() if name != "value"}
         value, rest = with_slope(g.value, rest, free, _slope(g, free))
         return ODEGradient(value=value, **rest)
+    by_flow = lambda system: _by_compiled_code(system, free, *options)  # noqa: E731
+    g = with_room(system, free, max_steps, by_flow, lambda g: Status.SOLVED if g is None else g.status)
+    if g is not None:
+        return _checked(system, free, g, options)
     # Memory is planned for the steps taken, so these are found first.
     mesh = None
     if memory != "full":
         mesh = with_room(system, free, max_steps, lambda system: _steps(system, free, control)).leading()
     g = with_room(system, free, max_steps, lambda system: _gradient(system, free, *options, mesh))
     return _checked(system, free, g, options)
+
+
+def _by_compiled_code(
+    system: System, free: Free, loss: StageFunction, mode: str, control: str, memory: Any, reintegrate: bool
+) -> ODEGradient | None:
+    """Return the gradient by kernels, None where the definition is to do it.
+
+    Mode "forward" differentiates what mode "exact" does, so that the same recursion gives its derivatives.
+    """
+    if mode == "continuous" or memory != "full":
+        return None
+    sensitive = control == "sensitivities"
+    flow = find_flow(system, free, sensitive=sensitive, back=True)
+    if flow is None:
+        return None
+    mesh, jump_at = flow.march(sensitive, stages=True)
+    zs, times = observed(system, free, mesh), event_times(system, mesh)
+    found = loss_by_tape(loss, zs, times) or loss_by_jax(loss, zs, times)
+    value, gat, gy_end, gts = flow.slopes_of_loss(mesh, *found)
+    slope, costates = flow.pull_back(mesh, gat, gy_end, gts)
+    g = _result(system, free, mesh, value, slope, costates if mode == "exact" else None, (zs, times, jump_at))
+    return g if g.converged else _masked(g)
 
 
 def _slope(g: ODEGradient, free: Free) -> Free:
@@ -386,16 +423,21 @@ def _prepared(
         cost = stage_function(cost, "running_cost", STATE_TIME if inputs is None else STATE_INPUT_TIME, least=1)
     system, free = prepare(ode, z0, ts, params, inputs, event, jump_ts, cost, method, dt, rtol, atol, max_steps)
     loss = stage_function(loss, "loss", ("zs",) if event is None else ("zs", "event_times"), least=1)
+    once(("a loss", loss, system, free), lambda: _check_loss(system, free, loss))
+    return system, free, (loss, mode, control, memory, reintegrate)
+
+
+def _check_loss(system: System, free: Free, loss: StageFunction) -> None:
+    """Raise unless loss and running cost return a number."""
     zs = jax.ShapeDtypeStruct((free.ts.shape[0], *free.z0.shape), free.z0.dtype)
     times = [jax.ShapeDtypeStruct((one.most,), free.ts.dtype) for one in system.events]
     if not system.listed:
         times = times[0] if times else jax.ShapeDtypeStruct((0,), free.ts.dtype)  # type: ignore[assignment]
     check_scalar(loss, "loss", zs, times)
-    if cost is not None:
+    if system.running_cost is not None:
         check_scalar(
             system.cost_rate, "running_cost", free.z0, free.first_input, free.ts[0], free.params, dtype=free.z0.dtype
         )
-    return system, free, (loss, mode, control, memory, reintegrate)
 
 
 @functools.partial(jax.jit, static_argnames="control")
@@ -421,7 +463,7 @@ def _gradient(
 
 def _masked(g: ODEGradient) -> ODEGradient:
     """Replace the derivatives of a solution that failed by NaN."""
-    spoil = jnp.where(g.converged, 1.0, jnp.nan)
+    spoil = namespace(g.value).where(g.converged, 1.0, np.nan)
     fields = vars(g)
     for name in ("value", "z0", "params", "ts", "inputs", "knots", "jump_ts", "costates"):
         fields = fields | {name: jax.tree.map(lambda leaf: leaf * spoil.astype(leaf.dtype), fields[name])}
@@ -434,7 +476,7 @@ def _checked(system: System, free: Free, g: ODEGradient, options: tuple) -> ODEG
         return g
     loss = options[0]
     if not reached_end(g.status):
-        raise RuntimeError(why_it_failed(g.status, g.t, jnp.ravel(g.z), system, free.ts[-1]))
+        raise RuntimeError(why_it_failed(g.status, g.t, g.z.reshape(-1), system, free.ts[-1]))
     finite = np.isfinite(np.concatenate([np.zeros(0), *map(np.asarray, jax.tree.leaves(g.event_times))]))
     if loss.takes("event_times") and not np.isfinite(float(g.value)) and not finite.all():
         raise RuntimeError(

@@ -8,10 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optctl._record import record
+from optctl import _door
+from optctl._arrays import namespace, on_host, to_host
+from optctl._record import changed, record
 from optctl._validate import (
     as_float,
     as_whole,
+    cast,
     check_choice,
     check_positive,
     check_scalar,
@@ -20,11 +23,14 @@ from optctl._validate import (
     result_shape,
     returned,
 )
+from optctl.continuous.linked import linked
 from optctl.continuous.march import Mesh
+from optctl.continuous.native import find_flow
 from optctl.continuous.ode import ODE, Event, Signal, increasing
 from optctl.continuous.replay import Replay, event_times, jump_inside_steps, observed, reached_end, solved
 from optctl.continuous.steps import METHODS, PAIRS
 from optctl.continuous.system import Free, System
+from optctl.problem import once
 from optctl.result import Result, Status
 
 FIRST_STEPS = 4096
@@ -63,14 +69,18 @@ class Trajectory(Result):
 
     def __call__(self, t: Any) -> Any:
         """Return z at times t, a number or (n,), by one step of the scheme from the stored time before each."""
-        t = jnp.asarray(as_float(t, "t")).astype(self.ts.dtype)
+        t = cast(_door.enter(as_float(t, "t"), natively=on_host(self.ts)), self.ts.dtype)
         if t.ndim > 1:
             raise ValueError(f"`t` has shape {t.shape}; expected a number or (n,).")
         if np.ndim(self.status):
             raise ValueError("this is a batch of trajectories; take one of them, or call it inside vmap.")
         if is_concrete((t, self.ts, self.t)) and self._leaves(np.asarray(t)):
             raise ValueError(f"`t` leaves the solution, which goes from {float(self.ts[0]):g} to {float(self.t):g} s.")
-        return _dense(self, t)
+        flow = find_flow(self.system, self.free) if on_host(t) and on_host(self.mesh.ts) else None
+        if flow is None:
+            return _dense(self, t)
+        zs = self.system.state(flow.between(self.mesh, self.system.sign * t.reshape(-1)), self.free.z0.shape)
+        return zs if t.ndim else zs[0]
 
     def _leaves(self, t: Any) -> bool:
         low, high = sorted((float(self.ts[0]), float(self.t)))
@@ -84,7 +94,7 @@ class Trajectory(Result):
     @property
     def stage(self) -> Any:
         """The time tells where it failed; see `t`."""
-        return jnp.full(jnp.shape(self.status), -1)
+        return np.full(np.shape(self.status), -1)
 
     def explanation(self) -> str:
         """Cause and remedy, with the time and the state."""
@@ -159,7 +169,7 @@ def integrate(
     """
     system, free = prepare(ode, z0, ts, params, inputs, event, jump_ts, None, method, dt, rtol, atol, max_steps)
     try:
-        return _finish(with_room(system, free, max_steps, lambda system: _integrate(system, free)))
+        return _finish(with_room(system, free, max_steps, lambda system: _solution(system, free)))
     except Exception as error:
         if type(error).__name__ != "CustomVJPException":
             raise
@@ -197,14 +207,12 @@ def with_room(
 ) -> Any:
     """Run with room for ever more steps until they suffice or fill the memory; on the host, if nobody said how many."""
     result = run(system)
-    y0 = jax.eval_shape(system.start, free)
-    most = MEMORY // ((y0.size + 1) * y0.dtype.itemsize + 8)
+    most = MEMORY // ((system.size(free) + 1) * free.z0.dtype.itemsize + 8)
     while max_steps is None and system.max_steps < most:
-        ended = jax.lax.stop_gradient(jnp.asarray(status(result), jnp.float32))  # a number also inside jax.grad
+        ended = _door.numbers(status(result))  # also inside jax.grad
         if not is_concrete(ended) or int(np.max(np.asarray(ended))) != Status.MESH_FULL:
             break
-        fields = vars(system) | {"max_steps": min(8 * system.max_steps, most)}
-        system = System(**fields)
+        system = changed(system, max_steps=min(8 * system.max_steps, most))
         result = run(system)
     return result
 
@@ -219,15 +227,15 @@ def prepare(
     check_choice(method, "method", METHODS)
     if method not in PAIRS and dt is None:
         raise ValueError(f"`dt` is missing: '{method}' has fixed steps; give their length in seconds.")
-    z0 = jnp.asarray(as_float(z0, "z0"))
-    ts = jnp.asarray(increasing(ts, "ts", falling=True)).astype(z0.dtype)
+    z0 = as_float(z0, "z0")
+    ts = cast(increasing(ts, "ts", falling=True), z0.dtype)
     if not z0.size:
         raise ValueError(f"`z0` has shape {z0.shape}; expected at least one number.")
     if is_concrete(ts):
         increasing(ts, "ts", falling=True)  # in the state's precision, too
     params = check_tree(params, "params")
     if dt is not None:
-        dt = jnp.asarray(as_float(dt, "dt", ()), z0.dtype)
+        dt = cast(as_float(dt, "dt", ()), z0.dtype)
         if is_concrete(dt) and not dt > 0:
             raise ValueError(f"`dt` is {float(dt)}; expected a positive length in seconds.")
     if ode.takes_input != (inputs is not None):
@@ -243,21 +251,24 @@ def prepare(
             what = f"{type(event).__name__}{of_list}{'a ' + type(one).__name__ if listed else ''}"
             raise ValueError(f"`event` is a {what}; expected optctl.Event, or a list of them.")
     if jump_ts is not None:
-        jump_ts = jnp.asarray(increasing(jump_ts, "jump_ts", least=1)).astype(ts.dtype)
+        jump_ts = cast(increasing(jump_ts, "jump_ts", least=1), ts.dtype)
     max_steps = FIRST_STEPS if max_steps is None else as_whole(max_steps, "max_steps")
-    single = z0.dtype == jnp.float32
+    single = z0.dtype == np.float32
     tolerances = []
     for name, value, default in (("rtol", rtol, 1e-4 if single else 1e-7), ("atol", atol, 1e-6 if single else 1e-9)):
         value = default if value is None else value
         check_positive(value, name)
-        tolerances.append(jnp.asarray(value, z0.dtype))
+        tolerances.append(np.asarray(value, z0.dtype) if is_concrete(value) else jnp.asarray(value, z0.dtype))
     if inputs is not None:
-        inputs = Signal(inputs.ts.astype(ts.dtype), inputs.values.astype(z0.dtype), inputs.kind)
+        inputs = changed(inputs, ts=cast(inputs.ts, ts.dtype), values=cast(inputs.values, z0.dtype))
     relative, absolute = tolerances
-    sign = jnp.where(ts[-1] < ts[0], -1.0, 1.0).astype(ts.dtype)
+    # the functions, too: what they hold must be numbers, of NumPy's or of JAX's, like all the rest
+    given = ode, events, running_cost, dt, relative, absolute, z0, params, ts, inputs, jump_ts
+    ode, events, running_cost, dt, relative, absolute, z0, params, ts, inputs, jump_ts = _door.enter(given)
+    sign = namespace(ts).where(ts[-1] < ts[0], -1.0, 1.0).astype(ts.dtype)
     system = System(ode, events, sign, dt, relative, absolute, running_cost, method, max_steps, listed)
     free = Free(z0, params, ts, inputs, jump_ts)
-    _check_functions(system, free)
+    once(("an ODE", system, free), lambda: _check_functions(system, free))
     return system, free
 
 
@@ -287,12 +298,34 @@ def _check_functions(system: System, free: Free) -> None:
             )
 
 
+def _solution(system: System, free: Free) -> Trajectory:
+    """Return the solution by compiled code where that can be, else by the definition."""
+    flow = find_flow(system, free)
+    if flow is not None:
+        mesh, jump_at = flow.march(sensitive=False)
+        return _trajectory(system, free, mesh, jump_at)
+    if _door.followed(free) and is_concrete(system):
+        numbers = to_host((system, _door.numbers(free)))
+        flow = find_flow(*numbers, sensitive=True, back=True)
+        if flow is not None:
+            mesh, jump_at = flow.march(sensitive=True, stages=True)
+            zs, t, times, mesh = linked(flow, mesh, free)
+            return Trajectory(
+                free.ts, zs, t, times, jump_at, mesh.count, mesh.rejected, mesh.status, system, free, mesh
+            )
+    return _integrate(system, free)
+
+
 @jax.jit
 def _integrate(system: System, free: Free) -> Trajectory:
     mesh = solved(system, free)
+    return _trajectory(system, free, mesh, jump_inside_steps(system, free, mesh))
+
+
+def _trajectory(system: System, free: Free, mesh: Mesh, jump_at: Any) -> Trajectory:
     return Trajectory(
-        free.ts, observed(system, free, mesh), system.sign * mesh.t, event_times(system, mesh),
-        jump_inside_steps(system, free, mesh), mesh.count, mesh.rejected, mesh.status, system, free, mesh,
+        free.ts, observed(system, free, mesh), system.sign * mesh.t, event_times(system, mesh), jump_at, mesh.count,
+        mesh.rejected, mesh.status, system, free, mesh,
     )  # fmt: skip
 
 

@@ -5,9 +5,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from optctl import _door
+from optctl._arrays import namespace, to_device
 from optctl._record import record
 from optctl._validate import as_float, check_choice, is_concrete, keep_whole
-from optctl.dynamics.pde import tridiagonal_solve
+from optctl.continuous.pieces import Pieces, coefficients, pull
 from optctl.dynamics.stage import StageFunction, own_arguments, stage_function
 
 KINDS = ("hold", "linear", "spline")
@@ -103,61 +105,30 @@ class Signal:
         if values.ndim != 2 or values.shape[0] not in rows:
             expected = " or ".join(f"({n}, nu)" for n in rows)
             raise ValueError(f"`values` has shape {values.shape}; expected {expected} for {ts.shape[0]} times.")
-        object.__setattr__(self, "ts", jnp.asarray(ts))
-        object.__setattr__(self, "values", jnp.asarray(values))
+        for field, array in _door.hold({"ts": ts, "values": values}).items():
+            object.__setattr__(self, field, array)
 
     def __call__(self, t: Any) -> Any:
         """Return u(t), shape (nu,); at a jump the value after it."""
-        k = jnp.searchsorted(self.ts, t, side="right") - 1
-        return self.pieces()(jnp.clip(k, 0, self.many - 1), t)
+        signal = self if is_concrete(t) else to_device(self)
+        xp = namespace(signal.ts)
+        k = xp.searchsorted(signal.ts, t, side="right") - 1
+        return signal.pieces()(xp.clip(k, 0, self.many - 1), t)
 
     @property
     def many(self) -> int:
         """Number of pieces."""
         return self.values.shape[0] if self.kind == "hold" else self.ts.shape[0] - 1
 
-    def pieces(self) -> "Pieces":
+    def pieces(self) -> Pieces:
         """Return the polynomials between the knots."""
-        return Pieces(self.ts[: self.many], self._coefficients())
+        return Pieces(self.ts[: self.many], coefficients(self.kind, self.ts, self.values))
 
-    def _coefficients(self) -> Any:
-        v, ts = self.values, self.ts.astype(self.values.dtype)
-        if self.kind == "hold":
-            return v[:, None]
-        h = jnp.diff(ts)[:, None]
-        slope = jnp.diff(v, axis=0) / h
-        if self.kind == "linear":
-            return jnp.stack([v[:-1], slope], axis=1)
-        bend = self._second_derivatives(h, slope)
-        first = slope - h * (2 * bend[:-1] + bend[1:]) / 6
-        return jnp.stack([v[:-1], first, bend[:-1] / 2, jnp.diff(bend, axis=0) / (6 * h)], axis=1)
-
-    def _second_derivatives(self, h: Any, slope: Any) -> Any:
-        """Solve the tridiagonal system of the natural spline."""
-        zeros, h = jnp.zeros((1, slope.shape[1]), slope.dtype), h[:, 0]
-        inner = tridiagonal_solve(h[:-1], 2 * (h[:-1] + h[1:]), h[1:], 6 * jnp.diff(slope, axis=0))
-        return jnp.concatenate([zeros, inner, zeros])
-
-
-@record()
-class Pieces:
-    """A piecewise polynomial.
-
-    Attributes:
-        starts: (P,) where the pieces begin, in seconds.
-        coefficients: (P, degree+1, nu): u(t) = sum_i coefficients[k, i] (t - starts[k])^i on piece k.
-    """
-
-    starts: Any
-    coefficients: Any
-
-    def __call__(self, k: Any, t: Any) -> Any:
-        """Return the polynomial of piece k at t."""
-        s = (t - self.starts[k]).astype(self.coefficients.dtype)
-        value = self.coefficients[k, -1]
-        for i in reversed(range(self.coefficients.shape[1] - 1)):
-            value = value * s + self.coefficients[k, i]
-        return value
+    def pull_pieces(self, gstarts: np.ndarray, gcoefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the slopes in ts and values from those in the pieces, on the host."""
+        gts, gvalues = pull(self.kind, self.ts, self.values, gcoefficients)
+        gts[: self.many] += gstarts
+        return gts, gvalues
 
 
 @record(static=("direction", "most"))

@@ -6,7 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from optctl._arrays import namespace
 from optctl.continuous.march import ARRIVAL, EVENT, MANY, Mesh, chosen
 from optctl.continuous.steps import PAIRS, step
 from optctl.continuous.system import Free, System
@@ -17,9 +19,10 @@ from optctl.result import Status
 def observed(system: System, free: Free, mesh: Mesh) -> Any:
     """Return the states at ts: at the event beyond a terminal one, NaN beyond a failure."""
     where = system.grid(free).where
-    beyond = mesh.y * jnp.where(reached_end(mesh.status), 1.0, jnp.nan).astype(mesh.y.dtype)
+    xp = namespace(mesh.y)
+    beyond = mesh.y * xp.where(reached_end(mesh.status), 1.0, np.nan).astype(mesh.y.dtype)
     reached = where <= mesh.last
-    return system.state(jnp.where(reached[:, None], mesh.at[where], beyond), free.z0.shape)
+    return system.state(xp.where(reached[:, None], mesh.at[where], beyond), free.z0.shape)
 
 
 def reached_end(status: Any) -> Any:
@@ -29,12 +32,13 @@ def reached_end(status: Any) -> Any:
 
 def event_times(system: System, mesh: Mesh) -> Any:
     """Return the times of the events, inf beyond the last: an array, or a list with one for each event of a list."""
+    xp = namespace(mesh.ts)
     times = [
-        jnp.where(steps >= 0, system.sign * mesh.ts[jnp.maximum(steps, 0) + 1], jnp.inf) for steps in mesh.event_steps
+        xp.where(steps >= 0, system.sign * mesh.ts[xp.maximum(steps, 0) + 1], np.inf) for steps in mesh.event_steps
     ]
     if system.listed:
         return times
-    return times[0] if times else jnp.zeros(0, mesh.ts.dtype)
+    return times[0] if times else xp.zeros(0, mesh.ts.dtype)
 
 
 def jump_inside_steps(system: System, free: Free, mesh: Mesh) -> Any:

@@ -11,10 +11,13 @@ from typing import Any
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
+import numpy as np
 
+from optctl._arrays import namespace
 from optctl._record import record
 from optctl.continuous.march import Mesh, Trigger, march
-from optctl.continuous.ode import ODE, Event, Pieces, Signal
+from optctl.continuous.ode import ODE, Event, Signal
+from optctl.continuous.pieces import Pieces
 from optctl.continuous.steps import PAIRS
 
 
@@ -115,13 +118,18 @@ class System:
 
     def start(self, free: Free) -> Any:
         """Return y0: z0 in one row of numbers, a zero where there is a running cost, parameters that move."""
-        y = jnp.ravel(free.z0)
+        xp, y = namespace(free.z0), free.z0.reshape(-1)
         parts = [y]
         if self.running_cost is not None:
-            parts.append(jnp.zeros(1, y.dtype))
+            parts.append(np.zeros(1, y.dtype))
         if self.moving:
-            parts.append(jax.flatten_util.ravel_pytree(free.params)[0].astype(y.dtype))
-        return jnp.concatenate(parts) if len(parts) > 1 else y
+            parts += [leaf.reshape(-1).astype(y.dtype) for leaf in jax.tree.leaves(free.params)]
+        return xp.concatenate(parts) if len(parts) > 1 else y
+
+    def size(self, free: Free) -> int:
+        """Return the number of components of the state."""
+        of_params = sum([leaf.size for leaf in jax.tree.leaves(free.params)]) if self.moving else 0
+        return self.moved_by_f(free.z0.shape) + of_params
 
     def moved_by_f(self, shape: tuple[int, ...]) -> int:
         """Return how many components come first in the state that f moves: z and the running cost."""
@@ -133,33 +141,58 @@ class System:
         Times beyond the ends move with them. A knot or jump that meets an observation time comes after it.
         """
         ts, signal, jumps = self.sign * free.ts, free.signal, free.jump_ts
-        K = ts.shape[0]
+        xp, K = namespace(ts), ts.shape[0]
         if signal is None and jumps is None:
-            return Grid(ts, jnp.arange(K), jnp.zeros(K, jnp.int32), False)
-        knots = jnp.zeros(0, ts.dtype) if signal is None else self.sign * signal.ts.astype(ts.dtype)
-        extra = knots if jumps is None else jnp.concatenate([knots, self.sign * jumps.astype(ts.dtype)])
-        extra = jnp.where(extra <= ts[0], ts[0], jnp.where(extra >= ts[-1], ts[-1], extra))
-        every = jnp.concatenate([ts, extra])
-        order = jnp.argsort(every, stable=True)
-        many = knots.shape[0]
-        passed = jnp.cumsum((order >= K) & (order < K + many))
-        piece = jnp.where(self.sign > 0, passed - 1, many - 1 - passed)
-        pieces = jnp.clip(piece, 0, 0 if signal is None else signal.many - 1).astype(jnp.int32)
-        return Grid(every[order], jnp.argsort(order)[:K], pieces, jumps is not None)
+            return Grid(ts, np.arange(K), np.zeros(K, np.int32), False)
+        extra, many = self._extra(free)
+        extra = xp.where(extra <= ts[0], ts[0], xp.where(extra >= ts[-1], ts[-1], extra))
+        every = xp.concatenate([ts, extra])
+        order = xp.argsort(every, stable=True)
+        passed = xp.cumsum((order >= K) & (order < K + many))
+        piece = xp.where(self.sign > 0, passed - 1, many - 1 - passed)
+        pieces = xp.clip(piece, 0, 0 if signal is None else signal.many - 1).astype(np.int32)
+        return Grid(every[order], xp.argsort(order)[:K], pieces, jumps is not None)
+
+    def _extra(self, free: Free) -> tuple[Any, int]:
+        """Return the times of knots and jumps in s, also those beyond the ends, and how many of them are knots."""
+        times = [] if free.signal is None else [free.signal.ts]
+        times += [] if free.jump_ts is None else [free.jump_ts]
+        parts = [self.sign * part.astype(free.ts.dtype) for part in times]
+        return namespace(free.ts).concatenate(parts), 0 if free.signal is None else free.signal.ts.shape[0]
+
+    def grid_slopes(self, free: Free, ganchors: np.ndarray) -> tuple[np.ndarray, Any, Any]:
+        """Return the slopes in ts, knots and jump_ts, if there are any, from those in the anchors; on the host."""
+        if free.signal is None and free.jump_ts is None:
+            return self.sign * ganchors, None, None
+        ts, (extra, many) = self.sign * free.ts, self._extra(free)
+        before, beyond = extra <= ts[0], extra >= ts[-1]
+        K, clipped = len(ts), np.where(before, ts[0], np.where(beyond, ts[-1], extra))
+        every = np.empty_like(ganchors)
+        every[np.argsort(np.concatenate([ts, clipped]), stable=True)] = ganchors
+        gts, gextra = every[:K], every[K:]
+        gts[0] += gextra[before].sum()
+        gts[-1] += gextra[beyond & ~before].sum()
+        gextra = self.sign * np.where(before | beyond, 0.0, gextra)
+        gknots, gjumps = gextra[:many], gextra[many:]
+        return self.sign * gts, None if free.signal is None else gknots, None if free.jump_ts is None else gjumps
 
     def rate(self, shape: tuple[int, ...], y: Any, s: Any, j: Any, grid: Grid, data: tuple) -> Any:
         """Return dy/ds in interval j; `data` as in `Free.data`."""
-        z, params = self.split(y, shape, data[0])
         s = grid.inside(s, j)
         t, pieces = self.sign * s, data[1]
         u = None if pieces is None else pieces(grid.pieces[j], t)
+        return self.sign.astype(y.dtype) * self.slope(shape, y, u, t, data[0])
+
+    def slope(self, shape: tuple[int, ...], y: Any, u: Any, t: Any, params: Any) -> Any:
+        """Return dy/dt."""
+        z, params = self.split(y, shape, params)
         parts = [jnp.ravel(self.ode(z, u, t, params))]
         if self.running_cost is not None:
             parts.append(jnp.reshape(self.cost_rate(z, u, t, params), 1))
         rest = y.shape[0] - self.moved_by_f(shape)
         if rest:
             parts.append(jnp.zeros(rest, y.dtype))
-        return self.sign.astype(y.dtype) * (jnp.concatenate(parts) if len(parts) > 1 else parts[0])
+        return jnp.concatenate(parts) if len(parts) > 1 else parts[0]
 
     def cost_rate(self, z: Any, u: Any, t: Any, params: Any) -> Any:
         """Return the running cost."""
@@ -188,18 +221,25 @@ class System:
         """Return the events as the loops call them, functions of y and s."""
         return tuple(self._trigger(event, shape, params) for event in self.events)
 
+    def at_event(self, event: Event, shape: tuple[int, ...], y: Any, t: Any, params: Any) -> Any:
+        """Return what is zero at an event."""
+        z, params = self.split(y, shape, params)
+        return event.value(z, t, params)
+
+    def after_event(self, event: Event, shape: tuple[int, ...], y: Any, t: Any, params: Any) -> Any:
+        """Return the state after an event."""
+        z, params = self.split(y, shape, params)
+        parts = [jnp.ravel(event.after(z, t, params)), y[math.prod(shape) : self.moved_by_f(shape)]]
+        if self.moving:
+            parts.append(jax.flatten_util.ravel_pytree(event.params_after(z, t, params))[0])
+        return jnp.concatenate([part.astype(y.dtype) for part in parts])
+
     def _trigger(self, event: Event, shape: tuple[int, ...], given: Any) -> Trigger:
         def value(y: Any, s: Any, j: Any = None) -> Any:
-            z, params = self.split(y, shape, given)
-            return event.value(z, self.sign * s, params)
+            return self.at_event(event, shape, y, self.sign * s, given)
 
         def reset(y: Any, s: Any, j: Any = None) -> Any:
-            z, params = self.split(y, shape, given)
-            size = self.moved_by_f(shape)
-            parts = [jnp.ravel(event.after(z, self.sign * s, params)), y[math.prod(shape) : size]]
-            if self.moving:
-                parts.append(jax.flatten_util.ravel_pytree(event.params_after(z, self.sign * s, params))[0])
-            return jnp.concatenate([part.astype(y.dtype) for part in parts])
+            return self.after_event(event, shape, y, self.sign * s, given)
 
         return Trigger(value, None if event.ends else reset, event.direction, event.most)
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl._record import record
+from optctl._validate import is_concrete
 from optctl.constraint import Constraint, constraint, stacked
 from optctl.dynamics.base import Labels
 from optctl.dynamics.view import View, ViewedDynamics, behind
@@ -90,19 +91,26 @@ def controlled(problem: Problem, nx: int, nu: int, dtype: Any, du_max: Any) -> P
             if name.startswith("path"):
                 made = made.replace(**{name: _with_inputs_first(getattr(made, name), made.steps, *at)})
     if du_max is not None:
-        rates = constraint(Rates(jnp.broadcast_to(jnp.asarray(du_max, dtype), nu), nx), "path_inequality")
+        rates = constraint(Rates(spread(du_max, nu, dtype), nx), "path_inequality")
         own = [] if made.path_inequality is None else [(made.path_inequality, sizes["path_inequality"])]
         made = made.replace(path_inequality=stacked([*own, (rates, 2 * nu)], "path_inequality"))
         sizes["path_inequality"] = sizes.get("path_inequality", 0) + 2 * nu
     return two_sided(made, sizes)
 
 
+def spread(value: Any, count: int, dtype: Any) -> Any:
+    """Return a number, or `count` of them, as `count` of them."""
+    xp = np if is_concrete(value) else jnp
+    return xp.broadcast_to(xp.asarray(value, dtype), (count,))
+
+
 def _with_inputs_first(rows: Constraint, N: int, x: Any, u: Any, t: Any, params: Any) -> Constraint:
     """Return path rows of which those that no input enters, and that have no price, are off at stage 0."""
     (entered,) = depends(lambda u, x, t, params: rows(x, u, t, params), [u], [x, t, params])
     l1, _ = rows.prices(entered.shape, x.dtype)
-    first = jnp.asarray(entered) | jnp.isfinite(l1)
     if entered.all():
         return rows
-    at_stages = jnp.concatenate([first[None], jnp.ones((N - 1, len(first)), bool)])
+    xp = np if is_concrete(l1) else jnp
+    first = xp.asarray(entered) | xp.isfinite(l1)
+    at_stages = xp.concatenate([first[None], xp.ones((N - 1, len(first)), bool)])
     return replace(rows, on=at_stages if rows.on is None else at_stages & rows.on)

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optctl._arrays import keep, namespace, on_host, put, to_device, to_host, while_loop
+from optctl._arrays import keep, namespace, on_host, put, ravel, to_device, to_host, while_loop
 from optctl._record import record
 from optctl._validate import (
     as_float,
@@ -37,7 +37,7 @@ from optctl._validate import (
     is_concrete,
     runs_now,
 )
-from optctl.control.model import controlled
+from optctl.control.model import controlled, spread
 from optctl.problem import Problem
 from optctl.result import Result, Status
 from optctl.shooting import native
@@ -250,8 +250,8 @@ class MPC:
         limit = MAX_ITERATIONS if options.max_iterations is None else as_whole(options.max_iterations, "max_iterations")
         self.nx, self.nu, self.dtype = nx, nu, dtype
         self.problem = controlled(problem, nx, nu, dtype, du_max)
-        self.du_max = None if du_max is None else jnp.broadcast_to(jnp.asarray(du_max, dtype), nu)
-        self.gain = None if offset_gain is None else jnp.asarray(offset_gain, dtype)
+        self.du_max = None if du_max is None else spread(du_max, nu, dtype)
+        self.gain = None if offset_gain is None else _as_number(offset_gain, dtype)
         self.real_time, self.time_limit = real_time, options.time_limit
         exact = options.hessian == "exact" and problem.dynamics.twice_differentiable
         self.settings = Settings(
@@ -278,7 +278,7 @@ class MPC:
         """Return the user's scales; last inputs that are kept behind the states have those of the inputs."""
         made = given_scales(scale, self.nx, self.nu)
         if made is not None and "x" in made and self.du_max is not None:
-            made["x"] = jnp.concatenate([made["x"], made.get("u", jnp.ones(self.nu, self.dtype))])
+            made["x"] = ravel([made["x"], made.get("u", np.ones(self.nu, self.dtype))])
         return made
 
     def init(self, x: Any, params: Any = None, *, us: Any = None, xs: Any = None, u: Any = None) -> MPCPlan:

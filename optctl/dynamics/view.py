@@ -9,8 +9,10 @@ dynamics, and `Problem.map` carries everything else.
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 
 from optctl._record import record
+from optctl._validate import is_concrete
 from optctl.dynamics.base import AbstractDynamics, Labels
 from optctl.dynamics.stage import StageFunction, takes_all
 
@@ -165,8 +167,9 @@ def behind(bound: Any, name: str, nx: int, more: Any, count: int, dtype: Any) ->
     """Return a bound of nx states with that of `count` more behind it; None is infinite, and None if both are."""
     if bound is None and more is None:
         return None
-    nothing = -jnp.inf if name.endswith("min") else jnp.inf
-    bound = jnp.asarray(nothing if bound is None else bound, dtype)
-    bound = jnp.broadcast_to(bound, (*bound.shape[:-1], nx))
-    more = jnp.asarray(nothing if more is None else more, dtype)
-    return jnp.concatenate([bound, jnp.broadcast_to(more, (*bound.shape[:-1], count))], axis=-1)
+    xp = np if is_concrete((bound, more)) else jnp
+    nothing = -np.inf if name.endswith("min") else np.inf
+    bound = xp.asarray(nothing if bound is None else bound, dtype)
+    bound = xp.broadcast_to(bound, (*bound.shape[:-1], nx))
+    more = xp.asarray(nothing if more is None else more, dtype)
+    return xp.concatenate([bound, xp.broadcast_to(more, (*bound.shape[:-1], count))], axis=-1)

@@ -20,7 +20,7 @@ from optctl.dynamics import AbstractDynamics
 from optctl.engine.graphs import Graphs, graphs_of
 from optctl.engine.tape_check import check_priced, check_tapes, check_turned
 from optctl.judge.interpreter import Uninterpreted
-from optctl.problem import Problem, kinds, parts_of
+from optctl.problem import PATH, TERMINAL, Problem, kinds, parts_of
 from optctl.tape import Tape, Unsupported, memories
 
 
@@ -265,6 +265,17 @@ class Engine:
             full[:, upper[0], upper[1]] = full[:, upper[1], upper[0]] = W
             found["V" if costates is not None else "W"] = full
         return found
+
+    def rows(self, xs: Any, us: Any, params: Any) -> dict[str, np.ndarray]:
+        """Return the values of constraints that are functions, by name: (N, m) of the path, (m,) of the end."""
+        at_path, at_end = self.at_each("values", 0, stages(xs, us), params), self.at_each("values", 1, xs[-1:], params)
+        made = {}
+        for names, values in ((PATH, at_path), (TERMINAL, at_end)):
+            begin = 1
+            for name in [name for name in names if name in self.graphs.shapes]:
+                end = begin + int(np.prod(self.graphs.shapes[name]))
+                made[name], begin = values[:, begin:end] if names is PATH else values[0, begin:end], end
+        return made
 
     def at_end(self, which: int, x: Any, params: Any) -> tuple[float, np.ndarray, np.ndarray]:
         """Return value, slope and curvature of the cost of the end or the start, 1 or 2."""

@@ -311,7 +311,7 @@ def _model_along(problem: Problem, xs: Any, us: Any, params: Any, costates: Any)
     engine = find_engine(problem, us, xs[0], params, curved=True)
     if engine is None or not opens((xs, costates)) or xs.dtype != np.float64:
         return _model_by_jax(problem, xs, us, params, costates)
-    once(("along", problem, xs, us, params), lambda: problem.check_shapes(xs[0], us, params))
+    once(("along", problem, xs, us, params), lambda: to_device(problem).check_shapes(xs[0], us, params))
     return _model_now(engine, *to_host((problem, xs, us, params, costates)))
 
 

@@ -2,10 +2,11 @@
 
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
+import numpy as np
 
-from optctl._arrays import namespace
+from optctl._arrays import namespace, ravel, size_of, unravel
 from optctl._record import record
 from optctl.dynamics.base import Labels
 from optctl.dynamics.view import View, ViewedDynamics, behind
@@ -47,22 +48,21 @@ class ParamsBehindStates(View):
         """Put the bounds of the parameters behind those of x_0."""
         if name not in BEHIND:
             return None if name.startswith("params") else super().bound(name, problem)
-        flat, of_params = ravel_pytree(self.like)[0], BEHIND[name]
+        of_params, dtype = BEHIND[name], np.result_type(*[leaf.dtype for leaf in jax.tree.leaves(self.like)])
         more = None if of_params is None else getattr(problem, of_params)
-        more = None if more is None else ravel_pytree(more)[0]
-        return behind(getattr(problem, name), name, self.nx, more, flat.size, flat.dtype)
+        more = None if more is None else ravel(more)
+        return behind(getattr(problem, name), name, self.nx, more, size_of(self.like), dtype)
 
     def labels(self, labels: Labels) -> Labels:
         """Number the parameters."""
-        count = ravel_pytree(self.like)[0].size
-        return Labels((*labels.states, *(f"parameter {k + 1}" for k in range(count))), labels.inputs)
+        more = [f"parameter {k + 1}" for k in range(size_of(self.like))]
+        return Labels((*labels.states, *more), labels.inputs)
 
 
 def split(x: Any, like: Any) -> tuple[Any, Any]:
     """Return states and parameters."""
-    flat, unravel = ravel_pytree(like)
-    n = x.shape[-1] - flat.size
-    return x[:n], unravel(x[n:])
+    n = x.shape[-1] - size_of(like)
+    return x[:n], unravel(x[n:], like)
 
 
 def level(problem: Problem, xs: Any) -> Any:
@@ -81,5 +81,5 @@ def level(problem: Problem, xs: Any) -> Any:
 def lift(problem: Problem, params: Any, nx: int, nu: int) -> Problem:
     """Return the problem in (x, p), its x_0 free: the caller keeps the components that are given."""
     view = ParamsBehindStates(params, nx)
-    dynamics = ViewedDynamics(problem.dynamics, view, nx + ravel_pytree(params)[0].size, nu)
+    dynamics = ViewedDynamics(problem.dynamics, view, nx + size_of(params), nu)
     return problem.map(view, dynamics, x0=None, params=None)

@@ -11,11 +11,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from optctl._arrays import namespace, on_host, to_host
 from optctl._record import record
-from optctl._validate import default_float
+from optctl._validate import default_float, is_concrete
 from optctl.constraint import Constraint, stacked
 from optctl.dynamics.stage import StageFunction, takes_all
+from optctl.engine.native import find_engine
 from optctl.problem import Problem
 from optctl.shooting.expansion import function_values
 from optctl.solution import Solution
@@ -66,16 +69,17 @@ def two_sided(problem: Problem, sizes: dict[str, int]) -> Problem:
         h: Constraint = getattr(problem, equality)
         m = sizes[equality]
         l1, l2 = h.prices((m,), default_float())
-        finite = jnp.isfinite(l1)
-        counts = jnp.asarray(True if h.on is None else h.on)
-        price, on = jnp.where(finite, l1, 1.0), counts & finite & (l1 > 0)
-        side = Constraint(h.function, price, jnp.zeros_like(price), on)
+        xp = np if is_concrete((l1, l2, h.on)) else jnp
+        finite = xp.isfinite(l1)
+        counts = xp.asarray(True if h.on is None else h.on)
+        price, on = xp.where(finite, l1, 1.0), counts & finite & (l1 > 0)
+        side = Constraint(h.function, price, xp.zeros_like(price), on)
         other = replace(side, function=takes_all(Negative(h.function), inequality, h.function.arguments))
         given = getattr(problem, inequality)
         own = [] if given is None else [(given, sizes[inequality])]
         changes[inequality] = stacked([*own, (side, m), (other, m)], inequality)
         changes[equality] = Constraint(h.function, on=counts & ~finite)
-        squares = WithSquares(getattr(problem, cost), h.function, jnp.where(finite, l2, 0.0))
+        squares = WithSquares(getattr(problem, cost), h.function, xp.where(finite, l2, 0.0))
         changes[cost] = takes_all(squares, cost, h.function.arguments)
     return problem.replace(**changes) if changes else problem
 
@@ -86,8 +90,9 @@ def apart(problem: Problem, multipliers: dict[str, Any]) -> dict[str, Any]:
     for where in soft_equalities(problem):
         y = multipliers.get(f"{where}_equality")
         if y is not None:
-            own = multipliers.get(f"{where}_inequality", jnp.zeros((*y.shape[:-1], 0), y.dtype))
-            made[f"{where}_inequality"] = jnp.concatenate([own, jnp.maximum(y, 0.0), jnp.maximum(-y, 0.0)], axis=-1)
+            xp = namespace(y)
+            own = multipliers.get(f"{where}_inequality", xp.zeros((*y.shape[:-1], 0), y.dtype))
+            made[f"{where}_inequality"] = xp.concatenate([own, xp.maximum(y, 0.0), xp.maximum(-y, 0.0)], axis=-1)
     return made
 
 
@@ -105,13 +110,21 @@ def joined(problem: Problem, solution: Solution) -> Solution:
         y = made[inequality]
         own, up, down = y[..., : -2 * m], y[..., -2 * m : -m], y[..., -m:]
         residuals[inequality] = residuals[inequality][..., : -2 * m]
-        squares = jnp.where(jnp.isfinite(l1), l2 * values[equality], 0.0)
+        xp = namespace(values[equality]) if is_concrete((l1, l2)) else jnp
+        squares = xp.where(xp.isfinite(l1), l2 * values[equality], 0.0)
         made |= {inequality: own, equality: made[equality] + up - down + squares}
         if getattr(problem, inequality) is None:
             del made[inequality], residuals[inequality]
     return replace(solution, multipliers=made, residuals=residuals)
 
 
-@jax.jit
 def _values(problem: Problem, xs: Any, us: Any, params: Any) -> dict[str, Any]:
+    engine = find_engine(problem, us, xs[0], params) if on_host(xs) else None
+    if engine is not None:
+        return engine.rows(*to_host((xs, us, params)))
+    return _values_by_jax(problem, xs, us, params)
+
+
+@jax.jit
+def _values_by_jax(problem: Problem, xs: Any, us: Any, params: Any) -> dict[str, Any]:
     return function_values(problem, xs, us, params)

@@ -4,10 +4,12 @@ from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
+import numpy as np
 
-from optctl._door import numbers
+from optctl._arrays import namespace, ravel, size_of
+from optctl._door import enter, numbers
 from optctl._record import changed
+from optctl._validate import is_concrete
 from optctl.dynamics.view import KnownInputs, ViewedDynamics
 from optctl.problem import Problem
 from optctl.shooting.expansion import function_shapes
@@ -40,8 +42,8 @@ class Form:
         x0_free = (self.start_free,) * self.nx
         us = us if self.us is None else us[:, :0]
         if self.lifted:
-            flat = ravel_pytree(numbers(self.params))[0].astype(xs.dtype)  # a guess has no derivative
-            xs = jnp.concatenate([xs, jnp.broadcast_to(flat, (len(xs), flat.size))], axis=1)
+            flat, xp = ravel(enter(numbers(self.params))).astype(xs.dtype), namespace(xs)  # a guess has no derivative
+            xs = xp.concatenate([xs, xp.broadcast_to(flat, (len(xs), flat.size))], axis=1)
             x0_free += (True,) * flat.size
         problem = self.problem
         if soft_equalities(problem):
@@ -61,25 +63,26 @@ class Form:
         if self.us is not None:
             made.pop("u", None)
         if self.lifted and "x" in made:
-            behind = rounded(jnp.maximum(1.0, jnp.abs(ravel_pytree(self.params)[0])))
-            made["x"] = jnp.concatenate([made["x"], behind])
+            behind = ravel(enter(self.params))
+            xp = np if is_concrete((made["x"], behind)) else jnp
+            made["x"] = xp.concatenate([made["x"], rounded(xp.maximum(1.0, xp.abs(behind)))])
         return made
 
     def warm(self, warm: dict[str, Any]) -> dict[str, Any]:
         """Return the multipliers of a similar solution in this form."""
         costates, multipliers = warm["costates"], apart(self.problem, warm["multipliers"])
         if self.lifted:
-            more = ravel_pytree(self.params)[0].size
+            more, xp = size_of(self.params), namespace(costates)
 
             def widened(values: Any, behind: Any = 0.0) -> Any:
-                behind = jnp.broadcast_to(jnp.asarray(behind, costates.dtype), (*values.shape[:-1], more))
-                return jnp.concatenate([values, behind], axis=-1)
+                behind = xp.broadcast_to(xp.asarray(behind, costates.dtype), (*values.shape[:-1], more))
+                return xp.concatenate([values, behind], axis=-1)
 
             for name, of_params in BEHIND.items():
                 y, given = multipliers.get(name), None if of_params is None else multipliers.pop(of_params, None)
                 if y is not None or given is not None:
-                    y = jnp.zeros(self.nx, costates.dtype) if y is None else y
-                    multipliers[name] = widened(y, 0.0 if given is None else ravel_pytree(given)[0])
+                    y = xp.zeros(self.nx, costates.dtype) if y is None else y
+                    multipliers[name] = widened(y, 0.0 if given is None else ravel(given))
             costates = widened(costates)
         return {"costates": costates, "multipliers": multipliers}
 
@@ -89,7 +92,7 @@ class Form:
         if self.lifted:
             solution = _lowered(solution, self.params, self.nx, self.bounds)
         if self.us is not None:
-            K = jnp.zeros((*self.us.shape, self.nx), self.us.dtype)
+            K = namespace(solution.xs).zeros((*self.us.shape, self.nx), self.us.dtype)
             solution = replace(solution, us=self.us, K=K, k=self.us)
         return solution
 
@@ -109,11 +112,11 @@ def _lowered(solution: Solution, params: Any, nx: int, bounds: dict[Any, Any]) -
         block = residuals.pop(name)
         of_params = f"params_{name[-3:]}"
         if bounds.get(of_params) is not None:
-            residuals[of_params] = jnp.max(block[:, nx:], axis=0, keepdims=True)
+            residuals[of_params] = block[:, nx:].max(axis=0, keepdims=True)
         if bounds.get(name) is not None:
             residuals[name] = block[:, :nx]
     residuals["dynamics"] = residuals["dynamics"][:, :nx]
-    k = solution.k + jnp.einsum("tij,tj->ti", solution.K[:, :, nx:], solution.xs[:-1, nx:])
+    k = solution.k + namespace(solution.k).einsum("tij,tj->ti", solution.K[:, :, nx:], solution.xs[:-1, nx:])
     return replace(
         solution, xs=solution.xs[:, :nx], x0=solution.x0[:nx], params=split(solution.xs[0], params)[1],
         costates=solution.costates[:, :nx], multipliers=multipliers, K=solution.K[:, :, :nx], k=k,

@@ -8,7 +8,7 @@ program         from expressions to instructions, with slots for their results
 polynomial      the degree of a function in some of its arguments, read from its jaxpr
 """
 
-from optctl.tape.derivatives import adjoints, jacobian, tangents
+from optctl.tape.derivatives import adjoints, jacobian, pushed, tangents
 from optctl.tape.polynomial import degree, depends
 from optctl.tape.program import Graph, Tape, compile_tape, memories, memories_now, memory, run, trace
 from optctl.tape.unroll import Unsupported
@@ -25,6 +25,7 @@ __all__ = [
     "memories",
     "memories_now",
     "memory",
+    "pushed",
     "run",
     "tangents",
     "trace",

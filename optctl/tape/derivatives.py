@@ -2,6 +2,7 @@
 
     adjoints    one sweep down from weighted results: sum_i weight_i d result_i / d variable_j for all j
     tangents    one sweep up: d result_i / d variable_j, those that are not zero
+    pushed      one sweep up along a direction: sum_j move_j d result_i / d variable_j for all i
 
 Both give what JAX's derivatives are, also where a function has none: at ties of max and min (half to each), at the edge
 of a clamp (zero), at zero for |x| (one). A rule that a function brings with it (`jax.custom_jvp`, `jax.custom_vjp`)
@@ -145,6 +146,33 @@ def tangents(
                     total[place] = add(total[place], term) if place in total else term
         moves[i] = total
     return [moves[i] if depends[i] else {} for i in results]
+
+
+def pushed(g: Expressions, results: Sequence[int], moves: Mapping[int, int]) -> list[int]:
+    """Return the derivative of each result along one direction: sum_j move_j d result_i / d variable_j.
+
+    Args:
+        g: the expressions.
+        results: expressions.
+        moves: variable -> its move, expressions both.
+    """
+    add, mul = g.add, g.mul
+    top = max(results, default=-1)
+    depends = _depends(g, top, list(moves))
+    needed, stack = set(), [i for i in set(results) if depends[i]]
+    while stack:
+        i = stack.pop()
+        if i not in needed:
+            needed.add(i)
+            stack.extend([operand for operand, _ in partials(g, i) if depends[operand]])
+    total = dict(moves)
+    for i in sorted(needed.difference(moves)):
+        sums = [mul(partial, total[operand]) for operand, partial in partials(g, i) if depends[operand]]
+        along = ZERO
+        for term in sums:
+            along = add(along, term)
+        total[i] = along
+    return [total[i] if depends[i] else ZERO for i in results]
 
 
 def jacobian(

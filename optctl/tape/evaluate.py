@@ -95,10 +95,15 @@ def by_jax(graph: Graph, *leaves: Any) -> list[Any]:
 
 def needed(graph: Graph) -> list[int]:
     """Return the expressions that the results need, in an order in which they can be worked out."""
-    _nodes, stack = graph.g.nodes, [int(i) for of in graph.results for i in of.flat]
+    return needed_for(graph.g, [int(i) for of in graph.results for i in of.flat])
+
+
+def needed_for(g: Expressions, results: Sequence[int]) -> list[int]:
+    """Return the expressions that these results need, in an order in which they can be worked out."""
+    stack = list(results)
     found = set(stack)
     while stack:
-        for i in operands(graph.g, stack.pop()):
+        for i in operands(g, stack.pop()):
             if i not in found:
                 found.add(i)
                 stack.append(i)

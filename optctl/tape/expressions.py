@@ -119,6 +119,10 @@ class Expressions:
             varies.append(varies[a] or varies[b] or varies[c])
         return found
 
+    def find(self, operation: int, a: int, b: int = 0, c: int = 0) -> int | None:
+        """Return the expression `operation(a, b, c)` if it was made."""
+        return self._index.get((operation, a, b, c))
+
     def leaves(self, operation: int, first: int, number: int, varies: bool) -> np.ndarray:
         """Return `number` new expressions: the inputs, or the numbers in memory, from `first`."""
         start = len(self.nodes)

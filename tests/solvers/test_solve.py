@@ -103,7 +103,7 @@ def test_parameters_and_x0_can_be_free_together():
     truth = zoo.pendulum_problem()
     xs = truth.dynamics.rollout([0.4, -0.3], us, zoo.PARAMS)
     problem = oc.Problem(
-        truth.dynamics, lambda x, u, t: jnp.sum((x - xs[t]) ** 2), lambda x: jnp.sum((x - xs[-1]) ** 2), horizon=7,
+        truth.dynamics, lambda x, u, t: jnp.sum((x - jnp.asarray(xs)[t]) ** 2), lambda x: jnp.sum((x - xs[-1]) ** 2), horizon=7,
         params={"k": 1.0, "b": 0.5},
     )  # fmt: skip
     for method in ("newton_cg", "lbfgs"):
