@@ -349,10 +349,11 @@ def known_engine(
     if known is None or us.dtype != np.float64 or x0.dtype != np.float64 or not runs_now((us, x0, params)):
         return None
     leaves, structure = jax.tree.flatten(params)
-    if known.lasts and not leaves and structure == known.structure:
+    if (structure, kinds(leaves)) != (known.structure, kinds(known.leaves)):
+        return None
+    if known.lasts and not leaves:
         return known
-    alike = (structure, kinds(leaves)) == (known.structure, kinds(known.leaves))
-    return Engine(known.graphs, problem, params) if alike else None
+    return Engine(known.graphs, problem, params)
 
 
 def _lasts(leaf: Any) -> bool:
