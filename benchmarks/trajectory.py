@@ -1,6 +1,6 @@
 """Times of constrained trajectory optimization against CasADi's fatrop and IPOPT.
 
-Run with `python benchmarks/trajectory.py` [--quick] [--only solve horizon batch first mpc] [--json PATH]. The same
+Run with `python benchmarks/trajectory.py` [--quick] [--only solve ilqr horizon batch first mpc] [--json PATH]. The same
 definitions, guesses and tolerance (1e-8); solvers are called in turn, warm, and the median is taken. The costs found
 are compared first. A ratio is optctl's time over the faster peer's. Every call is from Python, dispatch included.
 CasADi's functions are expanded to scalar graphs (SX) and interpreted by its virtual machine, without code generation.
@@ -202,6 +202,107 @@ def solves(quick: bool) -> list[Row]:
     return rows
 
 
+def shooting_rows(quick: bool) -> list[Row]:
+    """Iterative LQR against fatrop, and against Crocoddyl's differential dynamic programming."""
+    rows, crocoddyl = [], load_peer("crocoddyl")
+    cases = {name: oc.problems.ZOO[name]() for name in ("acrobot", "cartpole_push")} | {"quadrotor": quadrotor()}
+    for name, known in cases.items():
+        problem = known.problem
+        us = np.zeros((problem.horizon, problem.dynamics.nu)) if known.us is None else np.asarray(known.us)
+        sol = oc.solve(problem, us, "ilqr").raise_if_failed()
+        functions: dict[str, Callable] = {"ours": lambda problem=problem, us=us: oc.solve(problem, us, "ilqr")}
+        if ca:
+            functions["fatrop"] = in_casadi(name, known, "fatrop")
+            check_agreement(f"{name}: cost by fatrop", [sol.cost], [functions["fatrop"]()], 1e-6)
+        if ca and crocoddyl:
+            functions["crocoddyl"], iterations = in_crocoddyl(crocoddyl, name, known, us, float(sol.cost))
+        times = time_in_turn(functions, quick)
+        case = f"ilqr, {NAMES.get(name, name)} {name}, {int(sol.iterations)} iterations"
+        rows.append(Row(case, times["ours"], "fatrop", times.get("fatrop"), 0.3))
+        if "crocoddyl" in times:
+            note = f"{iterations} iterations of {times['crocoddyl']:.0f} us, functions not counted"
+            rows.append(Row(case, times["ours"], "Crocoddyl DDP", iterations * times["crocoddyl"], 1.0, note=note))
+    return rows
+
+
+def in_crocoddyl(
+    crocoddyl: Any, name: str, known: oc.problems.KnownProblem, us: np.ndarray, cost: float
+) -> tuple[Callable, int]:
+    """Return an iteration of Crocoddyl's, and how many of them it needs.
+
+    Its bindings have no models with these dynamics in C++. With models in Python they solve the problem, which tells
+    how many iterations come within 1e-8 of the cost; what is timed are the passes of one, with models of the same sizes
+    in C++ (`ActionModelLQR`), which have next to nothing to evaluate: less than Crocoddyl would take.
+    """
+    problem = known.problem
+    dynamics, N = problem.dynamics, problem.horizon
+    nx, nu = dynamics.nx, dynamics.nu
+    x, u = ca.SX.sym("x", nx), ca.SX.sym("u", nu)
+    after = SCHEMES[dynamics.method](RATES[name], x, u, float(dynamics.dt))
+    stage, end = problem.stage_cost.call, problem.terminal_cost.call
+    l = quadratic(stage.Q, x - np.asarray(stage.x_ref)) + quadratic(stage.R, u - np.asarray(stage.u_ref))  # noqa: E741
+    z = ca.vertcat(x, u)
+    H, g = ca.hessian(l, z)
+    path = ca.Function("path", [x, u], [after, l, ca.jacobian(after, z), g, H])
+    lf = quadratic(end.Q, x - np.asarray(end.x_ref))
+    Hf, gf = ca.hessian(lf, x)
+    final = ca.Function("final", [x], [lf, gf, Hf])
+
+    class Stage(crocoddyl.ActionModelAbstract):
+        def __init__(self, *, last: bool) -> None:
+            super().__init__(crocoddyl.StateVector(nx), nu, 0)
+            self.last = last
+            if problem.u_min is not None:
+                self.u_lb = np.broadcast_to(np.asarray(problem.u_min), nu) + 0.0
+                self.u_ub = np.broadcast_to(np.asarray(problem.u_max), nu) + 0.0
+
+        def calc(self, data: Any, x: Any, u: Any = None) -> None:
+            if self.last or u is None:
+                data.xnext, data.cost = x, float(final(x)[0])
+                return
+            found = path(x, u)
+            data.xnext, data.cost = np.asarray(found[0]).ravel(), float(found[1])
+
+        def calcDiff(self, data: Any, x: Any, u: Any = None) -> None:
+            if self.last or u is None:
+                _, slope, curvature = final(x)
+                data.Lx, data.Lxx = np.asarray(slope).ravel(), np.asarray(curvature)
+                return
+            _, _, J, slope, curvature = (np.asarray(part) for part in path(x, u))
+            data.Fx, data.Fu, data.Lx, data.Lu = J[:, :nx], J[:, nx:], slope[:nx, 0], slope[nx:, 0]
+            data.Lxx, data.Lxu, data.Luu = curvature[:nx, :nx], curvature[:nx, nx:], curvature[nx:, nx:]
+
+    models = [Stage(last=False) for _ in range(N)]
+    shooting = crocoddyl.ShootingProblem(np.asarray(problem.x0), models, Stage(last=True))
+    solver = (crocoddyl.SolverDDP if problem.u_min is None else crocoddyl.SolverBoxDDP)(shooting)
+    solver.th_stop = 1e-14
+    log = crocoddyl.CallbackLogger()
+    solver.setCallbacks([log])
+    solver.solve(shooting.rollout(list(us)), list(us), 1000, True)
+    check_agreement(f"{name}: cost by Crocoddyl", [cost], [solver.cost], 1e-5)
+    close = np.asarray(log.costs) <= cost + 1e-8 * abs(cost)
+    iterations = int(np.argmax(close)) if close.any() else int(solver.iter)
+
+    rng = np.random.default_rng(0)
+    A, B = np.eye(nx) + 0.01 * rng.normal(size=(nx, nx)), rng.normal(size=(nx, nu))
+    plain = crocoddyl.ActionModelLQR(
+        A, B, np.eye(nx), np.eye(nu), np.zeros((nx, nu)), np.zeros(nx), np.zeros(nx), np.zeros(nu)
+    )
+    light = crocoddyl.ShootingProblem(np.ones(nx), [plain] * N, plain)
+    passes = crocoddyl.SolverDDP(light)
+    still = [np.zeros(nu)] * N
+    xs = light.rollout(still)
+    passes.setCandidate(xs, still, True)
+
+    def iteration() -> None:
+        light.calc(xs, still)
+        light.calcDiff(xs, still)
+        passes.backwardPass()
+        passes.forwardPass(1.0)
+
+    return iteration, iterations
+
+
 def horizons(quick: bool) -> list[Row]:
     """Time of an iteration a stage, from 50 to 2000 stages."""
     rows = []
@@ -284,7 +385,14 @@ def control(quick: bool) -> list[Row]:
     return rows
 
 
-PARTS = {"solve": solves, "horizon": horizons, "batch": batch, "first": first_solutions, "mpc": control}
+PARTS = {
+    "solve": solves,
+    "ilqr": shooting_rows,
+    "horizon": horizons,
+    "batch": batch,
+    "first": first_solutions,
+    "mpc": control,
+}
 
 
 def main() -> None:

@@ -99,6 +99,34 @@ struct NoThreads {
   void Schedule(const Task&) {}
 };
 
+// From the host, under Python's lock: a tuple of arrays without gaps, the first `operands` of them operands. Where one has
+// gaps, `good` is false and Python's error set.
+struct HostCall {
+  static constexpr int64_t most = 32, axes = 8;
+  Call call;
+  int64_t dims[most][axes];
+  bool good = true;
+
+  HostCall(void* arrays, int64_t operands) {
+    constexpr int contiguous_with_format = 0x0008 | 0x0004;
+    const int64_t count = PyTuple_Size(arrays);
+    good = count <= most;
+    for (int64_t i = 0; good && i < count; ++i) {
+      Py_buffer view;
+      if (PyObject_GetBuffer(PyTuple_GetItem(arrays, i), &view, contiguous_with_format)) {
+        good = false;
+        return;
+      }
+      const char kind = view.format ? view.format[0] : 'B';
+      const Type type = kind == 'd' ? Type::f64 : kind == 'f' ? Type::f32 : kind == 'i' && view.itemsize == 4 ? Type::s32 : Type::other;
+      good = view.ndim <= axes;
+      for (int axis = 0; good && axis < view.ndim; ++axis) dims[i][axis] = view.shape[axis];
+      (i < operands ? call.in : call.out).push_back({static_cast<char*>(view.buf), type, dims[i], static_cast<size_t>(view.ndim)});
+      PyBuffer_Release(&view);  // whoever calls keeps the arrays
+    }
+  }
+};
+
 struct Operand {
   char* data;
   ptrdiff_t core;               // numbers of one problem
@@ -236,10 +264,15 @@ ffi::Error answer(const char* wrong) {
     return optctl::answer(name##_run(optctl::call_of(args, rets), pool, N, nx, nu, ny OPTCTL_PASSED##given));    \
   }                                                                                                              \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(optctl_##name, name##_door, bound);                                              \
-  extern "C" const char* optctl_##name##_now(const int64_t* arrays, const int64_t* options) {                    \
+  extern "C" const char* optctl_##name##_now(void* arrays, int64_t operands, const int64_t* options) {           \
+    const optctl::HostCall host(arrays, operands);                                                              \
+    if (!host.good) return "optctl: arrays that are too many, or have gaps";                                    \
     optctl::NoThreads alone;                                                                                     \
     const int64_t N = options[0], nx = options[1], nu = options[2], ny = options[3];                             \
-    OPTCTL_READ##given return name##_run(optctl::call_of(arrays), alone, N, nx, nu, ny OPTCTL_PASSED##given);    \
+    OPTCTL_READ##given void* const thread = PyEval_SaveThread();                                                 \
+    const char* const wrong = name##_run(host.call, alone, N, nx, nu, ny OPTCTL_PASSED##given);                 \
+    PyEval_RestoreThread(thread);                                                                                \
+    return wrong;                                                                                                \
   }
 
 #define OPTCTL_NO_MORE
@@ -285,35 +318,6 @@ static ffi::Error interior_point_door(ffi::ThreadPool pool, ffi::RemainingArgs a
 }
 
 #pragma GCC visibility push(default)
-// Write down a tuple of arrays, the first `operands` of them operands, as `call_of` reads them. Called under Python's
-// lock; where an array has gaps, or has no place left among the `room` numbers of `said`, Python's error is set, or 1
-// returned.
-extern "C" int optctl_describe(void* arrays, int64_t operands, int64_t room, int64_t* said) {
-  constexpr int contiguous_with_format = 0x0008 | 0x0004;
-  const int64_t count = PyTuple_Size(arrays);
-  int64_t at = 2;
-  said[0] = operands, said[1] = count - operands;
-  for (int64_t i = 0; i < count; ++i) {
-    Py_buffer view;
-    if (PyObject_GetBuffer(PyTuple_GetItem(arrays, i), &view, contiguous_with_format)) return 1;
-    const char kind = view.format ? view.format[0] : 'B';
-    const bool fits = at + 3 + view.ndim <= room;
-    if (fits) {
-      said[at] = reinterpret_cast<int64_t>(view.buf);
-      said[at + 1] = static_cast<int64_t>(kind == 'd'                          ? optctl::Type::f64
-                                          : kind == 'f'                        ? optctl::Type::f32
-                                          : kind == 'i' && view.itemsize == 4 ? optctl::Type::s32
-                                                                               : optctl::Type::other);
-      said[at + 2] = view.ndim;
-      for (int axis = 0; axis < view.ndim; ++axis) said[at + 3 + axis] = view.shape[axis];
-      at += 3 + view.ndim;
-    }
-    PyBuffer_Release(&view);
-    if (!fits) return 1;
-  }
-  return 0;
-}
-
 // The kernels of the host, called under Python's lock, which they give back while they run: sizes are a tuple of whole
 // numbers, arrays one of arrays without gaps, or None. Returns 1, with Python's error set, where they are not.
 static int run_on_host(optctl::HostKernel kernel, void* sizes, void* arrays) {

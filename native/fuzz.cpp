@@ -4,6 +4,7 @@
 //
 // Every case is run in both types by every compiled version of the kernels for which this processor has instructions.
 #include "fuzz.h"
+#include "fuzz_gradient.h"
 #include "fuzz_solver.h"
 #include "fuzz_tape.h"
 
@@ -16,6 +17,7 @@
   namespace optctl::isa {                                                 \
   extern const Finders lq_finders, gaussian_finders, square_root_finders; \
   extern const TapeRunner tape_runner;                                    \
+  extern const HostKernels host_kernels;                                  \
   extern const SolverKernel interior_point;                               \
   }
 OPTCTL_DECLARE(portable)
@@ -24,6 +26,7 @@ OPTCTL_DECLARE(sized)  // portable with fixed sizes, as other processors have it
 OPTCTL_DECLARE(avx2)
 namespace optctl::avx512 {
 extern const TapeRunner tape_runner;
+extern const HostKernels host_kernels;
 extern const SolverKernel interior_point;
 }
 #endif
@@ -34,13 +37,14 @@ struct Version {
   const char* name;
   const Finders &lq, &gaussian, &square_root;
   TapeRunner run_tape;
+  const HostKernels& host;
   SolverKernel solve;
 };
 
 std::vector<Version> versions() {
 #define OPTCTL_ADD(isa, loops)                                                                                 \
   found.push_back({#loops, isa::lq_finders, isa::gaussian_finders, isa::square_root_finders, loops::tape_runner, \
-                   loops::interior_point})
+                   loops::host_kernels, loops::interior_point})
   std::vector<Version> found;
   OPTCTL_ADD(portable, portable);
 #ifdef OPTCTL_X86
@@ -503,6 +507,8 @@ void tape_cases(uint64_t seed) {
     set_where(seed, "double", version.name, {});
     check_operations(version.run_tape);
     check_programs(version.run_tape);
+    check_horizon(version.host);
+    check_ilqr(version.host);
   }
 }
 

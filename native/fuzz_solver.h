@@ -72,6 +72,7 @@ class TapeWriter {
       if (!constant_[i]) slots[i] = later_[i]();
     for (size_t i = 0; i < later_.size(); ++i) program.output(slots[i], constant_[i]);
     if (!program.slots) program.slot();
+    program.staged = chance(50);  // the prologue reads no inputs
     return program;
   }
 

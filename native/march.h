@@ -118,7 +118,7 @@ class Flow {
     }
     in_.resize(2 * (m + n.nu + 1) + 1);
     out_.resize(2 * m + n.nu + 1 + n.np);
-    if (n.back && n.rows > 1) lanes_.resize(n.np * tape_lanes);
+    if (n.back && n.rows > 1) lanes_.resize(n.np * row_lanes);
   }
 
   // dy/ds in interval j.
@@ -182,7 +182,7 @@ class Flow {
 
   // Add what rows have left: the slopes in the parameters, lane by lane.
   void collect(double* gp) const {
-    for (size_t k = 0; k < lanes_.size(); ++k) gp[k / tape_lanes] += lanes_[k];
+    for (size_t k = 0; k < lanes_.size(); ++k) gp[k / row_lanes] += lanes_[k];
   }
 
   // The root mean square of the error over its tolerance, and that of the sensitivity's.

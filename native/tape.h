@@ -12,6 +12,7 @@
 namespace optctl::OPTCTL_ISA {
 
 constexpr int tape_lanes = 16;  // fewer cost more jumps, more do not fit into the first cache
+constexpr int row_lanes = 32;   // of a batch, whose tapes may be long
 constexpr int step_lanes = 2;   // where stages come one after another
 
 // Run instructions [from, to); slots is (slots, W), aligned to 64 bytes; memory holds `size` numbers.
@@ -181,7 +182,7 @@ class StageTape {
     count_ = count;
     const int64_t blocks = (count + tape_lanes - 1) / tape_lanes;
     size_ = slots_ * tape_lanes;
-    const size_t room = size_ * (staged_ ? blocks : 1) + 8;
+    const size_t room = std::max<size_t>(size_ * (staged_ ? blocks : 1), count > 1 ? slots_ * row_lanes : 0) + 8;
     space_.resize(room);
     const auto address = reinterpret_cast<std::uintptr_t>(space_.data());
     first_ = space_.data() + (64 - address % 64) % 64 / sizeof(double);
@@ -227,30 +228,37 @@ class StageTape {
   }
 
   // All rows at once, as often as wanted. Outputs behind `out` are added up over the rows: `few` of them to sums, the rest
-  // to lanes (., tape_lanes), whose sums are nobody's business until the end.
+  // to lanes (., row_lanes), which whoever wants them adds up in the end. A tape that is run so is not run otherwise.
   void rows(const std::vector<Field>& in, const std::vector<Field>& out, int few = 0, double* sums = nullptr,
             double* lanes_of_sums = nullptr) {
     const int alone = static_cast<int>(out.size());
     if (few) std::fill_n(sums, few, 0.0);
-    for (int64_t begin = 0; begin < count_; begin += tape_lanes) {
-      const int64_t lanes = lanes_from(begin);
-      run_block(in, begin, !started_);
+    for (int64_t begin = 0; begin < count_; begin += row_lanes) {
+      const int64_t lanes = count_ - begin < row_lanes ? count_ - begin : row_lanes;
+      for (int k = 0; k < inputs_count_; ++k) {
+        if (inputs_[k] < 0) continue;
+        double* to = first_ + inputs_[k] * row_lanes;
+        const double* from = in[k].p + begin * in[k].step;
+        for (int64_t l = 0; l < row_lanes; ++l) to[l] = from[(l < lanes ? l : lanes - 1) * in[k].step];
+      }
+      run_tape<row_lanes>(code_, shared_ && !staged_ ? prologue_ : 0, length_, memory_, numbers_, first_);
+      shared_ = true;
       for (int k = 0; k < outputs_count_; ++k) {
-        const double* from = result(k);
+        const double* from = first_ + outputs_[k] * row_lanes;
         if (k < alone) {
-          save(k, begin, out[k]);
+          double* const p = out[k].p + begin * out[k].step;
+          for (int64_t l = 0; l < lanes; ++l) p[l * out[k].step] = from[l];
         } else if (k < alone + few) {
           for (int64_t l = 0; l < lanes; ++l) sums[k - alone] += from[l];
         } else {
-          double* const to = lanes_of_sums + (k - alone - few) * tape_lanes;
-          if (lanes == tape_lanes)
-            for (int l = 0; l < tape_lanes; ++l) to[l] += from[l];
+          double* const to = lanes_of_sums + (k - alone - few) * row_lanes;
+          if (lanes == row_lanes)
+            for (int l = 0; l < row_lanes; ++l) to[l] += from[l];
           else
             for (int64_t l = 0; l < lanes; ++l) to[l] += from[l];
         }
       }
     }
-    started_ = true;
   }
 
   int64_t lanes_from(int64_t begin) const { return count_ - begin < tape_lanes ? count_ - begin : tape_lanes; }

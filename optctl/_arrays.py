@@ -107,11 +107,12 @@ def spectral_norm(matrix: Any) -> Any:
 
 def scan(body: Callable, start: Any, rows: Any, *, reverse: bool = False) -> tuple[Any, Any]:
     """Carry a value through rows, and stack what comes beside it: `jax.lax.scan`, and on the host a `for`."""
-    if not on_host(rows):
+    columns = jax.tree.leaves(rows)
+    if not all([on_host(column) for column in columns]):
         return jax.lax.scan(body, start, rows, reverse=reverse)
-    carry, made, order = start, [], range(len(rows))[:: -1 if reverse else 1]
+    carry, made, order = start, [], range(len(columns[0]))[:: -1 if reverse else 1]
     for t in order:
-        carry, result = body(carry, rows[t])
+        carry, result = body(carry, jax.tree.map(lambda column, t=t: column[t], rows))
         made.append(result)
     return carry, np.stack(made[:: -1 if reverse else 1])
 

@@ -157,9 +157,7 @@ def _address(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0]
 
 
-ROOM = 1024
-"""Most numbers that describe the arrays of a call."""
-_Room, _Options = ctypes.c_int64 * ROOM, ctypes.c_int64 * 8
+_Options = ctypes.c_int64 * 8
 
 
 @functools.cache
@@ -169,13 +167,6 @@ def _under_lock() -> ctypes.PyDLL:
     assert spec is not None
     assert spec.origin is not None
     return ctypes.PyDLL(spec.origin)
-
-
-@functools.cache
-def _describer() -> Any:
-    describe = _under_lock().optctl_describe
-    describe.argtypes = [ctypes.py_object, ctypes.c_int64, ctypes.c_int64, _Room]
-    return describe
 
 
 _TYPES = {np.dtype(np.float64): 0, np.dtype(np.float32): 1, np.dtype(np.int32): 2}
@@ -188,11 +179,20 @@ def _described(array: np.ndarray) -> tuple[int, ...]:
 
 def _call_now(name: str, operands: Sequence[np.ndarray], results: Sequence[np.ndarray], options: Sequence[int]) -> None:
     """Run a kernel on NumPy arrays; it writes into `results`."""
-    arrays, said = (*[np.ascontiguousarray(operand) for operand in operands], *results), _Room()
-    wrong = _describer()(arrays, len(operands), ROOM, said)
-    if wrong:
-        raise RuntimeError("optctl: too many arrays")
-    _run(name, said, _Options(*options))
+    try:
+        wrong = _kernel_now(name)((*operands, *results), len(operands), _Options(*options))
+    except (BufferError, ValueError):  # of an array with gaps
+        whole = [np.ascontiguousarray(operand) for operand in operands]
+        wrong = _kernel_now(name)((*whole, *results), len(operands), _Options(*options))
+    if wrong is not None:
+        raise RuntimeError(wrong.decode())
+
+
+@functools.cache
+def _kernel_now(name: str) -> Any:
+    kernel = getattr(_under_lock(), f"optctl_{name}_now")
+    kernel.restype, kernel.argtypes = ctypes.c_char_p, [ctypes.py_object, ctypes.c_int64, _Options]
+    return kernel
 
 
 def _run(name: str, said: Any, options: Any) -> None:

@@ -332,7 +332,8 @@ def ode_gradient(
             unstable for equations that forget their past; `mismatch` tells, and a large one raises.
 
     Returns:
-        An `ODEGradient`. Works under `jit` and `vmap`; call it under `jit` where the same loop runs many times.
+        An `ODEGradient`; of NumPy arrays where compiled code found it, at once (explicit methods, modes "exact" and
+        "forward", memory "full"). Works under `jit` and `vmap`.
         `jax.grad` passes through `value` only; that of other fields is NaN: use `ode_hessian_vector_product`.
 
     Raises:

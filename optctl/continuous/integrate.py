@@ -146,9 +146,9 @@ def integrate(
             room cannot grow, 4096.
 
     Returns:
-        A `Trajectory`; call it for states in between. `jax.grad` passes through states, event times and `t`, to z0, ts,
-        params, jump_ts and the input signal (in tolerances, dt and arrays inside f it gives NaN); for forward
-        derivatives there is `ode_gradient`'s mode "forward".
+        A `Trajectory`, of NumPy arrays where compiled code found it (explicit methods); call it for states in between.
+        `jax.grad` passes through states, event times and `t`, to z0, ts, params, jump_ts and the input signal (in
+        tolerances, dt and arrays inside f it gives NaN); for forward derivatives use `ode_gradient`, mode "forward".
 
     Raises:
         ValueError: for wrong shapes, times that neither increase nor fall, a missing input or dt.

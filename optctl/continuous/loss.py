@@ -33,10 +33,10 @@ def loss_by_tape(loss: StageFunction, zs: np.ndarray, times: Any) -> tuple[Any, 
         return None
     tape = function.tape("slopes")
     memory, _ = memories_now((tape,), jax.tree.leaves(loss))
-    value, *slope = _native.run_tape(tape.alone, memory, np.concatenate(flat)[None], tape.outputs.size)[0]
-    gzs, gtimes = np.split(np.array(slope), [zs.size])
-    parts = np.split(gtimes, np.cumsum([leaf.size for leaf in leaves])[:-1]) if leaves else []
-    return value, gzs.reshape(zs.shape), jax.tree.unflatten(structure, parts)
+    made = _native.run_tape(tape.alone, memory, np.concatenate(flat)[None], tape.outputs.size)[0]
+    ends = np.cumsum([1, zs.size, *[leaf.size for leaf in leaves]])
+    value, gzs, *gtimes = np.split(made, ends[:-1])
+    return value[0], gzs.reshape(zs.shape), jax.tree.unflatten(structure, gtimes)
 
 
 def _function(loss: StageFunction, shape: tuple[int, ...], times: Any) -> Function:

@@ -21,11 +21,14 @@ from optctl.continuous.steps import PAIRS
 from optctl.continuous.system import Free, Grid, System
 from optctl.engine.graphs import known_or_made
 from optctl.problem import signature
+from optctl.result import Status
 from optctl.tape import Unsupported, memories_now, trace
 
 REMEMBERED = 64
 STAGES = 1 << 23
 """Most numbers that the points of all stages may be to be kept."""
+FIRST_ROOM = 512
+"""Steps that there is room for at first; fresh memory costs more than a second march that seldom is."""
 _FUNCTIONS: dict[Any, Any] = {}
 _FIXED: dict[str, tuple] = {  # as a tableau: A, b, c
     "euler": ([[0.0]], [1.0], [0.0]),
@@ -239,20 +242,25 @@ class Flow:
         Returns also a time at which f seems to jump inside steps, NaN if there is none. With `stages` their points
         are kept, if they are not too many: `pull_back` on the same mesh need not find them again.
         """
-        system, grid, m = self.system, self.grid, self.functions.m
+        system, grid, m, inner = self.system, self.grid, self.functions.m, len(self.scheme.b)
         sensitive = sensitive and self.scheme.order > 0
-        last, rows = int(grid.where[-1]), system.max_steps
-        jumps = self.free.signal is not None or grid.strict
+        last, jumps = int(grid.where[-1]), self.free.signal is not None or grid.strict
         y0 = system.start(self.free)
         y0 = np.concatenate([y0, direction(m)]) if sensitive else y0
-        ts, ys, at = np.empty(rows + 1), np.empty((rows + 1, m)), np.zeros((len(grid.anchors), m))
-        figures, y, suspect_y = np.empty(4), np.empty(m), np.empty(m)
-        anchor, end, counts = (np.empty(size, np.int32) for size in (rows, rows, 6 + len(system.events)))
-        event_steps = [np.full(event.most + 1, -1, np.int32) for event in system.events]
-        inner = len(self.scheme.b)
-        self._stages = np.empty((rows, inner, m) if stages and rows * inner * m <= STAGES else 0)
-        results, marks = [ts, ys, at, figures, y, suspect_y, self._stages], [anchor, end, counts, *event_steps]
-        self._run("march", (sensitive, False), (last, rows, jumps, True), [y0], results, marks)
+        figures, y, suspect_y, at = np.empty(4), np.empty(m), np.empty(m), np.zeros((len(grid.anchors), m))
+        counts = np.empty(6 + len(system.events), np.int32)
+        event_steps = [np.empty(event.most + 1, np.int32) for event in system.events]
+        rows = min(system.max_steps, FIRST_ROOM)
+        while True:
+            for steps in event_steps:
+                steps.fill(-1)
+            ts, ys, anchor, end = np.empty(rows + 1), np.empty((rows + 1, m)), *np.empty((2, rows), np.int32)
+            self._stages = np.empty((rows, inner, m) if stages and rows * inner * m <= STAGES else 0)
+            results, marks = [ts, ys, at, figures, y, suspect_y, self._stages], [anchor, end, counts, *event_steps]
+            self._run("march", (sensitive, False), (last, rows, jumps, True), [y0], results, marks)
+            if counts[2] != Status.MESH_FULL or rows == system.max_steps:
+                break
+            rows = min(8 * rows, system.max_steps)
         count, rejected, status, last, retried, j = counts[:6]
         t, jump_at, suspect_t, suspect_h = figures
         suspect = Suspect(retried, suspect_t, suspect_h, j, suspect_y)

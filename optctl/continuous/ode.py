@@ -25,7 +25,7 @@ class ODE:
         f: `f(z, t, params)` or, with an input signal, `f(z, u, t, params)`; trailing arguments may be left out, and
             where all carry these names, any of them. A first argument `u` without an input signal is the state. Returns
             dz/dt in the shape of z; t in seconds, f smooth in t: jumps in time belong into a `Signal`, an `Event` or
-            `jump_ts`. A function is compiled once per function object, with the numbers it captured: define it once,
+            `jump_ts`. A function is traced once per function object, with the numbers it captured: define it once,
             and hand over as params what changes.
 
     Raises:

@@ -15,6 +15,8 @@ from optctl.continuous.system import Free, System
 from optctl.dynamics.memory import put, reverse, schedule, take
 from optctl.result import Status
 
+SOLVED, EVENT_MET = int(Status.SOLVED), int(Status.EVENT)
+
 
 def observed(system: System, free: Free, mesh: Mesh) -> Any:
     """Return the states at ts: at the event beyond a terminal one, NaN beyond a failure."""
@@ -27,7 +29,7 @@ def observed(system: System, free: Free, mesh: Mesh) -> Any:
 
 def reached_end(status: Any) -> Any:
     """Tell whether a march reached its last time, or a terminal event."""
-    return (status == Status.SOLVED) | (status == Status.EVENT)
+    return (status == SOLVED) | (status == EVENT_MET)
 
 
 def event_times(system: System, mesh: Mesh) -> Any:

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
+from optctl._arrays import ravel, scan, to_host
 from optctl._record import record
 from optctl._validate import check_shape, is_concrete, keep_whole
 from optctl.dynamics.base import AbstractDynamics, Adjoint
@@ -79,7 +79,7 @@ class SimulatorDynamics(AbstractDynamics):
         if is_concrete((x0, us, params)):
             us = us[:1]
             xs = self.roll(x0, us, params)
-            self.adjoint(xs, us, jnp.ones_like(xs), params)
+            self.adjoint(xs, us, np.ones(xs.shape, xs.dtype), params)
 
     def _run(self, verb: Any, *arguments: Any) -> Any:
         """Run a verb as plain Python: the host does the work, and its errors stay readable."""
@@ -104,17 +104,19 @@ class SimulatorDynamics(AbstractDynamics):
     def tangent(self, xs: Any, us: Any, dx0: Any, dus: Any, params: Any, dparams: Any) -> Any:
         """dx_{t+1} = A_t dx_t + B_t du_t + f_p dp with the user's Jacobians."""
         A, B, Fp = self._all_jacobians(xs, us, params)
-        forcing = jnp.einsum("tij,tj->ti", B, dus)
+        now = is_concrete((A, dx0, dus, dparams))
+        (dx0, dus, dparams), xp = (to_host((dx0, dus, dparams)), np) if now else ((dx0, dus, dparams), jnp)
+        forcing = xp.einsum("tij,tj->ti", B, dus)
         if jax.tree.leaves(params):
-            forcing = forcing + jnp.einsum("tij,j->ti", Fp, ravel_pytree(dparams)[0])
+            forcing = forcing + xp.einsum("tij,j->ti", Fp, ravel(dparams))
 
         def forward(dx: Any, stage: Any) -> tuple[Any, Any]:
             A_t, forcing_t = stage
             dx_next = A_t @ dx + forcing_t
             return dx_next, dx_next
 
-        _, dxs = jax.lax.scan(forward, dx0, (A, forcing))
-        return jnp.concatenate([dx0[None], dxs])
+        _, dxs = (scan if now else jax.lax.scan)(forward, dx0, (A, forcing))
+        return xp.concatenate([dx0[None], dxs])
 
     def adjoint(self, xs: Any, us: Any, gxs: Any, params: Any) -> Adjoint:
         """The backward recursion in one host call."""
@@ -212,5 +214,5 @@ def _on_host(function: Callable, shapes: Any, *args: Any) -> Any:
         return jax.tree.map(np.asarray, function(*jax.tree.map(np.asarray, args)))
 
     if is_concrete(args):
-        return jax.tree.map(jnp.asarray, numpy_function(*args))
+        return jax.tree.map(lambda made, of: made.astype(of.dtype), numpy_function(*args), shapes)
     return jax.pure_callback(numpy_function, shapes, *args, vmap_method="sequential")

@@ -340,18 +340,20 @@ def known_engine(
 ) -> Engine | None:
     """Return the engine of this very problem where one was found for arrays like these, which fit therefore; or None.
 
-    None is no verdict. Numbers that somebody can change, and other parameters, are read anew.
+    None is no verdict. Numbers that somebody can change, and parameters, are read anew: threads may share an engine
+    whose memory stays as it is.
     """
     if us is None or problem not in _ENGINES:
         return None
     known = _ENGINES[problem].get((us.shape, x0.shape, curved, mixed))
     if known is None or us.dtype != np.float64 or x0.dtype != np.float64 or not runs_now((us, x0, params)):
         return None
-    if known.lasts and params is known.parts["params"]:
-        return known
     leaves, structure = jax.tree.flatten(params)
-    alike = (structure, kinds(leaves)) == (known.structure, kinds(known.leaves))
-    return Engine(known.graphs, problem, params) if alike else None
+    if (structure, kinds(leaves)) != (known.structure, kinds(known.leaves)):
+        return None
+    if known.lasts and not leaves:
+        return known
+    return Engine(known.graphs, problem, params)
 
 
 def _lasts(leaf: Any) -> bool:

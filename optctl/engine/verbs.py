@@ -11,11 +11,14 @@ import numpy as np
 
 from optctl import _native
 from optctl._arrays import to_host
+from optctl._record import Identity, remember
 from optctl._validate import check_like
 from optctl.dynamics.base import AbstractDynamics, Adjoint
 from optctl.engine.native import Engine, find_engine, steps_alone
 from optctl.problem import Problem, once
 
+REMEMBERED = 64
+_PROBLEMS: dict[Any, Problem] = {}
 WIDEST = 128
 """Most states and inputs whose Jacobians are worth a try."""
 
@@ -40,9 +43,15 @@ def evaluate(verb: str, dynamics: AbstractDynamics, first: Any, us: Any, *others
     if not len(us) or any([leaf.dtype != np.float64 for leaf in jax.tree.leaves(others)]):
         return None
     x0 = first if verb == "rollout" else first[0]
-    problem = Problem(dynamics, horizon=len(us))
+    problem = _free_of_cost(dynamics, len(us))
     engine = find_engine(problem, us, x0, params, curved=verb == "curvature", mixed=moving)
     return None if engine is None else VERBS[verb](engine, first, us, *others)
+
+
+def _free_of_cost(dynamics: AbstractDynamics, horizon: int) -> Problem:
+    key = Identity(dynamics), horizon
+    found = _PROBLEMS.get(key)
+    return remember(_PROBLEMS, key, Problem(dynamics, horizon=horizon), REMEMBERED) if found is None else found
 
 
 def _check(verb: str, dynamics: AbstractDynamics, first: Any, us: Any, others: tuple) -> None:
@@ -54,6 +63,9 @@ def _check(verb: str, dynamics: AbstractDynamics, first: Any, us: Any, others: t
     if verb == "tangent_rollout":
         check_like(others[0], "dx0", first[0])
         check_like(others[1], "dus", us)
+        if jax.tree.structure(others[3]) != jax.tree.structure(params):  # type: ignore[operator]
+            raise ValueError("`dparams` differs in structure from `params`, which it is a direction in.")
+        check_like(others[3], "dparams", params)
     elif verb != "linearize":
         check_like(others[0], "gxs" if verb == "adjoint_rollout" else "costates", first)
 

@@ -28,6 +28,7 @@ from jax.dtypes import float0
 
 from optctl import _native
 from optctl._arrays import to_device
+from optctl._door import numbers
 from optctl._linear import apply
 from optctl._record import changed
 from optctl._validate import is_concrete
@@ -97,7 +98,9 @@ def linked(solution: Solution, at: Settled, origin: Origin, by_name: Callable) -
     names = list(solution.multipliers)
     parts = [solution.cost, solution.xs, solution.us, solution.x0, solution.costates, solution.K, solution.k]
     parts = to_device([np.asarray(part) for part in (*parts, *solution.multipliers.values())])
-    every = [*origin.leaves, origin.x0]
+    # the given x_0 counts once: no function reads that of the problem
+    own = jax.tree.unflatten(origin.structure, range(len(origin.leaves)))[0].x0
+    every = [*[numbers(leaf) if k == own else leaf for k, leaf in enumerate(origin.leaves)], origin.x0]
 
     @jax.custom_jvp
     def values(every: list[Any]) -> list[Any]:

@@ -1,14 +1,17 @@
 """Many first guesses at once, and the best of their solutions."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from optctl._record import record
+from optctl._arrays import to_device
+from optctl._record import changed, record
 from optctl._validate import as_float, as_seed, as_whole, check_kind
-from optctl.problem import Problem
+from optctl.engine.native import find_engine
+from optctl.problem import Problem, once
 from optctl.result import Result
 from optctl.solution import Solution
 from optctl.solvers.solve import solve
@@ -67,7 +70,7 @@ def multistart(
     method: Any = "interior_point",
     **options: Any,
 ) -> Multistart:
-    """Solve a problem from many guesses in one compiled call.
+    """Solve a problem from many guesses: on all cores by compiled code, or in one call that XLA compiles.
 
     Args:
         problem: the problem.
@@ -108,19 +111,63 @@ def multistart(
         us = us + noise
     elif guesses is not None:
         raise ValueError("`guesses` are to be drawn around one guess us (N, nu), but several are given; leave it out.")
-    us = jnp.asarray(as_float(us, "us", (None, N, nu)))
+    us = as_float(us, "us", (None, N, nu))
     if not len(us):
         raise ValueError("`us` holds no guesses; expected at least one.")
     if xs is not None:
-        xs = jnp.asarray(as_float(xs, "xs"))
-    axes = (0, 0 if xs is not None and xs.ndim == 3 else None)
-    every = jax.vmap(lambda us, xs: solve(problem, us, method, xs=xs, **options), axes)(us, xs)
+        xs = as_float(xs, "xs")
+    several = xs is not None and xs.ndim == 3
+
+    def one(k: int) -> Solution:
+        return solve(problem, us[k], method, xs=xs[k] if several else xs, **options)
+
+    every: Any
+    if _on_host(problem, us[0], options):
+        first = one(0)  # which makes what all need
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            solutions = [first, *pool.map(one, range(1, len(us)))]
+        every = _side_by_side(solutions)
+    else:
+        axes = 0, 0 if several else None
+        solutions, (us, xs) = None, to_device((us, xs))
+        every = jax.vmap(lambda us, xs: solve(problem, us, method, xs=xs, **options), axes)(us, xs)
     good = np.asarray(every.converged)
     cost = np.where(good, np.asarray(every.cost), np.inf)
     pick = int(np.argmin(cost)) if good.any() else int(np.argmin(np.asarray(every.certificate.primal_feasibility)))
-    best = jax.tree.map(lambda leaf: leaf[pick], every)
+    best = jax.tree.map(lambda leaf: leaf[pick], every) if solutions is None else solutions[pick]
     optima, counts = _distinct(np.sort(cost[good]))
     return Multistart(best, every, optima, counts)
+
+
+def _on_host(problem: Problem, us: Any, options: dict[str, Any]) -> bool:
+    """True if compiled code evaluates the problem from the host.
+
+    Raises:
+        ValueError: where shapes do not fit, or parameters are missing.
+    """
+    params, x0 = options.get("params"), options.get("x0")
+    problem = problem if params is None else problem.replace(params=params)
+    x0 = problem.x0 if x0 is None else as_float(x0, "x0")
+    if x0 is None and problem.dynamics.nx is None:
+        return False  # `solve` says what is missing
+    x0 = np.zeros(problem.dynamics.nx) if x0 is None else x0
+    at = problem, us, x0
+    once(("shapes", at), lambda: jax.eval_shape(lambda p, us, x0: p.check_shapes(x0, us, p.params), *at))
+    return find_engine(problem, us, x0, problem.params) is not None
+
+
+def _side_by_side(solutions: list[Solution]) -> Solution:
+    """Return a batch of solutions; those that did not converge cost NaN there, and short histories end in NaN."""
+    most = max([len(solution.history.cost) for solution in solutions])
+
+    def padded(solution: Solution) -> Solution:
+        def longer(column: Any) -> Any:
+            return np.concatenate([column, np.full(most - len(column), np.nan)])
+
+        cost = solution.cost if solution.converged else np.full_like(solution.cost, np.nan)
+        return changed(solution, cost=cost, history=jax.tree.map(longer, solution.history))
+
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *[padded(solution) for solution in solutions])
 
 
 def _spread(spread: Any, nu: int) -> np.ndarray:

@@ -5,6 +5,7 @@
 Every solver sees nothing else, so the choice of what is free is made in one place.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -70,7 +71,7 @@ class Objective:
     @cached_property
     def signs(self) -> np.ndarray:
         """Signs by chance, one for each number of the states, then of the inputs."""
-        return np.concatenate([sign.ravel() for sign in signs_like([(len(self.us) + 1, self.x0.size), self.us.shape])])
+        return signs_of(len(self.us), self.x0.size, self.us.shape[1])
 
     def least_size(self, xs: Any, us: Any, params: Any) -> Any:
         """Return `least_size` of the problem, by tapes on the host."""
@@ -157,6 +158,13 @@ class Objective:
 
     def bounds(self) -> tuple[Any, Any]:
         """Return the lower and upper bounds of z, infinite where there are none."""
+        return self._bounds_here if on_host(self.leaves()[0]) else self._bounds()
+
+    @cached_property
+    def _bounds_here(self) -> tuple[Any, Any]:
+        return self._bounds()
+
+    def _bounds(self) -> tuple[Any, Any]:
         sides, xp = [], namespace(self.leaves()[0])
         for side, nothing in (("min", -np.inf), ("max", np.inf)):
             us, x0, params = (getattr(self.problem, f"{name}_{side}") for name in ("u", "x0", "params"))
@@ -219,6 +227,14 @@ def least_of(sizes: Any, stages: int) -> Any:
     """Return the least size of the cost from those of its slope and curvature along a step."""
     xp = namespace(sizes)
     return FLOOR * xp.max(xp.where(xp.isfinite(sizes), xp.abs(sizes), 0.0)) / stages
+
+
+@functools.lru_cache(maxsize=16)
+def signs_of(N: int, nx: int, nu: int) -> np.ndarray:
+    """Return signs by chance of all states, then of all inputs."""
+    signs = np.concatenate([sign.ravel() for sign in signs_like([(N + 1, nx), (N, nu)])])
+    signs.setflags(write=False)
+    return signs
 
 
 def signs_like(shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:

@@ -131,7 +131,11 @@ def _placed(method: Method, objective: Objective) -> Objective:
         return to_device(objective)
     mixed = method.curved and "params" in objective.free
     found = find_engine(objective.problem, *given, curved=True, mixed=mixed)
-    return to_device(objective) if found is None else to_host(objective)
+    if found is None:
+        return to_device(objective)
+    placed = to_host(objective)
+    vars(placed)["engine"] = found  # which knows the problem as it was given, and its numbers, from other solves
+    return placed
 
 
 def _run(method: Method, objective: Objective, tolerance: Any, us: Any, xs: Any) -> Iterate | Solution:

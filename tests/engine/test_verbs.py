@@ -207,6 +207,11 @@ CALLS = {
     "free x0": "repr(oc.solve(problem.replace(x0=None, x0_min=-1.0, x0_max=[0.5, np.inf]), us))",
     "network": "oc.gradient(loop, None, params=policy.init(0)).cost.round(3)",
     "training": "repr(oc.solve(loop, None, oc.LBFGS(max_iterations=3), params=policy.init(1), free='params'))",
+    "multistart": "repr(oc.multistart(problem, np.stack([us, 2 * us])))",
+    "bounded parameters": "repr(oc.solve(problem.replace(params_min=0.0, u_max=1.0), us, free=('us', 'params')))",
+    "soft rows": "repr(oc.solve(problem.replace(terminal_equality=oc.Soft(lambda x, p: x, l1=1.0, l2=0.1)), us))",
+    "controller": "oc.MPC(problem.replace(u_max=1.0), du_max=0.5).init(np.zeros(2)).us",
+    "simulator": "str(oc.check_adjoint(simulator, [0.1, 0.2], us))",
     "linear": "oc.lq.LQ.from_problem(straight).A",
 }
 FRESH = """
@@ -227,6 +232,9 @@ problem = oc.Problem(
     dynamics, stage_cost=lambda x, u, t, p: p["k"] * x[0] ** 2 + u @ u + 0.1 * t * x[1] ** 2,
     terminal_cost=lambda x, p: (1 + p["b"]) * x @ x, initial_cost=lambda x, p: p["k"] * (x @ x), horizon=7,
     x0=[0.4, -0.3], params=P,
+)
+simulator = oc.SimulatorDynamics(
+    lambda x, u: x + 0.1 * u, 2, 1, jacobian=lambda x, u: (np.eye(2), np.full((2, 1), 0.1))
 )
 policy = oc.mlp([2, 5, 1])
 loop = oc.closed_loop(problem.replace(initial_cost=None), policy)
