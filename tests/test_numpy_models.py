@@ -558,7 +558,8 @@ def test_a_model_is_judged_by_the_function_itself():
     problem = oc.Problem(dynamics, lambda x, u: x @ x + u @ u, horizon=10, x0=[1.0], u_max=5.0)
     assert oc.solve(problem, np.zeros((10, 1))).converged
     gain[0] = 1.5
-    assert not oc.solve(problem.replace(x0=[1.1]), np.zeros((10, 1))).converged
+    with pytest.warns(UserWarning, match="`f` read `gain`"):
+        assert not oc.solve(problem.replace(x0=[1.1]), np.zeros((10, 1))).converged
 
 
 def doubled(v):
