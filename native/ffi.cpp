@@ -102,7 +102,7 @@ struct NoThreads {
 // From the host, under Python's lock: a tuple of arrays without gaps, the first `operands` of them operands. Where one has
 // gaps, `good` is false and Python's error set.
 struct HostCall {
-  static constexpr int64_t most = 32, axes = 8;
+  static constexpr int64_t most = 256, axes = 8;
   Call call;
   int64_t dims[most][axes];
   bool good = true;
@@ -351,8 +351,10 @@ OPTCTL_HOST_DOOR(costates, optctl::costates)
 
 // Steps through time, states between them, and back. Operands: program, memory, sizes, numbers, pieces, then `in`; results
 // of double precision are `out`, those of whole numbers `marks`: see march.cpp. An array without numbers is none.
-static void step_through(optctl::MarchKernel kernel, const int64_t* arrays) {
-  const optctl::Call call = optctl::call_of(arrays);
+static const char* step_through(optctl::MarchKernel kernel, void* arrays, int64_t operands) {
+  const optctl::HostCall host(arrays, operands);
+  if (!host.good) return "optctl: arrays that are too many, or have gaps";
+  const optctl::Call& call = host.call;
   const auto data = [](const optctl::Buffer& b) {
     return std::find(b.dims, b.dims + b.rank, 0) == b.dims + b.rank ? b.data : nullptr;
   };
@@ -364,19 +366,20 @@ static void step_through(optctl::MarchKernel kernel, const int64_t* arrays) {
     if (b.type == optctl::Type::f64) out.push_back(reinterpret_cast<double*>(data(b)));
     else marks.push_back(reinterpret_cast<int32_t*>(data(b)));
   }
+  void* const thread = PyEval_SaveThread();
   kernel(reinterpret_cast<const int32_t*>(call.in[0].data), reinterpret_cast<const double*>(call.in[1].data),
          reinterpret_cast<const int64_t*>(call.in[2].data), reinterpret_cast<const double*>(call.in[3].data), in.data(),
          reinterpret_cast<const int32_t*>(call.in[4].data), out.data(), marks.data());
+  PyEval_RestoreThread(thread);
+  return nullptr;
 }
-extern "C" const char* optctl_march_now(const int64_t* arrays, const int64_t*) {
-  return step_through(optctl::find_march(), arrays), nullptr;
-}
-extern "C" const char* optctl_dense_now(const int64_t* arrays, const int64_t*) {
-  return step_through(optctl::find_dense(), arrays), nullptr;
-}
-extern "C" const char* optctl_pull_back_now(const int64_t* arrays, const int64_t*) {
-  return step_through(optctl::find_pull_back(), arrays), nullptr;
-}
+#define OPTCTL_STEPS_DOOR(name)                                                                              \
+  extern "C" const char* optctl_##name##_now(void* arrays, int64_t operands, const int64_t*) {                 \
+    return step_through(optctl::find_##name(), arrays, operands);                                              \
+  }
+OPTCTL_STEPS_DOOR(march)
+OPTCTL_STEPS_DOOR(dense)
+OPTCTL_STEPS_DOOR(pull_back)
 
 extern "C" const char* optctl_operand_names() { return operand_names(); }
 XLA_FFI_DEFINE_HANDLER_SYMBOL(optctl_tape, tape_door,

@@ -276,7 +276,7 @@ class Ilqr {
       double* const out[] = {K_.data(), P_.data(), S_.data(), S0_.data()};
       const double grown = greater(s_.first_shift * size, s_.shift_factor * shift);
       const double next = i == 0 && s_.exact ? shift : grown;
-      if (factor(sizes, in, out) < 0 || !(next <= s_.largest_shift * size)) return shift;
+      if (factor(sizes, in, out) < 0 || !(next <= s_.largest_shift * size && std::isfinite(next))) return shift;
       shift = next;
     }
   }

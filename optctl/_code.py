@@ -2,9 +2,12 @@
 
 import dis
 import inspect
+import os
+import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +22,7 @@ REMEMBERED = 1024
 MOST = 1000
 """Most numbers of one value that are looked at."""
 _READ: dict[Any, list[tuple[str, Callable, Any]]] = {}
+_STANDARD = Path(os.__file__).parent
 FRESH: dict[int, Any] = {}
 """Functions that are being traced for the first time."""
 
@@ -57,15 +61,25 @@ def warn_of_changes(function: Any, name: str) -> None:
         return
     for place, (outside, get, before) in enumerate(known[1:], 1):
         now = get()
+        if now is before:
+            continue
         copy = _copied(now)
-        if now is not before and not _equal(before, copy):
+        if not _equal(before, copy):
             del known[place]
             warnings.warn(
                 f"`{name}` read `{outside}` = {_short(before)} when it was traced; now it is {_short(copy)}, which what"
                 " was traced before does not see. Hand it over as params, or make the function anew.",
-                stacklevel=5,
+                stacklevel=_levels_to_user(),
             )
             return
+
+
+def _levels_to_user() -> int:
+    """Return how many frames above the caller's the user's code is."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and is_library(frame.f_code.co_filename):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _codes(function: Any) -> Iterator[types.CodeType]:
@@ -79,27 +93,62 @@ def _codes(function: Any) -> Iterator[types.CodeType]:
 
 
 def _functions(function: Any) -> Iterator[Any]:
+    """Yield a function, and those of the user that it names, methods as they are bound."""
     seen, waiting = [], [function]
     while waiting:
-        named = waiting.pop()
-        one = inspect.unwrap(getattr(named, "__func__", named))
+        one = inspect.unwrap(waiting.pop())
+        if not hasattr(one, "__func__") and not inspect.isfunction(one):
+            one = getattr(one, "__call__", None)  # noqa: B004
         code = getattr(one, "__code__", None)
         if code is None or one in seen or is_library(code.co_filename):
             continue
         seen.append(one)
         yield one
-        waiting += [value for _, get in _names(one) if inspect.isfunction(value := get())]
+        waiting += [value for _, get in _names(one) if inspect.isroutine(value := get())]
 
 
 def _names(function: Any) -> Iterator[tuple[str, Callable]]:
     """Yield the names that a function reads from outside, and what gets their values."""
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+    plain = getattr(function, "__func__", function)
+    code, attributes = plain.__code__, _attributes(plain.__code__)
+    found: list[tuple[str, Callable]] = []
+    if plain is not function and code.co_varnames:
+        found += _held_by(code.co_varnames[0], lambda: function.__self__, attributes)
+    for name, cell in zip(code.co_freevars, plain.__closure__ or (), strict=True):
         if _filled(cell):
-            yield name, lambda cell=cell: cell.cell_contents
-    held = function.__globals__
-    for name in _globals(function.__code__):
-        if name in held:
-            yield name, lambda name=name: held.get(name)
+            found.append((name, lambda cell=cell: cell.cell_contents))
+    held = plain.__globals__
+    found += [(name, lambda name=name: held.get(name)) for name in _globals(code) if name in held]
+    for name, get in found:
+        yield name, get
+        yield from _held_by(name, get, attributes)
+
+
+def _held_by(name: str, get: Callable, attributes: set[str], depth: int = 2) -> Iterator[tuple[str, Callable]]:
+    """Yield the attributes that may be read of an object or a module of the user's."""
+    holder = get()
+    kind = type(holder)
+    module = holder if inspect.ismodule(holder) else sys.modules.get(kind.__module__)
+    filename = getattr(module, "__file__", None)
+    plain = kind is types.SimpleNamespace or kind.__module__ == "__main__"
+    if not depth or not hasattr(holder, "__dict__") or isinstance(holder, type) or inspect.isroutine(holder):
+        return
+    if not plain and (filename is None or is_library(filename) or is_standard(filename)):
+        return
+    for attribute in sorted(attributes):
+        if isinstance(inspect.getattr_static(holder, attribute, property()), property):  # or it is not there
+            continue
+
+        def value(attribute: str = attribute) -> Any:
+            return getattr(get(), attribute, None)
+
+        yield f"{name}.{attribute}", value
+        yield from _held_by(f"{name}.{attribute}", value, attributes, depth - 1)
+
+
+def _attributes(code: types.CodeType) -> set[str]:
+    found = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_ATTR", "LOAD_METHOD")}
+    return found.union(*[_attributes(constant) for constant in code.co_consts if inspect.iscode(constant)])
 
 
 def _globals(code: types.CodeType) -> set[str]:
@@ -142,6 +191,12 @@ def _short(value: Any) -> str:
         value = [part for _, part in value]
     text = repr(value) if not isinstance(value, np.ndarray) else np.array2string(value, precision=6, threshold=6)
     return text if len(text) < 60 else text[:57] + "..."
+
+
+def is_standard(filename: str) -> bool:
+    """True for files of Python's own library."""
+    path = Path(filename)
+    return path.is_relative_to(_STANDARD) and not {"site-packages", "dist-packages"} & set(path.parts)
 
 
 def _filled(cell: Any) -> bool:

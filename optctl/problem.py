@@ -11,6 +11,7 @@ Solving again with other numbers does not recompile.
 """
 
 import dataclasses
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -335,9 +336,21 @@ def kinds(leaves: Sequence[Any]) -> tuple:
     return tuple([(v.shape, v.dtype) if hasattr(v, "dtype") else (np.shape(v), type(v)) for v in leaves])
 
 
-def functions_of(problem: Problem) -> tuple[StageFunction, ...]:
-    """Return all functions of the user's in a problem."""
-    found, waiting = [], [problem]
+_USERS: weakref.WeakKeyDictionary[Any, tuple[StageFunction, ...]] = weakref.WeakKeyDictionary()
+
+
+def warn_of_changes(record: Any) -> None:
+    """Warn where numbers that functions in a record read from outside when they were traced are others by now."""
+    functions = _USERS.get(record)
+    if functions is None:
+        functions = _USERS[record] = functions_of(record)
+    for function in functions:
+        function.warn_of_changes()
+
+
+def functions_of(record: Any) -> tuple[StageFunction, ...]:
+    """Return all functions of the user's in a problem, an ODE or the like."""
+    found, waiting = [], [record]
     while waiting:
         held: Any = waiting.pop()
         if isinstance(held, StageFunction):

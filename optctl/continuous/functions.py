@@ -219,38 +219,42 @@ class Function:
 
 
 def rows_alike(graph: Graph) -> bool:
-    """Return whether a function of two rows and more treats each row alone, and both alike.
+    """Return whether a function of a batch treats each row alone, and all alike.
 
-    Its first input and its result are (2, q): the expressions of the second row are those of the first, with the second
-    row's inputs in the place of the first's.
+    Its first input and its result are (rows, q): the expressions of each row are those of the first, with the row's
+    inputs in the place of the first's.
     """
-    g, (first, second) = graph.g, graph.inputs[0].tolist()
-    ones, others = graph.results[0].tolist()
-    moved = dict(zip(first, second, strict=True))  # what stands for an expression in the other row
+    g, (first, *others) = graph.g, graph.inputs[0].tolist()
+    ones, *results = graph.results[0].tolist()
+    of_others = {i for row in others for i in row}
     given: dict[int, list[int]] = {}
     for i, (operation, a, _, _) in enumerate(g.nodes):
         if operation == GIVEN:
             given.setdefault(a, []).append(i)
-    for i in needed_for(g, ones):
-        operation, *abc = g.nodes[i]
-        if i in second or operation == LOOPED:  # a loop is not compared
+    needed = needed_for(g, ones)
+    if any([i in of_others or g.nodes[i][0] == LOOPED for i in needed]):  # a loop is not compared
+        return False
+    for row, result in zip(others, results, strict=True):
+        moved = dict(zip(first, row, strict=True))  # what stands for an expression in the other row
+        for i in needed:
+            operation, *abc = g.nodes[i]
+            if i in moved or operation in (CONSTANT, LOAD, INPUT):
+                moved.setdefault(i, i)
+                continue
+            if operation == GIVEN:
+                alike = given.get(moved[abc[0]], [])
+                found = alike[0] if len(given[abc[0]]) == len(alike) == 1 else None
+            else:
+                reads = (0,) if operation == LOOKUP else READS[operation]
+                a, b, c = [moved[x] if k in reads else x for k, x in enumerate(abc)]
+                found = g.find(operation, a, b, c)
+                found = g.find(operation, b, a, c) if found is None and operation in SYMMETRIC else found
+            if found is None:
+                return False
+            moved[i] = found
+        if [moved[i] for i in ones] != result:
             return False
-        if i in moved or operation in (CONSTANT, LOAD, INPUT):
-            moved.setdefault(i, i)
-            continue
-        if operation == GIVEN:
-            alike = given.get(moved[abc[0]], [])
-            place = given[abc[0]].index(i)
-            found = alike[place] if place < len(alike) else None
-        else:
-            reads = (0,) if operation == LOOKUP else READS[operation]
-            a, b, c = [moved[x] if k in reads else x for k, x in enumerate(abc)]
-            found = g.find(operation, a, b, c)
-            found = g.find(operation, b, a, c) if found is None and operation in SYMMETRIC else found
-        if found is None:
-            return False
-        moved[i] = found
-    return [moved[i] for i in ones] == others
+    return True
 
 
 def direction(size: int) -> np.ndarray:

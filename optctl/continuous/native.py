@@ -20,7 +20,7 @@ from optctl.continuous.march import Mesh, Suspect
 from optctl.continuous.steps import PAIRS
 from optctl.continuous.system import Free, Grid, System
 from optctl.engine.graphs import known_or_made
-from optctl.problem import signature
+from optctl.problem import signature, warn_of_changes
 from optctl.result import Status
 from optctl.tape import Unsupported, memories_now, trace
 
@@ -127,7 +127,7 @@ class Functions:
             z = y.reshape(-1, *shape[1:])
             return system.slope(z.shape, y.reshape(-1), u if nu else None, t[0], params).reshape(y.shape)
 
-        if self.rows > 1 and _each_row_alone(rate_of_rows, q, nu, held):
+        if self.rows > 1 and _each_row_alone(rate_of_rows, (self.rows, q), nu, held):
             self.rate = Function(rate_of_rows, (q, nu, 1), held, of_params, self.rows, rate)
         else:
             self.rows, self.rate = 1, made(rate, self.m, nu, 1)
@@ -176,13 +176,13 @@ def _may_be_rows(system: System, free: Free) -> bool:
     return free.z0.ndim > 1 and len(free.z0) > 1 and not system.events and system.running_cost is None
 
 
-def _each_row_alone(rate: Any, q: int, nu: int, held: Any) -> bool:
-    """Return whether the right side treats all rows alike, each by itself, as its graph for two rows says."""
+def _each_row_alone(rate: Any, shape: tuple[int, int], nu: int, held: Any) -> bool:
+    """Return whether the right side treats all rows alike, each by itself, as its graph says."""
     S = jax.ShapeDtypeStruct
-    specs = S((2, q), np.float64), S((nu,), np.float64), S((1,), np.float64)
+    specs = S(shape, np.float64), S((nu,), np.float64), S((1,), np.float64)
     try:
         graph = trace(rate, specs, held, limit=2 * LONGEST)
-    except Exception:  # whatever a function of the user's says to other rows than it has
+    except Unsupported:
         return False
     return not graph.captured and rows_alike(graph)
 
@@ -344,6 +344,8 @@ def find_flow(system: System, free: Free, *, sensitive: bool = False, back: bool
         return None
     if not all([leaf.dtype == np.float64 for leaf in arrays]) or not _native.available() or not runs_now(()):
         return None
+    for part in (system.ode, *system.events):
+        warn_of_changes(part)
     try:
         key = signature((_held(system, free), free.z0, free.signal, system.moving))
         functions = known_or_made(_FUNCTIONS, key, lambda: Functions(system, free), REMEMBERED)

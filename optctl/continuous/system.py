@@ -206,7 +206,7 @@ class System:
 
     def state(self, y: Any, shape: tuple[int, ...]) -> Any:
         """Return z alone."""
-        return y[..., : math.prod(shape)].reshape(*y.shape[:-1], *shape)
+        return y[..., : math.prod(shape)].reshape((*y.shape[:-1], *shape))
 
     def integral(self, y: Any, shape: tuple[int, ...]) -> Any:
         """Return the integral of the running cost."""

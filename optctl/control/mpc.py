@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optctl._arrays import keep, namespace, on_host, put, ravel, to_device, to_host, while_loop
+from optctl._arrays import keep, namespace, on_host, own, put, ravel, to_device, to_host, while_loop
 from optctl._record import record
 from optctl._validate import (
     as_float,
@@ -38,7 +38,7 @@ from optctl._validate import (
     runs_now,
 )
 from optctl.control.model import controlled, spread
-from optctl.problem import Problem
+from optctl.problem import Problem, warn_of_changes
 from optctl.result import Result, Status
 from optctl.shooting import native
 from optctl.shooting.interior_point import (
@@ -375,6 +375,7 @@ class MPC:
         """
         x = self._array(x, "x", (self.nx,))
         check_kind(plan, MPCPlan, "plan", "what `init` or the last `step` returned")
+        warn_of_changes(self.problem)
         check_shape(plan.us, "plan.us", (self.problem.steps, self.nu))
         offset = plan.offset
         if self.gain is not None:
@@ -393,7 +394,7 @@ class MPC:
         else:
             out = self._in_time(full, plan.z, x, last)
         z, status, iterations, cost, violation = out
-        u = first if self.real_time else z.us[0]
+        u = own(first if self.real_time else z.us[0])  # of nobody else, who may change it in place
         if self.du_max is not None:  # a plan that has not converged may miss it a little
             u = namespace(u).clip(u, plan.u - self.du_max, plan.u + self.du_max)
         predicted = plan.predicted

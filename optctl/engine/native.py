@@ -20,7 +20,7 @@ from optctl.dynamics import AbstractDynamics
 from optctl.engine.graphs import Graphs, graphs_of
 from optctl.engine.tape_check import check_priced, check_tapes, check_turned
 from optctl.judge.interpreter import Uninterpreted
-from optctl.problem import PATH, TERMINAL, Problem, kinds, parts_of
+from optctl.problem import PATH, TERMINAL, Problem, kinds, parts_of, warn_of_changes
 from optctl.tape import Tape, Unsupported, memories
 
 
@@ -314,6 +314,7 @@ def find_engine(
     known = known_engine(problem, us, x0, params, curved=curved, mixed=mixed)
     if known is not None:
         return known
+    warn_of_changes(problem)
     arrays = (problem, us, x0, params)
     if us is None or not runs_now(arrays) or not _native.available() or not _fits(problem, us, x0, params):
         return None
@@ -348,6 +349,7 @@ def known_engine(
     known = _ENGINES[problem].get((us.shape, x0.shape, curved, mixed))
     if known is None or us.dtype != np.float64 or x0.dtype != np.float64 or not runs_now((us, x0, params)):
         return None
+    warn_of_changes(problem)
     leaves, structure = jax.tree.flatten(params)
     if (structure, kinds(leaves)) != (known.structure, kinds(known.leaves)):
         return None

@@ -109,7 +109,8 @@ def convexified(full: LQ | None, plain: LQ, held: Any, least: Any) -> tuple[LQ, 
         return i + 1, sweeps.factor(without(shifted(model, shift), held)), shift, jnp.where(keeps, shift, grown)
 
     def failed(carry: tuple) -> Any:
-        return (carry[0] == 0) | (carry[1].failed_stage >= 0) & (carry[3] <= LARGEST_SHIFT * size)
+        small = jnp.isfinite(carry[3]) & (carry[3] <= LARGEST_SHIFT * size)
+        return (carry[0] == 0) | (carry[1].failed_stage >= 0) & small
 
     shift = least.astype(plain.Q.dtype)
     i, factors, shift, _ = do_while(failed, attempt, (jnp.asarray(0), None, shift, shift))

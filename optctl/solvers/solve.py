@@ -23,7 +23,7 @@ from optctl._validate import (
     shown,
 )
 from optctl.engine.native import find_engine
-from optctl.problem import Problem, functions_of, once_for
+from optctl.problem import Problem, warn_of_changes
 from optctl.result import Status, nan_in_batch
 from optctl.shooting.sensitivity import unknown
 from optctl.solution import FALLEN, GROWN, History, Solution, cost_size, reachable
@@ -165,8 +165,7 @@ def _told(problem: Problem, solution: Solution, verbose: bool) -> Solution:
         columns = vars(numbers(solution.history)).values()
         history = History(*[None if column is None else np.array(column[rows]) for column in columns])
         solution = changed(solution, history=history)
-        for function in once_for(("functions", jax.tree.structure(problem)), lambda: functions_of(problem)):
-            function.warn_of_changes()
+        warn_of_changes(problem)
     else:
         cost = solution.cost + nan_in_batch(solution.converged).astype(solution.cost.dtype)
         solution = dataclasses.replace(solution, cost=cost)  # type: ignore[type-var]

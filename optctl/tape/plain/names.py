@@ -8,16 +8,15 @@ module: other code, and other threads, see nothing of it.
 import builtins
 import functools
 import math
-import os
 import sys
 import types
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from optctl._code import is_standard
 from optctl._reads import is_library
 from optctl.tape.plain.arrays import FLOAT, WHOLE, Array, as_array, cast, known, within
 from optctl.tape.unroll import Unroller
@@ -28,7 +27,6 @@ OBJECTS: dict[Any, Callable] = {}
 """Other objects and classes -> what makes one in their place, of an unroller."""
 HELD = 1000
 """Most entries of a list or the like in which tables and functions are looked for."""
-_STANDARD = Path(os.__file__).parent
 
 
 class Namespace:
@@ -73,18 +71,13 @@ def look_up(un: Unroller, table: np.ndarray, index: Array) -> Array:
     return Array(un, np.array(nodes, np.intp).reshape(table.shape[1:]), FLOAT if table.dtype.kind == "f" else WHOLE)
 
 
-def _is_standard(filename: str) -> bool:
-    path = Path(filename)
-    return path.is_relative_to(_STANDARD) and not {"site-packages", "dist-packages"} & set(path.parts)
-
-
 def _of_numpy(module: types.ModuleType) -> bool:
     return module is math or module.__name__.split(".")[0] == "numpy"
 
 
 def _of_user(module: types.ModuleType) -> bool:
     filename = getattr(module, "__file__", None)
-    return filename is not None and not is_library(filename) and not _is_standard(filename)
+    return filename is not None and not is_library(filename) and not is_standard(filename)
 
 
 def _replaced(un: Unroller, value: Any) -> Any:
@@ -136,7 +129,7 @@ def _other(un: Unroller, value: Any, memo: dict[int, Any], *, library: bool) -> 
         if value in MADE:
             return _replaced(un, value)
         filename = value.__code__.co_filename
-        own = is_library(filename) if library else not (is_library(filename) or _is_standard(filename))
+        own = is_library(filename) if library else not (is_library(filename) or is_standard(filename))
         return _function(un, value, memo, library=library) if own else value
     if isinstance(value, types.MethodType):
         function, of = (_other(un, part, memo, library=library) for part in (value.__func__, value.__self__))
@@ -168,7 +161,7 @@ def _is_own(kind: type) -> bool:
         return False
     code = next((f.__code__ for f in vars(kind).values() if isinstance(f, types.FunctionType)), None)
     filename = getattr(code, "co_filename", getattr(sys.modules.get(kind.__module__), "__file__", None))
-    own = filename is not None and not is_library(filename) and not _is_standard(filename)
+    own = filename is not None and not is_library(filename) and not is_standard(filename)
     return own and isinstance(kind.__dictoffset__, int) and kind.__dictoffset__ != 0
 
 
