@@ -253,7 +253,7 @@ def problem_of(method, mu=3.0, dt=0.1):
 
 
 @pytest.mark.parametrize("method", ["implicit_midpoint", "trapezoid"])
-@pytest.mark.parametrize("mu", [3.0, 30.0])  # 30 is stiff: dt is ten times the shortest time
+@pytest.mark.parametrize("mu", [3.0, 8.0])  # 8 is stiff: dt is as long as the shortest time
 def test_implicit_schemes_are_those_of_jax(method, mu):
     problem = problem_of(method, mu)
     us = 0.3 * np.sin(np.arange(21.0))[:, None]

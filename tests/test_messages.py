@@ -469,6 +469,30 @@ def test_a_record_that_a_function_keeps_is_no_change():
     assert calls
 
 
+class Car:
+    mass = 1.0
+
+    def rate(self, x, u):
+        return jnp.array([x[1], u[0] / self.mass])
+
+
+@pytest.mark.parametrize("name", ["gradient", "rollout", "solve"])
+def test_attributes_that_changed_are_named_by_every_call(name):
+    car = Car()
+    dynamics, us = oc.discretize(car.rate, 0.1, nx=2, nu=1), np.ones((3, 1))
+    problem = oc.Problem(dynamics, lambda x, u: x @ x + u @ u, horizon=3, x0=[1.0, 0.0])
+    call = {
+        "gradient": lambda: oc.gradient(problem, us),
+        "rollout": lambda: dynamics.rollout([1.0, 0.0], us),
+        "solve": lambda: oc.solve(problem),
+    }[name]
+    call()
+    car.mass += 1.0
+    with pytest.warns(UserWarning, match="`ode` read `self.mass` = 1.0 .* now it is 2.0") as told:
+        call()
+    assert told[0].filename == __file__
+
+
 GAINS = [1.0]
 
 

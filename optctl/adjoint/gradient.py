@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optctl._arrays import to_host
+from optctl._arrays import own, to_host
 from optctl._door import numbers
 from optctl._record import record
 from optctl._validate import as_float, check_tree, is_concrete
@@ -99,6 +99,7 @@ def gradient(problem: Problem, us: Any, *, x0: Any = None, params: Any = None) -
     if engine is not None:
         found = as_gradient(engine.gradient(*known))
         return found if is_concrete(point) else linked(at, point, found, product, _gradient)
+    point = own(point)  # JAX may keep it for derivatives
     if problem.memory == "full" or is_concrete(point):
         return _gradient(problem, *point)
     g = _gradient(problem, *jax.lax.stop_gradient(point))

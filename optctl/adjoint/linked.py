@@ -14,7 +14,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.dtypes import float0
 
-from optctl._arrays import to_device, to_host
+from optctl._arrays import own, to_device, to_host
 from optctl._linear import apply
 from optctl._validate import is_concrete
 from optctl.problem import Problem
@@ -106,7 +106,7 @@ def linked(problem: Problem, point: tuple, known: Any, product: Callable, defini
                 return jax.tree.leaves(definition(problem, *jax.tree.unflatten(structure, given)))
 
             return shown, jax.jvp(defined, *here)[1]
-        at = to_host(list(at))
+        at = own(to_host(list(at)))
         numbers = jax.tree.unflatten(structure, at)
 
         def along(direction: list[np.ndarray]) -> list[np.ndarray]:

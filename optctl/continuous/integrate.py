@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl import _door
-from optctl._arrays import namespace, on_host, to_host
+from optctl._arrays import namespace, on_host, own, to_host
 from optctl._record import changed, record
 from optctl._validate import (
     as_float,
@@ -30,7 +30,7 @@ from optctl.continuous.ode import ODE, Event, Signal, increasing
 from optctl.continuous.replay import Replay, event_times, jump_inside_steps, observed, reached_end, solved
 from optctl.continuous.steps import METHODS, PAIRS
 from optctl.continuous.system import Free, System
-from optctl.problem import once
+from optctl.problem import once, warn_of_changes
 from optctl.result import Result, Status
 
 FIRST_STEPS = 4096
@@ -224,6 +224,7 @@ def prepare(
     """Check everything, and sort it into what is free and what is not."""
     ode = ode if isinstance(ode, ODE) else ODE(ode)
     ode = ode.without_input() if inputs is None else ode
+    warn_of_changes(ode)
     check_choice(method, "method", METHODS)
     if method not in PAIRS and dt is None:
         raise ValueError(f"`dt` is missing: '{method}' has fixed steps; give their length in seconds.")
@@ -263,7 +264,8 @@ def prepare(
         inputs = changed(inputs, ts=cast(inputs.ts, ts.dtype), values=cast(inputs.values, z0.dtype))
     relative, absolute = tolerances
     # the functions, too: what they hold must be numbers, of NumPy's or of JAX's, like all the rest
-    given = ode, events, running_cost, dt, relative, absolute, z0, params, ts, inputs, jump_ts
+    # and its own: trajectories and derivatives are asked for later
+    given = own((ode, events, running_cost, dt, relative, absolute, z0, params, ts, inputs, jump_ts))
     ode, events, running_cost, dt, relative, absolute, z0, params, ts, inputs, jump_ts = _door.enter(given)
     sign = namespace(ts).where(ts[-1] < ts[0], -1.0, 1.0).astype(ts.dtype)
     system = System(ode, events, sign, dt, relative, absolute, running_cost, method, max_steps, listed)

@@ -20,7 +20,7 @@ from optctl.continuous.march import Mesh, Suspect
 from optctl.continuous.steps import PAIRS
 from optctl.continuous.system import Free, Grid, System
 from optctl.engine.graphs import known_or_made
-from optctl.problem import signature, warn_of_changes
+from optctl.problem import signature
 from optctl.result import Status
 from optctl.tape import Unsupported, memories_now, trace
 
@@ -344,8 +344,6 @@ def find_flow(system: System, free: Free, *, sensitive: bool = False, back: bool
         return None
     if not all([leaf.dtype == np.float64 for leaf in arrays]) or not _native.available() or not runs_now(()):
         return None
-    for part in (system.ode, *system.events):
-        warn_of_changes(part)
     try:
         key = signature((_held(system, free), free.z0, free.signal, system.moving))
         functions = known_or_made(_FUNCTIONS, key, lambda: Functions(system, free), REMEMBERED)

@@ -17,6 +17,9 @@ STATE_TIME = ("z", "t", "params")
 STATE_INPUT_TIME = ("z", "u", "t", "params")
 
 
+MOST_EVENTS = 1_000_000
+
+
 @record()
 class ODE:
     """dz/dt = f.
@@ -174,6 +177,10 @@ class Event:
                     self, name, stage_function(function, name, STATE_TIME, least=1, vector=name == "reset")
                 )
         keep_whole(self, "most", "events")
+        if self.most > MOST_EVENTS:
+            raise ValueError(
+                f"`most` is {self.most}; expected at most {MOST_EVENTS}: there is room for all their times."
+            )
         check_choice(self.direction, "direction", (-1, 0, 1))
 
     def value(self, z: Any, t: Any, params: Any) -> Any:

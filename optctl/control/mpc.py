@@ -394,13 +394,13 @@ class MPC:
         else:
             out = self._in_time(full, plan.z, x, last)
         z, status, iterations, cost, violation = out
-        u = own(first if self.real_time else z.us[0])  # of nobody else, who may change it in place
+        u = first if self.real_time else z.us[0]
         if self.du_max is not None:  # a plan that has not converged may miss it a little
             u = namespace(u).clip(u, plan.u - self.du_max, plan.u + self.du_max)
         predicted = plan.predicted
         if self.gain is not None:
             predicted = _model_step(self.model, full[0], x, u, 0) + offset
-        return u, MPCPlan(z.xs[:, : self.nx], z.us, u, predicted, offset, status, iterations, cost, violation, z)
+        return own(u), MPCPlan(z.xs[:, : self.nx], z.us, u, predicted, offset, status, iterations, cost, violation, z)
 
     def _prepared_for(self, plan: MPCPlan, params: Any, own: Any) -> MPCPlan:
         """Return a prepared plan that is so for these parameters."""

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optctl import _door
+from optctl._arrays import own
 from optctl._record import record
 from optctl._validate import (
     as_float,
@@ -238,7 +239,7 @@ class AbstractDynamics:
         """Run a verb: by compiled code where it can, else by the definition, which XLA compiles."""
         check_registered(self)
         found = _door.evaluated("dynamics", verb.__name__[1:], self, *arguments)
-        return verb(self, *arguments) if found is None else found
+        return verb(self, *own(arguments)) if found is None else found  # which JAX may keep for derivatives
 
     def _step_all(self, xs: Any, us: Any, params: Any) -> Any:
         return jax.vmap(self.step, (0, 0, 0, None))(xs, us, _stages(us), params)

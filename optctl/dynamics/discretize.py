@@ -66,15 +66,19 @@ def newton(F: Callable, guess: Any) -> Any:
     F, held = jax.closure_convert(F, guess)
 
     def solve(guess: Any, *held: Any) -> Any:
-        tolerance = 100 * jnp.finfo(guess.dtype).eps
+        eps = jnp.finfo(guess.dtype).eps
         scale = jnp.max(jnp.abs(guess))
 
         def step(carry: tuple) -> tuple:
-            x, _, k = carry
+            x, _, k, last = carry
             dx = jnp.linalg.solve(jax.jacfwd(F)(x, *held), F(x, *held))
-            return x - dx, jnp.max(jnp.abs(dx)) > tolerance * (scale + jnp.max(jnp.abs(x))), k + 1
+            size, whole = jnp.max(jnp.abs(dx)), scale + jnp.max(jnp.abs(x))
+            # Where the equation is stiff, rounding is more than that: small steps that shrink no more are all rounding.
+            rounding = (size <= eps**0.5 * whole) & (size > 0.5 * last)
+            return x - dx, ~((size <= 100 * eps * whole) | rounding), k + 1, size
 
-        x, moving, _ = jax.lax.while_loop(lambda c: c[1] & (c[2] < NEWTON_ITERATIONS), step, (guess, True, 0))
+        start = guess, True, 0, jnp.full_like(scale, jnp.inf)
+        x, moving, *_ = jax.lax.while_loop(lambda c: c[1] & (c[2] < NEWTON_ITERATIONS), step, start)
         return jnp.where(moving, jnp.nan, x)
 
     return _root(F, jax.closure_convert(solve, guess, *held)[0], guess, *held)

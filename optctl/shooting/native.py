@@ -17,6 +17,7 @@ import numpy as np
 from optctl import _native
 from optctl._arrays import namespace, on_host
 from optctl._record import remember
+from optctl._slow import refused
 from optctl.engine.graphs import graphs_of, known_or_made
 from optctl.engine.tape_check import check_tapes
 from optctl.judge.interpreter import Uninterpreted
@@ -108,6 +109,7 @@ def _usable(problem: Problem, xs: Any, us: Any, params: Any, exact: bool) -> Tap
     if not _native.available():
         return "the compiled kernels are not available, or arrays do not live on a CPU"
     if xs.dtype != jnp.float64:
+        refused(f"{xs.dtype} numbers")
         return f"it computes in float64, and the data are {xs.dtype}"
     try:
         return tapes(problem, xs, us, params, exact)

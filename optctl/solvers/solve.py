@@ -1,6 +1,7 @@
 """The front door: pick what is free, pick a method, solve, and certify."""
 
 import dataclasses
+import warnings
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ from optctl._validate import (
     shown,
 )
 from optctl.engine.native import find_engine
-from optctl.problem import Problem, warn_of_changes
+from optctl.problem import Problem, once_for, warn_of_changes
 from optctl.result import Status, nan_in_batch
 from optctl.shooting.sensitivity import unknown
 from optctl.solution import FALLEN, GROWN, History, Solution, cost_size, reachable
@@ -166,12 +167,30 @@ def _told(problem: Problem, solution: Solution, verbose: bool) -> Solution:
         history = History(*[None if column is None else np.array(column[rows]) for column in columns])
         solution = changed(solution, history=history)
         warn_of_changes(problem)
+        _warn_of_start(problem)
     else:
         cost = solution.cost + nan_in_batch(solution.converged).astype(solution.cost.dtype)
         solution = dataclasses.replace(solution, cost=cost)  # type: ignore[type-var]
     if verbose:
         print(f"{solution.table()}\n{solution!r}")
     return solution
+
+
+def _warn_of_start(problem: Problem) -> None:
+    """Warn of a given x_0 that leaves the bounds of states, which nothing can be done about."""
+    for name, sign in (("x_min", 1.0), ("x_max", -1.0)):
+        bound = getattr(problem, name)
+        if bound is None or problem.x0 is None:
+            continue
+        x0, first = np.asarray(problem.x0), np.asarray(bound)
+        over = sign * ((first[0] if first.ndim == 2 else first) - x0)
+        if (over > 1e-6 * np.maximum(1.0, np.abs(x0))).any():
+            worst = int(np.argmax(np.broadcast_to(over, x0.shape)))
+            warnings.warn(
+                f"`x0` leaves `{name}` at index {worst}, by {over.max():.3g}; where x_0 is given, bounds of states"
+                " count from the next state on.",
+                stacklevel=4,
+            )
 
 
 def _told_of(solution: Solution, seen: Solution) -> Solution:

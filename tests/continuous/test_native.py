@@ -205,13 +205,12 @@ def test_rows_are_alone_or_not(name, rows):
 
 
 def test_what_no_tape_holds_is_left_to_the_definition():
-    """An implicit scheme, single precision, and a loop whose length depends on the state."""
+    """An implicit scheme, single precision, and eigenvalues."""
     decay = oc.ODE(lambda z, t, p: -p * z)
     stiff = oc.integrate(decay, [1.0], [0.0, 1.0], 0.5, method="kvaerno5")
     np.testing.assert_allclose(stiff.zs[-1], np.exp(-0.5), rtol=1e-6)
     assert oc.integrate(decay, np.float32([1.0]), [0.0, 1.0], np.float32(0.5)).zs.dtype == np.float32
-    halves = oc.ODE(lambda z: -jax.lax.while_loop(lambda y: y[0] > 2.0, lambda y: y / 2, z))
-    path = oc.integrate(halves, [1.0], [0.0, 1.0])
+    path = oc.integrate(oc.ODE(lambda z: -jnp.linalg.eigvalsh(z[:, None])), [1.0], [0.0, 1.0])
     np.testing.assert_allclose(path.zs[-1], np.exp(-1.0), rtol=1e-6)
     assert find_flow(path.system, path.free) is None
 
@@ -262,3 +261,40 @@ def test_forward_derivatives_of_a_plain_call_are_refused():
         jax.jvp(run, (RATES,), (RATES,))
     with pytest.raises(TypeError, match="no forward derivative"):
         jax.linearize(run, RATES)[1](RATES)
+
+
+COUPLED = {
+    "the next but one": lambda z, t, p: p * (jnp.roll(z, 2, axis=0) - z) * jnp.where(t > 0.5, 1.0, 0.0),
+    "pairs": lambda z, t, p: -p * z + jnp.where(t > 0.5, 1.0, 0.0) * (jnp.arange(z.shape[0]) // 2)[:, None],
+    "more than two": lambda z, t, p: -p * z * (1.0 + (z.shape[0] > 2) * jnp.where(t > 0.5, z[2:].sum(0)[None], 0.0)),
+    "alone": lambda z, t, p: -p * z + jnp.sin(z[:, ::-1]),
+}
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_rows_of_a_batch_that_are_coupled_somewhere(name):
+    """Two rows, or a moment when nothing is coupled, do not tell."""
+    f, z0 = COUPLED[name], np.arange(1.0, 9.0).reshape(4, 2) / 8
+    run = lambda z: oc.integrate(f, z, np.array([0.0, 1.0]), 0.7, method="rk4", dt=0.1).zs[-1]
+    np.testing.assert_allclose(run(z0), jax.jit(run)(z0), rtol=1e-12)
+
+
+def test_what_comes_later_does_not_see_arrays_that_the_caller_changed():
+    p, ts = np.array([0.5]), np.array([0.0, 1.0])
+    path = oc.integrate(lambda z, t, p: -p * z, [1.0], ts, p)
+    p[0], ts[1] = 3.0, 0.7
+    np.testing.assert_allclose(path(1.0), np.exp(-0.5), rtol=1e-7)
+    p, ts = np.array([0.5]), np.array([0.0, 1.0])
+    _, pull = jax.vjp(lambda z: oc.integrate(lambda z, t, p: -p * z, z, ts, p).zs[-1], jnp.array([1.0]))
+    p[0] = 3.0
+    np.testing.assert_allclose(pull(jnp.array([1.0]))[0], np.exp(-0.5), rtol=1e-7)
+
+
+def test_a_state_that_is_a_number():
+    g = oc.ode_gradient(lambda z, t, p: -p * z, lambda zs: zs[-1] ** 2, 1.0, [0.0, 1.0], 0.5)
+    np.testing.assert_allclose(g.params, -2 * np.exp(-1.0), rtol=1e-7)
+
+
+def test_room_for_a_billion_events_is_refused():
+    with pytest.raises(ValueError, match="`most` is 1000000000; expected at most"):
+        oc.Event(lambda z: z[0], reset=lambda z: z, most=10**9)

@@ -421,3 +421,22 @@ def test_the_cost_of_a_plan_counts_what_soft_rows_are_missed_by():
     want = oc.solve(problem, method="interior_point").raise_if_failed()
     np.testing.assert_allclose([plan.cost, mpc.step(plan, [2.0])[1].cost], want.cost, rtol=1e-5)
     np.testing.assert_allclose(want.cost, 0.1 - 3 * 0.05**2, rtol=1e-7)  # u = -0.05 at each stage, the rest is paid
+
+
+def test_an_input_that_the_caller_changes_in_place_is_not_the_plans():
+    problem = oc.Problem(
+        oc.LinearDynamics([[1.0, 0.1], [0.0, 1.0]], [[0.0], [0.1]]),
+        lambda x, u: x @ x + u @ u,
+        horizon=5,
+        x0=np.zeros(2),
+    )
+    controller = oc.MPC(problem, du_max=0.1)
+    found = []
+    for factor in (1.0, 0.0):
+        plan = controller.init(np.array([9.0, 0.0]))
+        for _ in range(3):
+            u, plan = controller.step(plan, np.array([9.0, 0.0]))
+            found.append(float(u[0]))
+            u *= factor
+    np.testing.assert_allclose(found[3:], found[:3], atol=1e-9)
+    assert found[2] < found[1] < found[0] < 0.0

@@ -259,3 +259,13 @@ def test_a_first_call_compiles_nothing():
     assert len(compiled.pop("two by JAX")) == 3  # what is compiled is counted
     assert len(compiled.pop("slope")) <= 1  # the one that `jax.grad` begins with
     assert compiled == {name: [] for name in CALLS}
+
+
+def test_derivatives_do_not_see_arrays_that_the_caller_changed():
+    dynamics, p = oc.Dynamics(lambda x, u, t, p: p * x + u, nx=1, nu=1), np.array(0.5)
+    y, pull = jax.vjp(lambda us: dynamics.rollout(np.ones(1), us, p), jnp.zeros((3, 1)))
+    problem = oc.Problem(dynamics, lambda x, u: x @ x + u @ u, horizon=3, x0=[1.0], params=0.5)
+    _, pull_gradient = jax.vjp(lambda us: oc.gradient(problem, us, params=p).us, jnp.zeros((3, 1)))
+    p[...] = 3.0
+    np.testing.assert_allclose(pull(jnp.ones_like(y))[0][:, 0], [1.75, 1.5, 1.0])
+    np.testing.assert_allclose(pull_gradient(jnp.ones((3, 1)))[0][:, 0], [5.5, 5.0, 2.0])

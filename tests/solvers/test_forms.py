@@ -357,3 +357,8 @@ def test_the_definition_leaves_out_what_no_input_reaches():
     np.testing.assert_allclose(
         s.us, oc.solve(wall(False).replace(x0=[1.0, 0.0], horizon=6), method=NATIVE).us, atol=1e-7
     )
+
+
+def test_a_given_start_outside_of_the_bounds_is_told():
+    with pytest.warns(UserWarning, match="`x0` leaves `x_max` at index 1, by 0.2"):
+        oc.solve(wall().replace(x0=[0.0, 1.0]))

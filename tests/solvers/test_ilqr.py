@@ -404,3 +404,15 @@ def test_inputs_that_cost_next_to_nothing(weight):
                    lambda x: 50 * (x - TOP) @ (x - TOP), horizon=30, x0=np.zeros(2))
     )  # fmt: skip
     assert (sol.method, bool(sol.converged)) == ("ilqr", True), sol
+
+
+@pytest.mark.parametrize("bound", [{}, {"u_max": 1.0}])
+@pytest.mark.parametrize(
+    "cost", [lambda x, u: x @ x - np.log(u[0]), lambda x, u: 1 / x[0] + u @ u, lambda x, u: np.sqrt(x[0]) + u @ u]
+)
+def test_weights_that_are_infinite_end_it(cost, bound):
+    """At the guess the curvature is inf: no multiple of the identity is larger."""
+    problem = oc.Problem(oc.LinearDynamics([[1.0]], [[1.0]]), cost, horizon=3, x0=[0.0], **bound)
+    for method in ("ilqr", oc.ILQR(hessian="gauss_newton")):
+        s = oc.solve(problem, method=method)
+        assert s.status == oc.Status.NON_FINITE
