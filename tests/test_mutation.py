@@ -108,6 +108,7 @@ EXTRA = {
     "pow": lambda x, t, p: x[0] ** -0.5 + (1 + x[1]) ** -1.5 + x[0] ** 2.5 + (1 + x[0]) ** x[1] + p["a"] ** 2.0 + p["a"] ** -3.0,
     "clamped": lambda x, t, p: lax.clamp(p["a"], x[0], p["b"][1]) + lax.clamp(0.5, x[1], 0.5) + lax.clamp(0.0, x[1], p["b"][1]) ** 2,
     "while": lambda x, t, p: lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1] * 0.9), (0, 1.0 + t))[1] * x[0],
+    "turns": lambda x, t, p: lax.while_loop(lambda y: y[1] < 2.0, lambda y: jnp.stack([0.9 * y[0] + 0.1 * y[1], 1.3 * y[1]]), jnp.stack([x[0], 1.0 + x[1] ** 2]))[0],
     "stage": lambda x, t, p: jnp.cos(1.0 * t) * x[0] + (1.0 * t - 2.0) * x[1] + (t % 2) * x[0] * p["a"] - 2.0 * (3.0 * p["a"]) * t,
 }  # fmt: skip
 

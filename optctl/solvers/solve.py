@@ -180,7 +180,7 @@ def _warn_of_start(problem: Problem) -> None:
     """Warn of a given x_0 that leaves the bounds of states, which nothing can be done about."""
     for name, sign in (("x_min", 1.0), ("x_max", -1.0)):
         bound = getattr(problem, name)
-        if bound is None or problem.x0 is None:
+        if bound is None or problem.x0 is None or not is_concrete((bound, problem.x0)):
             continue
         x0, first = np.asarray(problem.x0), np.asarray(bound)
         over = sign * ((first[0] if first.ndim == 2 else first) - x0)
