@@ -196,6 +196,7 @@ def test_slopes_of_the_data_are_those_of_the_series(rng, varying, last_input):
     assert_equal(jax.tree.map(np.asarray, slopes_of_data(model, ys, us, g)), expected)
 
 
+@pytest.mark.big
 def test_the_score_without_jit_is_that_under_jit(rng):
     model, ys, us = random_series(rng)
     score = jax.grad(oc.log_likelihood, (0, 1, 2))

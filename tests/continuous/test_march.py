@@ -236,6 +236,7 @@ def observed(path):
 GRADS = ["prey", "backward", "rk4", "jump", "event with reset", "parameters that move", "a list of events", "spline"]
 
 
+@pytest.mark.big
 @pytest.mark.parametrize("name", [*GRADS, "hold backward", "rows with an input"])
 def test_jax_grad_of_a_plain_call(name, compiled_by_xla):
     """In state, times, parameters and signal, against jax.grad of the definition."""

@@ -112,6 +112,7 @@ def test_exact_rationals(method):
     np.testing.assert_allclose(filtered.log_likelihood, -3.953689283794145, rtol=1e-14)
 
 
+@pytest.mark.big
 @pytest.mark.parametrize("method", METHODS)
 def test_two_states(method):
     model = oc.LinearGaussian(
@@ -238,6 +239,7 @@ def textbook_likelihood(model, ys):
     return kalman_rts(A, C, pad(model.W), np.asarray(model.V), mean0, pad(model.cov0), ys, smooth=False)[2]
 
 
+@pytest.mark.big
 def test_a_unit_root_with_singular_noise_over_many_steps(rng):
     """Integrated random walk: W has rank one; serial and parallel agree over 500 steps, the score with the textbook."""
     A, G = np.array([[1.0, 0.1], [0.0, 1.0]]), np.array([[0.005], [0.1]])
@@ -370,6 +372,7 @@ def test_nothing_measured_is_the_prior():
 # Failure and bad input.
 
 
+@pytest.mark.big
 @pytest.mark.parametrize("method", METHODS)
 def test_a_singular_innovation_covariance_names_its_stage(method):
     C = np.stack([np.array([[1.0], [2.0 if t != 3 else 1.0]]) for t in range(6)])

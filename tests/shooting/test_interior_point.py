@@ -216,6 +216,7 @@ def test_callback_time_limit_and_table(swing, capsys):
     assert int(late.iterations) >= 1
 
 
+@pytest.mark.big
 def test_float32_and_gauss_newton():
     single = lambda a: np.asarray(a, np.float32)
     problem = oc.Problem(
@@ -498,6 +499,7 @@ def fall_in(unit):
     return problem, guess
 
 
+@pytest.mark.big
 @pytest.mark.parametrize("backend", ["native", "jax"])
 def test_units_change_nothing(backend):
     counts = []

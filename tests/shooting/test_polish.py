@@ -46,6 +46,7 @@ def test_every_solved_member_of_a_batch_is_right():
     assert np.asarray(sols.iterations).mean() < 15
 
 
+@pytest.mark.big
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("short", [1e-4, 1e-2, 0.5])
 def test_the_derivative_in_a_bound_that_is_barely_active(method, short):
@@ -153,6 +154,7 @@ def test_kernels_that_are_not_there_are_missed_aloud(monkeypatch):
         assert _native._library.__wrapped__() is None
 
 
+@pytest.mark.big
 @pytest.mark.parametrize("method", METHODS)
 def test_a_warm_start_from_a_near_solution_takes_a_step_or_two(method):
     """From the solution itself one step; from nearby a few; from afar it is never worse than cold by more than its tries."""
@@ -172,6 +174,7 @@ def test_a_warm_start_from_a_near_solution_takes_a_step_or_two(method):
     assert np.isfinite(near.history.cost[: int(near.iterations) + 1]).all()
 
 
+@pytest.mark.big
 def test_single_precision_is_polished_too():
     def reached(limit):
         single = lambda value: jnp.asarray(value, jnp.float32)

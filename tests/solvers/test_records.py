@@ -185,6 +185,7 @@ def test_arguments_stand_in_one_order():
         assert {"x0", "us", "params"} <= keywords | set(positional) or name not in ("gradient", "check_gradient"), name
 
 
+@pytest.mark.big
 @pytest.mark.parametrize("name", ["ilqr", "newton_cg", "gradient_descent", "cg"])
 def test_derivatives_that_a_method_has_not_are_refused_in_its_name(name):
     problem = zoo.lq_problem()
