@@ -110,7 +110,7 @@ def _functions(function: Any) -> Iterator[Any]:
 def _names(function: Any) -> Iterator[tuple[str, Callable]]:
     """Yield the names that a function reads from outside, and what gets their values."""
     plain = getattr(function, "__func__", function)
-    code, attributes = plain.__code__, _attributes(plain.__code__)
+    code, attributes = plain.__code__, _loaded(plain.__code__, "LOAD_ATTR", "LOAD_METHOD")
     found: list[tuple[str, Callable]] = []
     if plain is not function and code.co_varnames:
         found += _held_by(code.co_varnames[0], lambda: function.__self__, attributes)
@@ -118,7 +118,7 @@ def _names(function: Any) -> Iterator[tuple[str, Callable]]:
         if _filled(cell):
             found.append((name, lambda cell=cell: cell.cell_contents))
     held = plain.__globals__
-    found += [(name, lambda name=name: held.get(name)) for name in _globals(code) if name in held]
+    found += [(name, lambda name=name: held.get(name)) for name in _loaded(code, "LOAD_GLOBAL") if name in held]
     for name, get in found:
         yield name, get
         yield from _held_by(name, get, attributes)
@@ -146,14 +146,10 @@ def _held_by(name: str, get: Callable, attributes: set[str], depth: int = 2) -> 
         yield from _held_by(f"{name}.{attribute}", value, attributes, depth - 1)
 
 
-def _attributes(code: types.CodeType) -> set[str]:
-    found = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_ATTR", "LOAD_METHOD")}
-    return found.union(*[_attributes(constant) for constant in code.co_consts if inspect.iscode(constant)])
-
-
-def _globals(code: types.CodeType) -> set[str]:
-    found = {step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"}
-    return found.union(*[_globals(constant) for constant in code.co_consts if inspect.iscode(constant)])
+def _loaded(code: types.CodeType, *operations: str) -> set[str]:
+    """Return the names that instructions load, those of functions within included."""
+    found = {step.argval for step in dis.get_instructions(code) if step.opname in operations}
+    return found.union(*[_loaded(constant, *operations) for constant in code.co_consts if inspect.iscode(constant)])
 
 
 def _outside(function: Any) -> list[tuple[str, Callable]]:

@@ -13,7 +13,7 @@ Griewank & Walther, Evaluating Derivatives (2008), ch. 3.
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 
 from optctl.tape.expressions import CODE, MINUS_ONE, ONE, OPERATIONS, ZERO, Expressions
 
@@ -135,13 +135,7 @@ def tangents(
     top = max(results, default=-1)
     depends = _depends(g, top, variables, held)
     moves: dict[int, dict[int, int]] = {i: {place: ONE} for place, i in enumerate(variables)}
-    needed, stack = set(), [i for i in set(results) if depends[i]]
-    while stack:
-        i = stack.pop()
-        if i not in needed and i not in moves:
-            needed.add(i)
-            stack.extend([operand for operand, _ in partials(g, i) if depends[operand]])
-    for i in sorted(needed):
+    for i in _on_the_way(g, results, moves, depends):
         total: dict[int, int] = {}
         for operand, partial in partials(g, i):
             if depends[operand]:
@@ -150,6 +144,17 @@ def tangents(
                     total[place] = add(total[place], term) if place in total else term
         moves[i] = total
     return [moves[i] if depends[i] else {} for i in results]
+
+
+def _on_the_way(g: Expressions, results: Sequence[int], moves: Container[int], depends: bytearray) -> list[int]:
+    """Return in order what lies between the results and what moves: expressions whose derivatives are needed."""
+    needed, stack = set(), [i for i in set(results) if depends[i]]
+    while stack:
+        i = stack.pop()
+        if i not in needed and i not in moves:
+            needed.add(i)
+            stack.extend([operand for operand, _ in partials(g, i) if depends[operand]])
+    return sorted(needed)
 
 
 def pushed(g: Expressions, results: Sequence[int], moves: Mapping[int, int]) -> list[int]:
@@ -163,14 +168,8 @@ def pushed(g: Expressions, results: Sequence[int], moves: Mapping[int, int]) -> 
     add, mul = g.add, g.mul
     top = max(results, default=-1)
     depends = _depends(g, top, list(moves))
-    needed, stack = set(), [i for i in set(results) if depends[i]]
-    while stack:
-        i = stack.pop()
-        if i not in needed and i not in moves:
-            needed.add(i)
-            stack.extend([operand for operand, _ in partials(g, i) if depends[operand]])
     total = dict(moves)
-    for i in sorted(needed):
+    for i in _on_the_way(g, results, moves, depends):
         sums = [mul(partial, total[operand]) for operand, partial in partials(g, i) if depends[operand]]
         along = ZERO
         for term in sums:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from switching import AGAIN, HEATER, REVERSE
 
 import optctl as oc
 from optctl.continuous.functions import Function
@@ -19,18 +20,6 @@ MOVING = oc.Event(
     lambda z, t, p: z[0] - 0.1 * p[1] * jnp.sin(t), reset=lambda z, t, p: [z[0], -p[1] * z[1] + 0.05 * t], direction=-1
 )
 GROUND = oc.Event(lambda z, t, p: z[0] - 0.1 * p[1] * jnp.sin(t), direction=-1)
-HEATER = oc.ODE(lambda z, t, p: p["rate"] * (p["target"] - z))
-REVERSE = oc.Event(
-    lambda z: z[0] - 1.0,
-    direction=1,
-    reset_params=lambda z, t, p: {"rate": p["rate"] * 2, "target": -p["target"] + 0.1 * z[0] + t},
-)
-AGAIN = oc.Event(
-    lambda z, t, p: z[0] - 0.2 * p["target"],
-    direction=-1,
-    reset=lambda z, t, p: z + 0.1 * p["rate"],
-    reset_params=lambda z, t, p: {"rate": p["rate"], "target": 2.0 + 0.1 * p["target"] + 0 * z[0]},
-)
 WALLS = [
     oc.Event(lambda z: z[0], reset=lambda z, t, p: [z[0], -p["left"] * z[1]], direction=-1),
     oc.Event(lambda z: z[0] - 1, reset=lambda z, t, p: [z[0], -p["right"] * z[1]], direction=1),

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from switching import AGAIN, HEATER, REVERSE
 
 import optctl as oc
 
@@ -235,20 +236,6 @@ def test_one_of_several_events_ends():
     np.testing.assert_allclose(path.t, 1.1, rtol=1e-12)
     np.testing.assert_allclose(path.zs[-1], [1 - 0.8 * 0.6, -0.8], rtol=1e-12)
     assert [len(times) for times in path.event_times] == [0, 1, 1]
-
-
-HEATER = oc.ODE(lambda z, t, p: p["rate"] * (p["target"] - z))
-REVERSE = oc.Event(
-    lambda z: z[0] - 1.0,
-    direction=1,
-    reset_params=lambda z, t, p: {"rate": p["rate"] * 2, "target": -p["target"] + 0.1 * z[0] + t},
-)
-AGAIN = oc.Event(
-    lambda z, t, p: z[0] - 0.2 * p["target"],
-    direction=-1,
-    reset=lambda z, t, p: z + 0.1 * p["rate"],
-    reset_params=lambda z, t, p: {"rate": p["rate"], "target": 2.0 + 0.1 * p["target"] + 0 * z[0]},
-)
 
 
 @pytest.mark.big
